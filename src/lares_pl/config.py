@@ -1,0 +1,115 @@
+"""Typed configuration to plain values and back.
+
+Configuration is typed objects in Python (frozen dataclasses; classes or `functools.partial` of classes where something is
+built later) and plain dicts, lists, numbers and strings in YAML and in checkpoints, so that a checkpoint loads with
+`weights_only=True`. A choice between classes is `{"class_path": …, "init_args": {…}}` in the plain form.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+from jsonargparse import ArgumentParser, Namespace
+
+from lares_pl.errors import LaresError
+
+T = TypeVar("T")
+
+
+def class_of(factory: Callable[..., Any]) -> type:
+    """The class that a class, or a `functools.partial` of one, builds.
+
+    jsonargparse's factories are partials of its own instantiator with the class among their arguments.
+
+    Raises:
+        LaresError: for any other callable, which could not be written into a checkpoint.
+    """
+    candidates = (factory.func, *factory.args) if isinstance(factory, partial) else (factory,)
+    for candidate in candidates:
+        if isinstance(candidate, type):
+            return candidate
+    raise LaresError(
+        f"{factory!r} can't be written into a checkpoint: give a class or functools.partial(Class, key=value)"
+    )
+
+
+def class_path_of(cls: type) -> str:
+    """Where a class can be imported from."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def to_plain(value: Any) -> Any:
+    """Typed configuration as plain values.
+
+    Raises:
+        LaresError: if a value has no plain form.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, dict):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, Namespace):
+        return to_plain(value.as_dict())
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        is_choice = type(value).__bases__ != (object,)
+        return {"class_path": class_path_of(type(value)), "init_args": fields} if is_choice else fields
+    if callable(value):
+        init_args = to_plain(getattr(value, "keywords", {}))
+        return {"class_path": class_path_of(class_of(value)), "init_args": init_args}
+    raise LaresError(f"{value!r} ({type(value).__name__}) has no plain form and can't be part of a configuration")
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        raise LaresError(readable(message))
+
+
+def readable(message: str) -> str:
+    """jsonargparse's nested report without the alternatives that were not meant and the repeated values."""
+    kept: list[str] = []
+    for line in message.splitlines():
+        text = line.strip().removeprefix("- ")
+        noise = (
+            "Does not validate against any",
+            "Subtypes:",
+            "Errors:",
+            "Expected a <class 'NoneType'>",
+            "Given value",
+            "Expected a path but",
+        )
+        if text and not text.startswith(noise):
+            kept.append(text)
+    return " ".join(kept) or message
+
+
+def from_plain(kind: type[T], plain: Any, key: str) -> T:
+    """Typed configuration from its plain form; an object of that kind is returned as it is.
+
+    Args:
+        kind: a configuration dataclass.
+        plain: its plain form.
+        key: where it stands in the whole configuration, for error messages.
+
+    Raises:
+        LaresError: for an unknown key, a wrong type or a class that can't be found.
+    """
+    if isinstance(plain, kind):
+        return plain
+    parser = _Parser(exit_on_error=False)
+    parser.add_class_arguments(kind, key)
+    try:
+        parsed = parser.parse_object({key: plain})
+        return parser.instantiate(parsed)[key]  # type: ignore[no-any-return]
+    except LaresError:
+        raise
+    except (ValueError, TypeError, KeyError) as error:
+        raise LaresError(f"{key}: {error}") from error

@@ -1,0 +1,192 @@
+"""Raw files to one table of interactions, in file order.
+
+Formats, told by the file's name (`.gz` may follow): RecBole atomic files (`.inter`), comma- or tab-separated tables with
+a header (`.csv`, `.tsv`), Parquet (`.parquet`), and lines `user item item …` (`.txt`; a user may have several lines).
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+import numpy as np
+import pandas as pd
+
+from lares_pl.errors import LaresError
+
+Format = Literal["inter", "csv", "tsv", "parquet", "lines"]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column holds what.
+
+    Args:
+        user: user id.
+        item: item id.
+        time: time of the interaction, a number or a date; None takes `timestamp` if there is one, else file order counts.
+        rating: rating; None takes `rating` if there is one.
+    """
+
+    user: str = "user_id"
+    item: str = "item_id"
+    time: str | None = None
+    rating: str | None = None
+
+
+def read_interactions(path: Path, columns: Columns, kind: Format | None = None) -> pd.DataFrame:
+    """One row an interaction: `user`, `item` and, where known, `time` (int64 or float64) and `rating` (float64).
+
+    Args:
+        path: the file.
+        columns: column names; lines have none.
+        kind: the format, where the file's name does not tell.
+
+    Raises:
+        LaresError: for a missing file, an unknown format, a missing column or a value that can't be read; names the row.
+    """
+    if not path.is_file():
+        raise LaresError(f"no such file: {path}. Give the path of a file with interactions.")
+    kind = _format_of(path) if kind is None else kind
+    try:
+        table = _READERS[kind](path)
+    except LaresError:
+        raise
+    except (OSError, EOFError, UnicodeDecodeError, ValueError) as error:  # ParserError and ArrowInvalid are ValueErrors
+        raise LaresError(f"{path}: can't be read as {kind}: {error}. Name another --format if it is another one.") from error
+    if kind == "lines":
+        interactions = table
+    else:
+        interactions = _named(table, columns, path)
+    if interactions.empty:
+        raise LaresError(f"{path}: no interactions in it")
+    return interactions
+
+
+def _format_of(path: Path) -> Format:
+    name = path.name.removesuffix(".gz")
+    suffix = Path(name).suffix.lower()
+    known: dict[str, Format] = {
+        ".inter": "inter",
+        ".csv": "csv",
+        ".tsv": "tsv",
+        ".parquet": "parquet",
+        ".pq": "parquet",
+        ".txt": "lines",
+    }
+    if suffix not in known:
+        raise LaresError(f"{path}: can't tell the format from the ending {suffix!r}; name it: --format {'|'.join(_READERS)}")
+    return known[suffix]
+
+
+# ---------------------------------------------------------------- readers
+
+
+def _open(path: Path) -> IO[str]:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8", newline="")
+    return path.open(encoding="utf-8", newline="")
+
+
+def _read_delimited(path: Path, separator: str, quoting: Literal[0, 3]) -> pd.DataFrame:
+    with _open(path) as file:
+        return pd.read_csv(
+            file, sep=separator, dtype=str, keep_default_na=False, quoting=quoting, on_bad_lines="error", index_col=False
+        )
+
+
+def _read_inter(path: Path) -> pd.DataFrame:
+    table = _read_delimited(path, "\t", csv.QUOTE_NONE)
+    return table.rename(columns={name: str(name).split(":")[0] for name in table.columns})
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    return _read_delimited(path, ",", csv.QUOTE_MINIMAL)
+
+
+def _read_tsv(path: Path) -> pd.DataFrame:
+    return _read_delimited(path, "\t", csv.QUOTE_MINIMAL)
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    return pd.read_parquet(path)
+
+
+def _read_lines(path: Path) -> pd.DataFrame:
+    users: list[str] = []
+    lengths: list[int] = []
+    items: list[str] = []
+    with _open(path) as file:
+        for number, line in enumerate(file, start=1):
+            fields = line.split()
+            if not fields:
+                continue
+            if len(fields) == 1:
+                raise LaresError(f"{path}: line {number} has a user ({fields[0]}) and no item; expected `user item item …`")
+            users.append(fields[0])
+            lengths.append(len(fields) - 1)
+            items.extend(fields[1:])
+    user_of_row = np.repeat(np.array(users, dtype=object), lengths)
+    return pd.DataFrame({"user": user_of_row, "item": np.array(items, dtype=object)})
+
+
+_READERS: dict[Format, Callable[[Path], pd.DataFrame]] = {
+    "inter": _read_inter,
+    "csv": _read_csv,
+    "tsv": _read_tsv,
+    "parquet": _read_parquet,
+    "lines": _read_lines,
+}
+
+# ---------------------------------------------------------------- columns
+
+
+def _named(table: pd.DataFrame, columns: Columns, path: Path) -> pd.DataFrame:
+    """The columns asked for, under our names, checked."""
+
+    def column(name: str, option: str) -> pd.Series:
+        if name not in table.columns:
+            there = ", ".join(map(str, table.columns))
+            raise LaresError(f"{path}: no column {name!r}; it has {there}. Name the right one with --columns.{option}")
+        return table[name]
+
+    named = {
+        "user": _ids(column(columns.user, "user"), path, columns.user),
+        "item": _ids(column(columns.item, "item"), path, columns.item),
+    }
+    for option, wanted, usual in (("time", columns.time, "timestamp"), ("rating", columns.rating, "rating")):
+        name = wanted or (usual if usual in table.columns else None)
+        if name is not None:
+            named[option] = _numbers(column(name, option), path, name, dates=option == "time")
+    return pd.DataFrame(named)
+
+
+def _ids(values: pd.Series, path: Path, name: str) -> pd.Series:
+    missing = values.isna() | (values.astype(str) == "")
+    if missing.any():
+        raise LaresError(f"{path}: data row {_first(missing)} has no {name!r}. Fill it in or leave the row out.")
+    return values
+
+
+def _numbers(values: pd.Series, path: Path, name: str, dates: bool) -> pd.Series:
+    numbers = values
+    if not pd.api.types.is_numeric_dtype(values):
+        numbers = pd.to_numeric(values, errors="coerce") if values.dtype.kind not in "mM" else values
+        if dates and numbers.isna().all() or numbers.dtype.kind in "mM":
+            moments = pd.to_datetime(values, errors="coerce", utc=True, format="ISO8601")
+            numbers = (moments - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
+    bad = ~np.isfinite(numbers.to_numpy(dtype=float, na_value=np.nan))
+    if bad.any():
+        row = _first(bad)
+        what = "a number or an ISO date" if dates else "a number"
+        raise LaresError(f"{path}: data row {row} has {name!r} = {values.iloc[row - 1]!r}; expected {what}. Mend or remove it.")
+    return numbers
+
+
+def _first(flags: pd.Series | np.ndarray) -> int:
+    """Number of the first flagged row, counted from 1 below the header."""
+    return int(np.argmax(np.asarray(flags))) + 1

@@ -1,0 +1,155 @@
+"""The LightningDataModule: leave-one-out sequences of a prepared dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import lightning as L
+import numpy as np
+import torch
+
+from lares_pl.data.batches import BatchLoader, SameTargetPartners, Shard
+from lares_pl.data.dataset import Instances, SequenceDataset
+from lares_pl.data.formats import Columns
+from lares_pl.data.unseen import read_histories
+from lares_pl.errors import LaresError
+
+
+class SequenceDataModule(L.LightningDataModule):
+    """Serves leave-one-out sequences: training on every prefix, validation and test once per user.
+
+    What a batch brings beside histories and targets (partners, seen items) is what the stage says it needs.
+
+    Args:
+        dataset: directory of a prepared dataset (`lares prepare`).
+        max_length: longest history L; older items are cut off.
+        batch_size: training instances a batch and process.
+        eval_batch_size: users a batch and process in validation, test and prediction.
+        predict: whose next item `predict` ranks for: after a user's whole sequence (`next`), or in place of the held-out
+            item (`validation`, `test`).
+        histories: file with histories of its own to predict for instead, in a format `lares prepare` reads, with item ids
+            of the dataset.
+        columns: names of the columns of `histories`.
+        seed: seed of the order of training instances and of partners.
+
+    Raises:
+        LaresError: in `setup`, if the dataset is missing or not whole.
+    """
+
+    def __init__(
+        self,
+        dataset: str = "prepared",
+        max_length: int = 20,
+        batch_size: int = 1024,
+        eval_batch_size: int = 1024,
+        predict: Literal["next", "validation", "test"] = "next",
+        histories: str | None = None,
+        columns: Columns = Columns(),
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if min(max_length, batch_size, eval_batch_size) < 1:
+            raise LaresError("data: max_length, batch_size and eval_batch_size must be at least 1")
+        self.dataset_path = str(Path(dataset).absolute())
+        self.max_length = max_length
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.predict = predict
+        self.histories = histories
+        self.columns = columns
+        self.seed = seed
+        # what another run over the same data needs to know; a later stage reads it from the checkpoint
+        self.save_hyperparameters({"dataset": self.dataset_path, "max_length": max_length}, logger=False)
+        self._sequences: SequenceDataset | None = None
+        self._kept: np.ndarray | None = None
+
+    @property
+    def sequences(self) -> SequenceDataset:
+        """The dataset, read at first use."""
+        if self._sequences is None:
+            self._sequences = SequenceDataset.load(self.dataset_path)
+        return self._sequences
+
+    def setup(self, stage: str) -> None:
+        """Read the dataset."""
+        if stage == "fit" and len(self.sequences.training_instances()) == 0:
+            raise LaresError(f"{self.dataset_path}: no training instance: every user needs at least two items")
+        if stage in ("fit", "validate", "test") and len(self.sequences.held_out("test")) == 0:
+            raise LaresError(f"{self.dataset_path}: nothing to evaluate on: no user has three items or more")
+
+    def keep(self, kept: np.ndarray | None) -> None:
+        """Train on these of the training instances only (a mask), or on all of them (None); RPT prunes with it."""
+        self._kept = kept
+
+    # ------------------------------------------------------------ loaders
+
+    @property
+    def _shard(self) -> Shard:
+        return Shard(self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else Shard()
+
+    def _loader(self, instances: Instances, dataset: SequenceDataset | None = None) -> BatchLoader:
+        """Evaluation batches, in order."""
+        return BatchLoader(
+            self.sequences if dataset is None else dataset,
+            instances,
+            self.eval_batch_size,
+            self.max_length,
+            shard=self._shard,
+            with_seen=self._asked("needs_seen"),
+            pin=self._pin,
+        )
+
+    @property
+    def _pin(self) -> bool:
+        return self.trainer is not None and isinstance(self.trainer.strategy.root_device, torch.device) and (
+            self.trainer.strategy.root_device.type == "cuda"
+        )
+
+    def _asked(self, need: str) -> bool:
+        """Whether the stage at work asks for something in its batches."""
+        return self.trainer is not None and bool(getattr(self.trainer.lightning_module, need, False))
+
+    def train_dataloader(self) -> BatchLoader:
+        """Training instances in an order drawn anew each epoch."""
+        instances = self.sequences.training_instances()
+        if self._kept is not None:
+            instances = instances.take(self._kept)
+        if len(instances) < self._shard.world_size:
+            raise LaresError(f"{len(instances)} training instances for {self._shard.world_size} processes: use fewer devices")
+        partners = SameTargetPartners(self.sequences.targets(instances)) if self._asked("needs_partners") else None
+        return BatchLoader(
+            self.sequences,
+            instances,
+            self.batch_size,
+            self.max_length,
+            shuffle=True,
+            seed=self.seed,
+            shard=self._shard,
+            partners=partners,
+            pin=self._pin,
+        )
+
+    def instances_loader(self) -> BatchLoader:
+        """All training instances once, in order, for pruning."""
+        return self._loader(self.sequences.training_instances())
+
+    def val_dataloader(self) -> BatchLoader:
+        """One validation instance a user."""
+        return self._loader(self.sequences.held_out("validation"))
+
+    def test_dataloader(self) -> BatchLoader:
+        """One test instance a user."""
+        return self._loader(self.sequences.held_out("test"))
+
+    def predict_dataloader(self) -> BatchLoader:
+        """One history a user, of the dataset or of `histories`."""
+        predicted = self.predicted
+        return self._loader(predicted.held_out(self.predict if predicted is self.sequences else "next"), predicted)
+
+    @property
+    def predicted(self) -> SequenceDataset:
+        """Whose histories `predict` reads."""
+        if self.histories is None:
+            return self.sequences
+        return read_histories(Path(self.histories), self.columns, self.sequences)

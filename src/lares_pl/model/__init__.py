@@ -1,0 +1,1 @@
+"""The recurrent-depth model: single-device code that knows no trainer."""

@@ -1,0 +1,240 @@
+"""The recurrent-depth backbone: read a history once, refine it as often as you like (METHOD "Backbone")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from lares_pl.data.histories import Histories
+from lares_pl.errors import LaresError
+from lares_pl.model import scoring
+from lares_pl.model.blocks import BlockFactory, build_block, padding_matters
+from lares_pl.model.blocks.transformer import TransformerBlock
+from lares_pl.model.depth import DepthSchedule, PoissonLogNormal
+from lares_pl.model.embedding import ItemPositionEmbedding
+from lares_pl.model.layout import Layout, packed, padded
+from lares_pl.model.recurrence import AddInjection, InitialState, Injection, Noise, NormalState, RandomNoise
+from lares_pl.model.scoring import DotSimilarity, Similarity
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Architecture of a backbone.
+
+    Args:
+        hidden_size: size d of item embeddings and states.
+        pre_block: block that encodes the history.
+        pre_layers: number of pre-blocks, one after the other.
+        core_block: block that is repeated.
+        core_layers: number of core-blocks in one step; 0 (with depth 0) leaves recurrence out.
+        dropout: dropout of the embeddings, and of every block that does not set its own.
+        injection: how the encoded history joins the state before each step.
+        initial_state: what a trajectory starts from.
+        depth: how many steps a training pass makes; its mean is the depth of evaluation.
+        similarity: how user states and items are compared in training's cross-entropy and in ranking.
+        policy_similarity: how they are compared in the policy of RPT; as in ranking where None. (The authors' release
+            uses plain dot products there, whatever ranks.)
+        initializer_range: standard deviation of initial weights.
+        layer_norm_eps: epsilon of the backbone's own normalisations.
+    """
+
+    hidden_size: int = 64
+    pre_block: BlockFactory = TransformerBlock
+    pre_layers: int = 2
+    core_block: BlockFactory = TransformerBlock
+    core_layers: int = 2
+    dropout: float = 0.5
+    injection: Injection = field(default_factory=AddInjection)
+    initial_state: InitialState = field(default_factory=NormalState)
+    depth: DepthSchedule = field(default_factory=PoissonLogNormal)
+    similarity: Similarity = field(default_factory=DotSimilarity)
+    policy_similarity: Similarity | None = None
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+
+    def __post_init__(self) -> None:
+        if self.hidden_size < 1 or self.pre_layers < 0 or self.core_layers < 0:
+            raise ValueError("hidden_size must be at least 1, pre_layers and core_layers at least 0")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be within [0, 1), got {self.dropout}")
+
+
+class RecurrentBackbone(nn.Module):
+    """Embeds histories, encodes them once (pre-block), refines every token step by step (core-block).
+
+    The user state at depth t is the token state at the last position. At depth 0 it is the pre-block's output.
+
+    Args:
+        items: catalogue size N; items are 1 … N.
+        max_length: longest history L.
+        config: the architecture.
+    """
+
+    def __init__(self, items: int, max_length: int, config: BackboneConfig | None = None) -> None:
+        super().__init__()
+        config = BackboneConfig() if config is None else config
+        self.items = items
+        self.max_length = max_length
+        self.config = config
+        size = config.hidden_size
+        self.embedding = ItemPositionEmbedding(items, max_length, size, config.dropout, config.layer_norm_eps)
+        self.pre_blocks = nn.ModuleList(
+            build_block(config.pre_block, size, max_length, config.dropout) for _ in range(config.pre_layers)
+        )
+        self.core_blocks = nn.ModuleList(
+            build_block(config.core_block, size, max_length, config.dropout) for _ in range(config.core_layers)
+        )
+        if config.core_layers:
+            self.injection = config.injection.build(size)
+            self.core_norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.padded = any(padding_matters(block) for block in [*self.pre_blocks, *self.core_blocks])
+        self.apply(self._initialise)
+
+    def _initialise(self, module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            # the padding row too: it is a class of the training softmax
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    @property
+    def item_vectors(self) -> Tensor:
+        """Item embeddings with the padding row, `[N + 1, d]`."""
+        return self.embedding.item.weight
+
+    # ------------------------------------------------------------ the recurrence
+
+    def encode(self, histories: Histories) -> tuple[Tensor, Layout]:
+        """Pre-block output h of every token, `[*layout.shape, d]`, and its layout."""
+        if histories.longest > self.max_length:
+            raise LaresError(f"a history of {histories.longest} items; this model reads at most {self.max_length}")
+        layout: Layout = padded(histories, self.max_length) if self.padded else packed(histories)
+        x = self.embedding(layout.arrange(histories.items), layout)
+        for block in self.pre_blocks:
+            x = block(x, layout)
+        return x, layout
+
+    def step(self, state: Tensor, context: Tensor, layout: Layout) -> Tensor:
+        """One reasoning step: `CoreBlock(LN(inject(z, h)))`, all `[*layout.shape, d]`."""
+        x = self.core_norm(self.injection(state, context))
+        for block in self.core_blocks:
+            x = block(x, layout)
+        out: Tensor = x
+        return out
+
+    def rollout(
+        self,
+        histories: Histories | Sequence[Histories],
+        depths: Sequence[int],
+        noise: Noise | Sequence[Noise] | None = None,
+        initial_states: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """User states of every step of several trajectories, run together, each to its own depth.
+
+        Where all trajectories read the same histories and dropout is off, the pre-block runs once.
+
+        Args:
+            histories: the histories all trajectories read, or one `Histories` a trajectory.
+            depths: number of steps of each trajectory.
+            noise: where initial states come from: one source for all trajectories or one for each.
+            initial_states: z_0 of each trajectory, in the layout's form, instead of drawing it.
+
+        Returns:
+            For each trajectory the user states `[T, B, d]` of steps 1 … T; for depth 0 the single state `[1, B, d]` of
+            the pre-block.
+
+        Raises:
+            LaresError: if a depth above 0 is asked of a model without core-block.
+        """
+        if max(depths) > 0 and not self.core_blocks:
+            raise LaresError(
+                f"depth {max(depths)} asked of a model without core-block (core_layers: 0): its only depth is 0"
+            )
+        count = len(depths)
+        shared = isinstance(histories, Histories)
+        each = [histories] * count if isinstance(histories, Histories) else list(histories)
+        sources = list(noise) if isinstance(noise, Sequence) else [noise or RandomNoise()] * count
+
+        # deepest first, so that those still reasoning are always the first rows
+        order = sorted(range(count), key=lambda r: -depths[r])
+        if shared and not self.training:
+            context, layout = self.encode(each[0])
+            context, layout = context.repeat(count, *[1] * (context.ndim - 1)), layout.repeat(count)
+        else:
+            context, layout = self.encode(Histories.concatenate([each[r] for r in order]))
+
+        trajectories: list[list[Tensor]] = [[] for _ in range(count)]
+        for r, state in zip(order, layout.last(context).split([len(each[r]) for r in order]), strict=True):
+            if depths[r] == 0:
+                trajectories[r].append(state)
+
+        state = self._initial_state([each[r] for r in order], [sources[r] for r in order], context) if (
+            initial_states is None
+        ) else torch.cat([initial_states[r] for r in order])
+        active = order
+        for t in range(1, max(depths) + 1):
+            still = [r for r in active if depths[r] >= t]
+            if len(still) < len(active):
+                rows = sum(len(each[r]) for r in still)
+                shorter = layout.prefix(rows, sum(each[r].tokens for r in still))
+                context = layout.first_rows(context, rows, shorter)
+                state = layout.first_rows(state, rows, shorter)
+                layout, active = shorter, still
+            state = self.step(state, context, layout)
+            for r, last in zip(active, layout.last(state).split([len(each[r]) for r in active]), strict=True):
+                trajectories[r].append(last)
+        return [torch.stack(states) for states in trajectories]
+
+    def _initial_state(self, histories: Sequence[Histories], sources: Sequence[Noise], like: Tensor) -> Tensor:
+        """z_0 of all trajectories, each drawn from its own source."""
+        draws = []
+        for part, source in zip(histories, sources, strict=True):
+            layout = padded(part, self.max_length) if self.padded else packed(part)
+            draws.append(self.config.initial_state.draw(layout, self.config.hidden_size, source, self.training))
+        return torch.cat(draws).to(like.dtype)
+
+    # ------------------------------------------------------------ scoring
+
+    @property
+    def policy_similarity(self) -> Similarity:
+        """How the policy of RPT compares states and items."""
+        return self.config.policy_similarity or self.config.similarity
+
+    def target_log_prob(self, states: Tensor, targets: Tensor) -> Tensor:
+        """`log softmax(scores)[target]`: states `[R, d]`, targets `[R]` -> `[R]`."""
+        return scoring.target_log_prob(states, self.item_vectors, targets, self.config.similarity)
+
+    def policy_log_probs(self, trajectories: Sequence[Tensor], targets: Tensor) -> list[Tensor]:
+        """`log pi_t(target)` of every step of several trajectories, scored in one pass.
+
+        Args:
+            trajectories: user states of each, `[T_g, B, d]`.
+            targets: `[B]`.
+
+        Returns:
+            For each trajectory `[T_g, B]`.
+        """
+        states = torch.cat(list(trajectories))  # [sum T_g, B, d]
+        flat = scoring.target_log_prob(
+            states.flatten(0, 1), self.item_vectors, targets.repeat(len(states)), self.policy_similarity
+        )
+        return list(flat.view(len(states), -1).split([len(states) for states in trajectories]))
+
+    def policy_rank(self, states: Tensor, targets: Tensor) -> Tensor:
+        """Rank of each target in the policy's list: states `[B, d]`, targets `[B]` -> `[B]`."""
+        return scoring.target_rank(states, self.item_vectors, targets, self.policy_similarity)
+
+    def target_rank(self, states: Tensor, targets: Tensor, excluded: scoring.Excluded | None = None) -> Tensor:
+        """Rank of each target in the catalogue, 1 is best: states `[R, d]`, targets `[R]` -> `[R]`."""
+        return scoring.target_rank(states, self.item_vectors, targets, self.config.similarity, excluded)
+
+    def top_k(self, states: Tensor, k: int, excluded: scoring.Excluded | None = None) -> tuple[Tensor, Tensor]:
+        """Scores and indices of the best k items, `[R, k]` each."""
+        return scoring.top_k(states, self.item_vectors, k, self.config.similarity, excluded)
+
+    def scores(self, states: Tensor) -> Tensor:
+        """All scores `[R, N + 1]`, padding included; for small catalogues."""
+        return scoring.scores(states, self.item_vectors, self.config.similarity)

@@ -1,0 +1,50 @@
+"""The block contract: what may be repeated.
+
+A block is an `nn.Module` called as `block(x, layout) -> x` with token states in and out, same shape
+(`lares_pl.model.layout` says how they lie). It is named by `class_path`; its constructor's first argument is
+`hidden_size`. Two more arguments are filled in by the backbone if the constructor has them and the user leaves them
+None: `max_length` (longest history) and `dropout` (the backbone's).
+
+A block says two things about itself, as class or instance attributes:
+
+- `padding_matters` (True unless said otherwise): the block looks at padding, or expects `[R, L, d]`; with False it
+  gets packed tokens `[M, d]` and must keep to what `Layout` offers.
+- `causal` (False unless said otherwise): a position never depends on later ones.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+from torch import nn
+
+from lares_pl.config import class_of
+
+BlockFactory = Callable[[int], nn.Module]
+
+
+def build_block(factory: BlockFactory, hidden_size: int, max_length: int, dropout: float) -> nn.Module:
+    """One block of a backbone.
+
+    Args:
+        factory: a block class, or a `functools.partial` of one.
+        hidden_size: d.
+        max_length: longest history L, passed on where the constructor asks for it.
+        dropout: the backbone's dropout, passed on where the constructor asks for it.
+    """
+    given = getattr(factory, "keywords", {})
+    offered = {"max_length": max_length, "dropout": dropout}
+    asked = inspect.signature(class_of(factory)).parameters
+    filled = {key: value for key, value in offered.items() if key in asked and given.get(key) is None}
+    return factory(hidden_size, **filled)
+
+
+def padding_matters(block: nn.Module) -> bool:
+    """Whether a block needs the padded form."""
+    return bool(getattr(block, "padding_matters", True))
+
+
+def is_causal(block: nn.Module) -> bool:
+    """Whether a block says that no position depends on later ones."""
+    return bool(getattr(block, "causal", False))

@@ -1,0 +1,1 @@
+"""Losses and rewards: pure functions that know no trainer."""

@@ -1,0 +1,234 @@
+"""What both stages share: the backbone, evaluation by ranking, checkpoints that explain themselves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lares_pl.config import class_path_of, from_plain, to_plain
+from lares_pl.data.batches import Batch
+from lares_pl.errors import LaresError
+from lares_pl.metrics import ranking_metrics
+from lares_pl.model.backbone import BackboneConfig, RecurrentBackbone
+from lares_pl.model.recurrence import KeyedNoise, RandomNoise
+from lares_pl.model.scoring import Excluded
+from lares_pl.stages.checkpoint import KEY, read_checkpoint
+
+OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], Optimizer]
+SchedulerFactory = Callable[[Optimizer], LRScheduler]
+
+CUTOFFS = (5, 10, 20, 50)
+
+
+class Ranked(NamedTuple):
+    """What `predict_step` gives for B rows."""
+
+    instances: Tensor  # [B]
+    valid: Tensor  # [B]
+    items: Tensor  # [B, k]
+    scores: Tensor  # [B, k]
+
+
+class RankingStage(L.LightningModule):
+    """Base of the stages: owns backbone, optimiser, evaluation and logging; a stage adds its loss.
+
+    The network is built when the data is known (`configure_model`), from catalogue size and history length.
+
+    Args:
+        settings: all constructor arguments of the stage, for the checkpoint.
+        backbone: the architecture.
+        optimizer: factory of the optimiser.
+        scheduler: factory of a learning-rate schedule stepped after every update.
+        exclude_seen: leave items of the history out of rankings and recommendations (the paper ranks them).
+        init_from: checkpoint whose backbone weights to start from.
+    """
+
+    needs_partners = False
+
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        backbone: BackboneConfig | Mapping[str, Any],
+        optimizer: OptimizerFactory | Mapping[str, Any] = Adam,
+        scheduler: SchedulerFactory | Mapping[str, Any] | None = None,
+        exclude_seen: bool = False,
+        init_from: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone_config = from_plain(BackboneConfig, backbone, "backbone")
+        self.optimizer = from_plain(OptimizerFactory, optimizer, "optimizer")
+        self.scheduler = None if scheduler is None else from_plain(SchedulerFactory, scheduler, "scheduler")
+        self.exclude_seen = exclude_seen
+        self.init_from = init_from
+        #: depth of validation, test and prediction
+        self.evaluation_depth = self.backbone_config.depth.evaluation_depth
+        #: length of the lists that `predict` gives
+        self.predict_k = 10
+        self.save_hyperparameters(
+            to_plain({key: value for key, value in settings.items() if key != "init_from"}), logger=False
+        )
+        self.metrics = torch.nn.ModuleDict(
+            {split: ranking_metrics(f"{split}/", CUTOFFS) for split in ("val", "test")}
+        )
+        self._catalogue: dict[str, Any] | None = None
+        self._draws: torch.Generator | None = None  # depths and step indices: the same on all processes
+        self._noise = RandomNoise()
+        self._since = (0.0, 0)  # time and number of instances at the last report of speed
+
+    # ------------------------------------------------------------ building
+
+    @property
+    def needs_seen(self) -> bool:
+        """Whether batches of evaluation must bring the items seen before."""
+        return self.exclude_seen
+
+    def setup(self, stage: str) -> None:
+        """Take catalogue size and history length from the data module.
+
+        Raises:
+            LaresError: if the model was made for another catalogue or history length.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data is None:
+            raise LaresError("this stage takes the catalogue from a data module: trainer.fit(stage, SequenceDataModule(…))")
+        found = {
+            "items": data.sequences.catalogue_size,
+            "max_length": data.max_length,
+            "fingerprint": data.sequences.catalogue_fingerprint(),
+        }
+        if self._catalogue is not None:
+            _compare_catalogues(self._catalogue, found, data.dataset_path)
+        self._catalogue = found
+
+    def configure_model(self) -> None:
+        """Build the network once the catalogue is known."""
+        if hasattr(self, "backbone") or self._catalogue is None:
+            return
+        self.backbone = self._new_backbone()
+        if self.init_from is not None:
+            checkpoint = read_checkpoint(self.init_from)
+            if self._catalogue["fingerprint"] != checkpoint.catalogue["fingerprint"]:
+                _compare_catalogues(checkpoint.catalogue, self._catalogue, str(checkpoint.path))
+            try:
+                self.backbone.load_state_dict(checkpoint.backbone_weights())
+            except RuntimeError as error:
+                raise LaresError(f"{self.init_from}: its weights don't fit this architecture: {error}") from error
+
+    def _new_backbone(self) -> RecurrentBackbone:
+        assert self._catalogue is not None
+        return RecurrentBackbone(self._catalogue["items"], self._catalogue["max_length"], self.backbone_config)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what a reader needs to rebuild this stage without its data."""
+        checkpoint[KEY] = {"class_path": class_path_of(type(self)), "catalogue": self._catalogue}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Build the network that the weights are for, or check that they are for this one."""
+        if KEY not in checkpoint:
+            raise LaresError("not a checkpoint of a lares_pl stage")
+        stored = checkpoint[KEY]["catalogue"]
+        if self._catalogue is None:
+            self._catalogue = stored
+        else:
+            _compare_catalogues(stored, self._catalogue, "the dataset")
+        self.configure_model()
+
+    # ------------------------------------------------------------ randomness
+
+    def on_fit_start(self) -> None:
+        """One seed for all processes; from it draws that are shared and noise that is not."""
+        seed = int(self.trainer.strategy.broadcast(torch.initial_seed())) % 2**62
+        self._draws = torch.Generator().manual_seed(seed)
+        self._noise = RandomNoise(torch.Generator(self.device).manual_seed(seed + 1 + self.global_rank))
+        if self.global_rank > 0:
+            torch.manual_seed(seed + self.global_rank)  # dropout masks of its own
+        self._since = (time.perf_counter(), 0)
+
+    # ------------------------------------------------------------ training
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser and, where there is one, its schedule by update."""
+        optimizer = self.optimizer(self.backbone.parameters())
+        if self.scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
+
+    def log_training(self, values: Mapping[str, Tensor | float | int], batch_size: int) -> None:
+        """Log values of one update under `train/`, with learning rate and speed."""
+        since, instances = self._since
+        now, instances = time.perf_counter(), instances + batch_size * self.trainer.world_size
+        self.log_dict({f"train/{name}": float(value) for name, value in values.items()}, batch_size=batch_size)
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=batch_size)
+        self.log("train/instances_per_second", instances / max(now - since, 1e-9), batch_size=batch_size)
+        every = max(1, int(getattr(self.trainer, "log_every_n_steps", 1)))
+        self._since = (now, 0) if (self.trainer.global_step + 1) % every == 0 else (since, instances)
+
+    def on_validation_end(self) -> None:
+        """Speed of training leaves validation out."""
+        self._since = (time.perf_counter(), 0)
+
+    # ------------------------------------------------------------ evaluation
+
+    def user_states(self, batch: Batch) -> Tensor:
+        """User states `[B, d]` at the depth of evaluation; the noise is a function of each instance alone."""
+        (states,) = self.backbone.rollout(batch.histories, [self.evaluation_depth], KeyedNoise(batch.instances))
+        return states[-1]
+
+    def _excluded(self, batch: Batch) -> Excluded | None:
+        if not self.exclude_seen:
+            return None
+        assert batch.seen_rows is not None and batch.seen_items is not None
+        return Excluded(batch.seen_rows, batch.seen_items)
+
+    def _evaluate(self, batch: Batch, split: str) -> None:
+        ranks = self.backbone.target_rank(self.user_states(batch), batch.targets, self._excluded(batch))
+        metrics = self.metrics[split]
+        metrics.update(ranks[batch.valid])
+        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(batch))  # type: ignore[arg-type]
+
+    def validation_step(self, batch: Batch) -> None:
+        """Rank validation targets."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch) -> None:
+        """Rank test targets."""
+        self._evaluate(batch, "test")
+
+    def predict_step(self, batch: Batch) -> Ranked:
+        """The best `predict_k` items of each user."""
+        k = min(self.predict_k, self.backbone.items)
+        scores, items = self.backbone.top_k(self.user_states(batch), k, self._excluded(batch))
+        return Ranked(batch.instances, batch.valid, items, scores)
+
+
+def arguments(local: Mapping[str, Any]) -> dict[str, Any]:
+    """A constructor's arguments from its `locals()`."""
+    return {key: value for key, value in local.items() if key not in ("self", "__class__")}
+
+
+def step_residual(trajectory: Tensor) -> Tensor:
+    """Mean of `|z_T - z_(T-1)| / |z_T|` over user states `[T, B, d]`, T at least 2."""
+    last, before = trajectory[-1].detach(), trajectory[-2].detach()
+    return ((last - before).norm(dim=-1) / last.norm(dim=-1).clamp(min=1e-12)).mean()
+
+
+def _compare_catalogues(of_model: Mapping[str, Any], of_data: Mapping[str, Any], where: str) -> None:
+    """Raise if a model of one catalogue meets data of another."""
+    if of_model["items"] != of_data["items"] or of_model["fingerprint"] != of_data["fingerprint"]:
+        raise LaresError(
+            f"{where}: the checkpoint's model knows another catalogue ({of_model['items']:,} items, fingerprint "
+            f"{of_model['fingerprint']}) than this dataset ({of_data['items']:,} items, fingerprint {of_data['fingerprint']}). "
+            "Use the dataset the model was trained on (--data.dataset), or train a model on this one."
+        )
+    if of_model["max_length"] != of_data["max_length"]:
+        raise LaresError(
+            f"the checkpoint's model reads histories of up to {of_model['max_length']} items and data.max_length is "
+            f"{of_data['max_length']}: set data.max_length to {of_model['max_length']}"
+        )

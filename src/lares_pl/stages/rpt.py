@@ -1,0 +1,197 @@
+"""Stage 2, reinforcement post-training by GRPO in latent space (METHOD "Stage 2, RPT").
+
+Deviations from the reference: none in the loss. The noise of evaluation and pruning is a function of the instance
+(`KeyedNoise`) instead of fresh draws, so that results do not depend on batches or processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.optim import Adam
+
+from lares_pl.config import from_plain
+from lares_pl.data.batches import Batch
+from lares_pl.data.histories import Histories
+from lares_pl.errors import LaresError
+from lares_pl.model.backbone import BackboneConfig, RecurrentBackbone
+from lares_pl.model.recurrence import Noise
+from lares_pl.objectives.policy import grpo, group_advantages
+from lares_pl.objectives.rewards import RecallReward, Reward
+from lares_pl.stages.checkpoint import KEY, read_checkpoint
+from lares_pl.stages.pruning import Pruning, kept_instances
+from lares_pl.stages.ranking import OptimizerFactory, RankingStage, SchedulerFactory, arguments, step_residual
+
+
+class GroupOutcome(NamedTuple):
+    """What a batch of groups gives."""
+
+    loss: Tensor
+    kl: Tensor
+    rewards: Tensor  # [B, G]
+    advantages: Tensor  # [B, G]
+    residual: Tensor | None  # of the deepest trajectory, where it has two steps
+
+
+def group_loss(
+    policy: RecurrentBackbone,
+    reference: RecurrentBackbone,
+    histories: Histories,
+    targets: Tensor,
+    depths: Sequence[int],
+    reward: Reward,
+    beta: float,
+    noise: Noise | None = None,
+    initial_states: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
+) -> GroupOutcome:
+    """The GRPO loss of one batch: G trajectories of each instance, each with its own noise and depth.
+
+    Args:
+        policy: the model that is trained.
+        reference: the frozen SPT model, in evaluation mode.
+        histories: B histories.
+        targets: `[B]`.
+        depths: T_g of each trajectory, G of them; the reference goes as deep.
+        reward: reward of a trajectory from its target's rank at its last step.
+        beta: weight of the KL term.
+        noise: where initial states come from.
+        initial_states: z_0 of the policy's and of the reference's trajectories instead.
+    """
+    starts = (None, None) if initial_states is None else initial_states
+    trajectories = policy.rollout(histories, depths, noise, starts[0])
+    with torch.no_grad():
+        of_reference = reference.rollout(histories, depths, noise, starts[1])
+        reference_log_probs = reference.policy_log_probs(of_reference, targets)
+        last = torch.cat([states[-1] for states in trajectories])  # [G * B, d]
+        ranks = policy.policy_rank(last, targets.repeat(len(depths))).view(len(depths), -1).T
+        rewards = reward(ranks)
+        advantages = group_advantages(rewards)
+    log_probs = policy.policy_log_probs(trajectories, targets)
+    loss, kl = grpo(log_probs, reference_log_probs, advantages, beta)
+    deepest = max(trajectories, key=len)
+    return GroupOutcome(loss, kl.detach(), rewards, advantages, step_residual(deepest) if len(deepest) > 1 else None)
+
+
+class RPT(RankingStage):
+    """Reinforcement post-training of an SPT model.
+
+    Architecture and weights come from `init_from`; the same weights, frozen, are the reference policy.
+
+    Args:
+        init_from: checkpoint of the SPT stage to start from.
+        backbone: the architecture, where no checkpoint is to be read for it.
+        group_size: trajectories of each instance (G).
+        reward: reward of a trajectory.
+        beta: weight of the KL term.
+        dropout: dropout of the policy instead of the checkpoint's; None keeps the checkpoint's.
+        pruning: which training instances to keep; None keeps all.
+        optimizer: the optimiser.
+        scheduler: learning-rate schedule, stepped after every update.
+        exclude_seen: leave items of the history out of rankings and recommendations (the paper ranks them).
+    """
+
+    def __init__(
+        self,
+        init_from: str | None = None,
+        backbone: BackboneConfig | None = None,
+        group_size: int = 8,
+        reward: Reward = RecallReward(),
+        beta: float = 1.0,
+        dropout: float | None = 0.1,
+        pruning: Pruning | None = Pruning(),
+        optimizer: OptimizerFactory = Adam,
+        scheduler: SchedulerFactory | None = None,
+        exclude_seen: bool = False,
+    ) -> None:
+        if group_size < 2:
+            raise LaresError(f"RPT: group_size must be at least 2 to have a spread of rewards, got {group_size}")
+        if backbone is None:
+            if init_from is None:
+                raise LaresError("RPT starts from an SPT checkpoint: give init_from (--model.init_from PATH)")
+            backbone = from_plain(BackboneConfig, read_checkpoint(init_from).settings["backbone"], "backbone")
+        backbone = from_plain(BackboneConfig, backbone, "backbone")
+        if dropout is not None:
+            backbone = replace(backbone, dropout=dropout)
+        settings = {**arguments(locals()), "backbone": backbone}
+        super().__init__(settings, backbone, optimizer, scheduler, exclude_seen, init_from)
+        self.group_size = group_size
+        self.reward = from_plain(Reward, reward, "reward")
+        self.beta = beta
+        self.pruning = None if pruning is None else from_plain(Pruning, pruning, "pruning")
+        self._kept: Tensor | None = None
+
+    # ------------------------------------------------------------ building
+
+    def configure_model(self) -> None:
+        """Build policy and reference policy."""
+        if hasattr(self, "backbone") or self._catalogue is None:
+            return
+        super().configure_model()
+        self.reference = self._new_backbone()
+        self.reference.load_state_dict(self.backbone.state_dict())
+        self.reference.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> RPT:
+        """The reference policy never trains: its dropout stays off."""
+        super().train(mode)
+        if hasattr(self, "reference"):
+            self.reference.eval()
+        return self
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the pruned set with the run."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[KEY]["kept"] = self._kept
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the pruned set back."""
+        super().on_load_checkpoint(checkpoint)
+        self._kept = checkpoint[KEY].get("kept")
+
+    # ------------------------------------------------------------ training
+
+    def on_fit_start(self) -> None:
+        """Prune the training instances, unless a resumed run did."""
+        super().on_fit_start()
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.init_from is None and self._kept is None and self.trainer.ckpt_path is None:
+            raise LaresError("RPT starts from SPT weights: give init_from (--model.init_from PATH)")
+        if self.pruning is None:
+            data.keep(None)
+            return
+        loader = data.instances_loader()
+        if self._kept is None:
+            mine = kept_instances(self.reference, loader, len(loader.instances), self.evaluation_depth, self.pruning)
+            self._kept = self.trainer.strategy.reduce(mine.int(), reduce_op="sum").clamp(max=1).to(torch.uint8).cpu()
+        kept = int(self._kept.sum())
+        rank_zero_info(
+            f"pruning kept {kept:,} of {len(self._kept):,} training instances ({kept / len(self._kept):.1%}): "
+            f"target among the first {self.pruning.top} in any of {self.pruning.passes} passes"
+        )
+        if kept == 0:
+            raise LaresError("pruning left no training instance: the SPT model ranks no target that high; raise pruning.top")
+        data.keep(self._kept.numpy().astype(np.bool_))
+
+    def training_step(self, batch: Batch) -> Tensor:
+        """One update from one group of trajectories an instance."""
+        depths = [self.backbone_config.depth.sample(self._draws) for _ in range(self.group_size)]
+        outcome = group_loss(
+            self.backbone, self.reference, batch.histories, batch.targets, depths, self.reward, self.beta, self._noise
+        )
+        logged: Mapping[str, Tensor | float] = {
+            "loss": outcome.loss.detach(),
+            "kl": outcome.kl,
+            "reward": outcome.rewards.mean(),
+            "groups_without_variance": (outcome.rewards.std(dim=1) == 0).float().mean(),
+            "advantage_std": outcome.advantages.std(),
+            "depth": sum(depths) / len(depths),
+            **({} if outcome.residual is None else {"residual": outcome.residual}),
+        }
+        self.log_training(logged, len(batch))
+        return outcome.loss

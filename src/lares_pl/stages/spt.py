@@ -1,0 +1,101 @@
+"""Stage 1, self-supervised pre-training (METHOD "Stage 1, SPT").
+
+`loss = CE + alpha * TLA + gamma * SLA`. Nothing deviates from the reference; the three passes run as one rollout.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.optim import Adam
+
+from lares_pl.data.batches import Batch
+from lares_pl.errors import LaresError
+from lares_pl.model.backbone import BackboneConfig
+from lares_pl.objectives.alignment import alignment
+from lares_pl.stages.ranking import OptimizerFactory, RankingStage, SchedulerFactory, arguments, step_residual
+
+
+def alignment_loss(a: Tensor, b: Tensor, step: int, tau: float) -> tuple[Tensor, Tensor]:
+    """Trajectory- and step-level alignment of a pair of trajectories.
+
+    Args:
+        a: user states of the same histories, `[T, B, d]`; normalised beforehand where cosines are meant.
+        b: user states of histories with the same targets, `[T, B, d]`.
+        step: index (from 0) of the step that is aligned with the end of `a`.
+        tau: temperature.
+
+    Returns:
+        TLA and SLA; SLA is 0 where T = 1.
+    """
+    step_level = alignment(a[-1], a[step], tau) if len(a) > 1 else a.new_zeros(())
+    return alignment(a[-1], b[-1], tau), step_level
+
+
+class SPT(RankingStage):
+    """Self-supervised pre-training: predict the target, align trajectories of one target and steps of one trajectory.
+
+    With `alpha: 0`, `gamma: 0` and depth 0 this is the supervised baseline without recurrence (SASRec).
+
+    Args:
+        backbone: the architecture.
+        alpha: weight of trajectory-level alignment (TLA); 0 leaves its pass out.
+        gamma: weight of step-level alignment (SLA).
+        tau: temperature of both alignments.
+        optimizer: the optimiser.
+        scheduler: learning-rate schedule, stepped after every update.
+        exclude_seen: leave items of the history out of rankings and recommendations (the paper ranks them).
+        init_from: checkpoint whose backbone weights to start from; to go on with an interrupted run use `--ckpt_path`.
+    """
+
+    def __init__(
+        self,
+        backbone: BackboneConfig = BackboneConfig(),
+        alpha: float = 0.1,
+        gamma: float = 0.5,
+        tau: float = 1.0,
+        optimizer: OptimizerFactory = Adam,
+        scheduler: SchedulerFactory | None = None,
+        exclude_seen: bool = False,
+        init_from: str | None = None,
+    ) -> None:
+        if alpha < 0 or gamma < 0 or tau <= 0:
+            raise LaresError("SPT: alpha and gamma must not be negative, tau must be above 0")
+        super().__init__(arguments(locals()), backbone, optimizer, scheduler, exclude_seen, init_from)
+        self.alpha = alpha
+        self.gamma = gamma
+        self.tau = tau
+
+    @property
+    def needs_partners(self) -> bool:  # type: ignore[override]
+        """Whether batches must bring histories with the same target."""
+        return self.alpha > 0
+
+    def training_step(self, batch: Batch) -> Tensor:
+        """One update: three passes (one without alignment) run as one rollout."""
+        schedule = self.backbone_config.depth
+        depth, pair_depth = schedule.sample(self._draws), schedule.sample(self._draws)
+        step = int(torch.randint(max(pair_depth, 1), (), generator=self._draws))
+
+        histories, depths = [batch.histories], [depth]
+        if self.alpha or self.gamma:
+            histories.append(batch.histories)
+            depths.append(pair_depth)
+        if self.alpha:
+            assert batch.partners is not None
+            histories.append(batch.partners)
+            depths.append(pair_depth)
+        prediction, *pair = self.backbone.rollout(histories, depths, self._noise)
+
+        cross_entropy = -self.backbone.target_log_prob(prediction[-1], batch.targets).mean()
+        logged = {"ce": cross_entropy.detach(), "depth": depth}
+        loss = cross_entropy
+        if pair:
+            normalised = [self.backbone_config.similarity.normalise(states) for states in pair]
+            trajectory_level, step_level = alignment_loss(normalised[0], normalised[-1], step, self.tau)
+            loss = loss + self.alpha * trajectory_level + self.gamma * step_level
+            logged |= {"tla": trajectory_level.detach(), "sla": step_level.detach(), "pair_depth": pair_depth}
+        if depth > 1:
+            logged["residual"] = step_residual(prediction)
+        self.log_training({"loss": loss.detach(), **logged}, len(batch))
+        return loss
