@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 from lares_pl.errors import LaresError
-
-T = TypeVar("T")
-
 
 def class_of(factory: Callable[..., Any]) -> type:
     """The class that a class, or a `functools.partial` of one, builds.
@@ -68,7 +65,9 @@ def to_plain(value: Any) -> Any:
     raise LaresError(f"{value!r} ({type(value).__name__}) has no plain form and can't be part of a configuration")
 
 
-class _Parser(ArgumentParser):
+class Parser(ArgumentParser):
+    """A parser whose errors are `LaresError`."""
+
     def error(self, message: str, ex: Exception | None = None) -> Any:
         raise LaresError(readable(message))
 
@@ -91,25 +90,22 @@ def readable(message: str) -> str:
     return " ".join(kept) or message
 
 
-def from_plain(kind: type[T], plain: Any, key: str) -> T:
-    """Typed configuration from its plain form; an object of that kind is returned as it is.
+def from_plain(kind: Any, plain: Any, key: str) -> Any:
+    """Typed configuration from its plain form; what is not a dict is taken for typed already.
 
     Args:
-        kind: a configuration dataclass.
+        kind: the type: a configuration dataclass, the base class of a choice, or a type of factories.
         plain: its plain form.
         key: where it stands in the whole configuration, for error messages.
 
     Raises:
         LaresError: for an unknown key, a wrong type or a class that can't be found.
     """
-    if isinstance(plain, kind):
+    if not isinstance(plain, Mapping):
         return plain
-    parser = _Parser(exit_on_error=False)
-    parser.add_class_arguments(kind, key)
+    parser = Parser(exit_on_error=False)
+    parser.add_argument(f"--{key}", type=kind)
     try:
-        parsed = parser.parse_object({key: plain})
-        return parser.instantiate(parsed)[key]  # type: ignore[no-any-return]
-    except LaresError:
-        raise
+        return parser.instantiate(parser.parse_object({key: dict(plain)}))[key]
     except (ValueError, TypeError, KeyError) as error:
         raise LaresError(f"{key}: {error}") from error

@@ -168,6 +168,8 @@ class BatchLoader:
         pin: whether batches come in page-locked memory.
     """
 
+    batch_sampler = None  # Lightning looks for it wherever there is a `sampler`
+
     def __init__(
         self,
         dataset: SequenceDataset,

@@ -22,8 +22,8 @@ class SequenceDataModule(L.LightningDataModule):
     What a batch brings beside histories and targets (partners, seen items) is what the stage says it needs.
 
     Args:
-        dataset: directory of a prepared dataset (`lares prepare`).
-        max_length: longest history L; older items are cut off.
+        dataset: directory of a prepared dataset (`lares prepare`); a later stage takes it from the checkpoint.
+        max_length: longest history L, older items are cut off; 20, or the checkpoint's, where None.
         batch_size: training instances a batch and process.
         eval_batch_size: users a batch and process in validation, test and prediction.
         predict: whose next item `predict` ranks for: after a user's whole sequence (`next`), or in place of the held-out
@@ -31,7 +31,7 @@ class SequenceDataModule(L.LightningDataModule):
         histories: file with histories of its own to predict for instead, in a format `lares prepare` reads, with item ids
             of the dataset.
         columns: names of the columns of `histories`.
-        seed: seed of the order of training instances and of partners.
+        seed: seed of the order of training instances and of partners; on the command line `seed_everything` where None.
 
     Raises:
         LaresError: in `setup`, if the dataset is missing or not whole.
@@ -39,16 +39,19 @@ class SequenceDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        dataset: str = "prepared",
-        max_length: int = 20,
+        dataset: str | None = None,
+        max_length: int | None = None,
         batch_size: int = 1024,
         eval_batch_size: int = 1024,
         predict: Literal["next", "validation", "test"] = "next",
         histories: str | None = None,
         columns: Columns = Columns(),
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
+        if dataset is None:
+            raise LaresError("no dataset: name the directory of a prepared dataset (--data.dataset DIR)")
+        max_length = 20 if max_length is None else max_length
         if min(max_length, batch_size, eval_batch_size) < 1:
             raise LaresError("data: max_length, batch_size and eval_batch_size must be at least 1")
         self.dataset_path = str(Path(dataset).absolute())
@@ -58,7 +61,7 @@ class SequenceDataModule(L.LightningDataModule):
         self.predict = predict
         self.histories = histories
         self.columns = columns
-        self.seed = seed
+        self.seed = 0 if seed is None else seed
         # what another run over the same data needs to know; a later stage reads it from the checkpoint
         self.save_hyperparameters({"dataset": self.dataset_path, "max_length": max_length}, logger=False)
         self._sequences: SequenceDataset | None = None

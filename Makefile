@@ -1,0 +1,29 @@
+# Two commands do all the set-up: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+DATA ?=
+
+.PHONY: demo test lint unit clean
+.DEFAULT_GOAL := demo
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed  ## prepare, SPT, RPT, test, predict; DATA=path/to/file for data of your own
+	$(RUN)/lares demo $(if $(DATA),--data "$(DATA)")
+
+test: lint unit  ## what CI runs
+
+lint: $(VENV)/.installed
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+
+unit: $(VENV)/.installed
+	$(RUN)/python -m pytest -n 2
+
+clean:
+	rm -rf $(VENV) dist build

@@ -1,0 +1,36 @@
+"""The whole resolved configuration of a run, kept beside it and sent to W&B, once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import WandbLogger
+
+
+class ConfigRecord(SaveConfigCallback):
+    """Writes `config.yaml` into the run's folder and gives the configuration to W&B.
+
+    Args:
+        folder: the run's folder; None where nothing is to be written (validate, test, predict).
+    """
+
+    def __init__(self, *args: Any, folder: Path | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, save_to_log_dir=False, **kwargs)
+        self.folder = folder
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Called once, on the first process."""
+        text = self.parser.dump(self.config, skip_none=False)
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            temporary = self.folder / ".config.yaml"
+            temporary.write_text(text)
+            os.replace(temporary, self.folder / "config.yaml")
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_hyperparams(yaml.safe_load(text))

@@ -1,0 +1,354 @@
+"""`lares fit | validate | test | predict`: LightningCLI, made to chain the stages.
+
+What it adds: configs shipped with the package are found by name; `--run` names the folder of a run; RPT takes dataset,
+architecture and weights from the SPT run; evaluation needs a checkpoint alone; errors are one paragraph.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+
+from lares_pl.callbacks.predictions import PredictionWriter
+from lares_pl.callbacks.progress import Progress
+from lares_pl.callbacks.record import ConfigRecord
+from lares_pl.config import readable
+from lares_pl.data.module import SequenceDataModule
+from lares_pl.errors import LaresError
+from lares_pl.stages.checkpoint import StageCheckpoint, load_stage, read_checkpoint
+from lares_pl.stages.ranking import RankingStage
+from lares_pl.stages.rpt import RPT
+from lares_pl.stages.spt import SPT  # noqa: F401  (so that YAML may say `class_path: SPT`)
+
+RUNS = Path("runs")
+BEST = Path("checkpoints") / "best.ckpt"
+
+
+def run() -> None:
+    """Parse the command line and run the subcommand."""
+    _quieten()
+    sys.argv[1:] = with_shipped_configs(sys.argv[1:])
+    Command(
+        RankingStage,
+        SequenceDataModule,
+        subclass_mode_model=True,
+        save_config_callback=ConfigRecord,
+        parser_class=CommandParser,
+        parser_kwargs={"allow_abbrev": False},
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        seed_everything_default=0,
+    )
+
+
+def _quieten() -> None:
+    """Drop advertisements, and warnings about choices this package makes on purpose."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
+        logging.getLogger(name).addFilter(lambda record: "💡" not in record.getMessage())
+    for message in (
+        ".*does not have many workers.*",  # batches are cut from flat arrays: there is nothing to hand to workers
+        ".*weights_only.*",
+        ".*isinstance.*LeafSpec.*",
+        ".*treespec.*",
+        ".*JsonargparseDeprecationWarning.*",
+        ".*instantiate_classes.*",
+        ".*Experiment logs directory.*",
+        ".*exists and is not empty.*",
+        ".*find .* module.* in eval mode at the start of training.*",  # the frozen reference policy
+        ".*Found .* module.* in eval mode.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+
+
+# ---------------------------------------------------------------- shipped configs
+
+
+def shipped_configs() -> Path:
+    """Folder of the configs that come with the package: inside a wheel, or at the top of a checkout."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).resolve().parents[2] / "configs"
+
+
+def with_shipped_configs(arguments: list[str]) -> list[str]:
+    """The arguments with each `--config NAME` that is no local file replaced by the shipped one of that name.
+
+    Raises:
+        LaresError: if there is neither.
+    """
+    resolved: list[str] = []
+    expected = False
+    for argument in arguments:
+        if expected:
+            argument = _find_config(argument)
+        elif argument.startswith(("--config=", "-c=")):
+            option, _, name = argument.partition("=")
+            argument = f"{option}={_find_config(name)}"
+        expected = argument in ("--config", "-c")
+        resolved.append(argument)
+    return resolved
+
+
+def _find_config(name: str) -> str:
+    if Path(name).is_file():
+        return name
+    shipped = shipped_configs() / name
+    if shipped.is_file():
+        return str(shipped)
+    known = ", ".join(sorted(path.name for path in shipped_configs().glob("*.yaml")))
+    raise LaresError(f"--config {name}: no such file here, and none of that name is shipped (there are {known})")
+
+
+# ---------------------------------------------------------------- the command
+
+
+class CommandParser(LightningArgumentParser):
+    """A parser whose errors are `LaresError`."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Raise what is wrong, without usage text and alternatives that were not meant."""
+        raise LaresError(f"{readable(message)} (`lares {_subcommand()} --help` lists the options)")
+
+
+def _subcommand() -> str:
+    return sys.argv[1] if len(sys.argv) > 1 else ""
+
+
+class Command(LightningCLI):
+    """The four commands that need a trainer."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Options beside trainer, model and data."""
+        parser.add_argument("--run", default="default", help="Name of the run: a stage lives in runs/RUN/STAGE.")
+        parser.add_argument("--depth", type=int | None, help="Depth of evaluation; the model's mean depth where not given.")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            parser.add_argument(
+                "--stage", type=str | None, help="Folder of this stage in the run; the model's class in lower case where not given."
+            )
+            parser.add_argument("--test_after_fit", type=bool, default=True, help="Test the best checkpoint at the end.")
+        if subcommand == "predict":
+            parser.add_argument("--k", type=int, default=10, help="Length of each ranked list.")
+            parser.add_argument("--output", default="predictions.parquet", help="File to write.")
+            parser.add_argument("--overwrite", type=bool, default=False, help="Replace the file if it is there.")
+        return parser
+
+    # ------------------------------------------------------------ configuration
+
+    @property
+    def chosen(self) -> Namespace:
+        """Configuration of the subcommand at work."""
+        return self.config[self.config.subcommand]
+
+    def _parse_ckpt_path(self) -> None:
+        """Evaluation: the checkpoint says what model and data are, the command line may say otherwise."""
+        if self.config.get("subcommand") in (None, "fit"):
+            return
+        path = self.chosen.get("ckpt_path")
+        if path is None:
+            raise LaresError(f"lares {self.config.subcommand} needs a checkpoint: --ckpt_path runs/RUN/STAGE/{BEST}{_trained()}")
+        checkpoint = read_checkpoint(path)
+        self._parser(self.config.subcommand).set_defaults(
+            {
+                "model": {"class_path": checkpoint.class_path, "init_args": checkpoint.settings},
+                **{f"data.{key}": value for key, value in checkpoint.data.items()},
+            }
+        )
+        self.parse_arguments(self.parser, None)
+        if self.chosen.model.init_args.get("backbone") is None:  # a config of RPT names none
+            self.chosen.model.init_args["backbone"] = checkpoint.settings["backbone"]
+
+    def before_instantiate_classes(self) -> None:
+        """Fill in what follows from the run, the stage and earlier checkpoints."""
+        config = self.chosen
+        if config.get("model") is None:
+            raise LaresError("no model: name a config, such as `lares fit --config spt.yaml`")
+        if config.data.seed is None:
+            config.data.seed = config.seed_everything
+        self.folder: Path | None = None
+        if self.subcommand == "fit":
+            self.folder = RUNS / config.run / (config.stage or config.model.class_path.rsplit(".", 1)[-1].lower())
+            self._join_stages()
+            self._place_outputs(self.folder)
+        else:
+            config.trainer.logger = config.trainer.logger or False
+        callbacks = list(config.trainer.callbacks or [])
+        if config.trainer.enable_progress_bar is not False:
+            config.trainer.enable_progress_bar = True
+            callbacks.append(Namespace(class_path=f"{Progress.__module__}.Progress", init_args=Namespace(every=30.0)))
+        if self.subcommand == "predict":
+            arguments = Namespace(path=config.output, overwrite=config.overwrite)
+            writer = f"{PredictionWriter.__module__}.PredictionWriter"
+            callbacks.append(Namespace(class_path=writer, init_args=arguments))
+            config.return_predictions = False
+        config.trainer.callbacks = callbacks
+        self.save_config_kwargs = {"folder": self.folder}
+
+    def _join_stages(self) -> None:
+        """Fit: `ckpt_path` resumes this very stage, `init_from` starts from weights; RPT takes the rest from SPT."""
+        config, folder = self.chosen, self.folder
+        assert folder is not None
+        arguments = config.model.init_args
+        name = config.model.class_path.rsplit(".", 1)[-1]
+        if config.get("ckpt_path") == "last":
+            config.ckpt_path = str(folder / "checkpoints" / "last.ckpt")
+        if config.get("ckpt_path") is not None:
+            if arguments.get("init_from") is not None:
+                raise LaresError(
+                    "--ckpt_path and --model.init_from exclude each other: --ckpt_path resumes an interrupted run where it stopped, "
+                    "--model.init_from starts a new run from the weights of another. Give the one you mean."
+                )
+            checkpoint = read_checkpoint(config.ckpt_path)
+            if checkpoint.stage_name != name:
+                raise LaresError(
+                    f"--ckpt_path {config.ckpt_path} is a checkpoint of {checkpoint.stage_name} and resumes only a run of "
+                    f"{checkpoint.stage_name}; to start {name} from its weights say --model.init_from {config.ckpt_path}"
+                )
+            if arguments.get("backbone") is None:
+                arguments["backbone"] = checkpoint.settings["backbone"]
+            self._take_data(checkpoint)
+            return
+        if issubclass(_class(config.model.class_path), RPT) and arguments.get("init_from") is None:
+            arguments["init_from"] = str(RUNS / config.run / "spt" / BEST)
+            if not Path(arguments["init_from"]).is_file():
+                raise LaresError(
+                    f"RPT starts from the SPT run of the same name and there is none at {arguments['init_from']}: train it first "
+                    f"(lares fit --config spt.yaml --run {config.run}), or name a checkpoint with --model.init_from"
+                )
+        source = arguments.get("init_from")
+        if source is None:
+            return
+        if folder.resolve() in Path(source).resolve().parents:
+            raise LaresError(
+                f"--model.init_from {source} is a checkpoint of this very run ({folder}): to resume it say --ckpt_path {source}; "
+                "to start anew from its weights choose another --run or --stage"
+            )
+        checkpoint = read_checkpoint(source)
+        arguments["init_from"] = str(Path(source).absolute())
+        if "backbone" in arguments and arguments["backbone"] is None:
+            arguments["backbone"] = checkpoint.settings["backbone"]
+        self._take_data(checkpoint)
+
+    def _take_data(self, checkpoint: StageCheckpoint) -> None:
+        """Dataset and history length of a checkpoint, where the configuration names none."""
+        for key, value in checkpoint.data.items():
+            if self.chosen.data.get(key) is None:
+                self.chosen.data[key] = value
+
+    def _place_outputs(self, folder: Path) -> None:
+        """Give checkpoints and loggers their place in the run's folder; metrics are always kept as CSV too."""
+        trainer = self.chosen.trainer
+        for callback in trainer.callbacks or []:
+            if callback.class_path.endswith(".ModelCheckpoint") and callback.init_args.get("dirpath") is None:
+                callback.init_args.dirpath = str(folder / "checkpoints")
+        loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+        loggers = [logger for logger in loggers if isinstance(logger, Namespace)]
+        for logger in loggers:
+            arguments = logger.init_args
+            if "save_dir" in arguments and arguments.get("save_dir") in (None, "."):
+                arguments.save_dir = str(folder)
+            if logger.class_path.endswith(".Wandb"):
+                arguments.name = arguments.get("name") or f"{self.chosen.run}-{folder.name}"
+                arguments.group = arguments.get("group") or self.chosen.run
+        csv = Namespace(save_dir=str(folder), name="metrics", version=None, prefix="", flush_logs_every_n_steps=100)
+        loggers.append(Namespace(class_path="lightning.pytorch.loggers.CSVLogger", init_args=csv))
+        trainer.logger = loggers
+        trainer.default_root_dir = trainer.default_root_dir or str(folder)
+
+    def after_instantiate_classes(self) -> None:
+        """Options that belong to the model but are not part of it."""
+        config = self.chosen
+        if config.depth is not None:
+            self.model.evaluation_depth = config.depth
+        if self.subcommand == "predict":
+            self.model.predict_k = config.k
+
+    # ------------------------------------------------------------ around the trainer
+
+    def before_fit(self) -> None:
+        """A new run never writes over an old one: what is there is moved aside."""
+        assert self.folder is not None
+        if self.chosen.get("ckpt_path") is None and rank_zero_only.rank == 0 and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            _move_aside(self.folder)
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint; for RPT say what changed since SPT."""
+        keeper = self.trainer.checkpoint_callback
+        best = keeper.best_model_path if isinstance(keeper, ModelCheckpoint) else ""
+        if not best or not self.chosen.test_after_fit or self.trainer.interrupted:
+            return
+        report: dict[str, Any] = {"checkpoint": best, "depth": self.model.evaluation_depth}
+        if isinstance(self.model, RPT) and self.model.init_from is not None:
+            report["before"] = {"checkpoint": self.model.init_from, "metrics": self._test_before(self.model.init_from)}
+        (metrics,) = self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
+        report["metrics"] = metrics
+        if self.trainer.is_global_zero:
+            assert self.folder is not None
+            temporary = self.folder / ".test.json"
+            temporary.write_text(json.dumps(report, indent=1) + "\n")
+            os.replace(temporary, self.folder / "test.json")
+            print(_comparison(report))
+            print(f"best checkpoint: {best}")
+
+    def _test_before(self, path: str) -> Mapping[str, float]:
+        """Test metrics of the SPT checkpoint under the same conditions, logged nowhere."""
+        before = load_stage(path)
+        before.evaluation_depth, before.exclude_seen = self.model.evaluation_depth, self.model.exclude_seen
+        loggers, self.trainer.loggers = self.trainer.loggers, []
+        try:
+            (metrics,) = self.trainer.test(before, datamodule=self.datamodule, verbose=False)
+        finally:
+            self.trainer.loggers = loggers
+        return metrics
+
+
+def _class(path: str) -> type:
+    from jsonargparse._util import import_object
+
+    found: type = import_object(path)
+    return found
+
+
+def _trained() -> str:
+    """Checkpoints at hand, for an error message."""
+    found = sorted(RUNS.glob(f"*/*/{BEST}"))
+    return f" (there are {', '.join(map(str, found[:5]))})" if found else ""
+
+
+def _move_aside(folder: Path) -> None:
+    """Rename a folder that is there to `NAME.1`, `NAME.2`, …"""
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    number = 1
+    while (former := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    folder.rename(former)
+    rank_zero_info(f"{folder} held a run already: moved it to {former}")
+
+
+def _comparison(report: Mapping[str, Any]) -> str:
+    """Test metrics, beside those before this stage where there are any."""
+    before = report.get("before", {}).get("metrics")
+    lines = [f"test metrics at depth {report['depth']}" + (" before and after RPT" if before else "")]
+    for name, value in report["metrics"].items():
+        label = f"  {name.removeprefix('test/'):<10}"
+        if before:
+            change = f"{value / before[name] - 1:+.1%}" if before[name] else ""
+            lines.append(f"{label} {before[name]:.4f} -> {value:.4f}  {change}")
+        else:
+            lines.append(f"{label} {value:.4f}")
+    return "\n".join(lines)
+
