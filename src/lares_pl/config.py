@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -69,25 +70,39 @@ class Parser(ArgumentParser):
     """A parser whose errors are `LaresError`."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Raise what is wrong, without usage text and alternatives that were not meant."""
+        if not self.exit_on_error:  # a parser inside the parser: the outer one reports
+            super().error(message, ex)
         raise LaresError(readable(message))
 
 
+_NOISE = (
+    "Does not validate against any",
+    "Subtypes:",
+    "Errors:",
+    "Expected a <class 'NoneType'>",
+    "Given value",
+    "Expected a path but",
+    "Problem with given class_path",
+)
+_KEY = re.compile(r'Parser key "([^"]+)":')
+
+
 def readable(message: str) -> str:
-    """jsonargparse's nested report without the alternatives that were not meant and the repeated values."""
+    """jsonargparse's nested report as `key.of.the.place: what is wrong`.
+
+    Leaves out the alternatives that were not meant and the repetition of the values given.
+    """
+    keys: list[str] = []
     kept: list[str] = []
     for line in message.splitlines():
         text = line.strip().removeprefix("- ")
-        noise = (
-            "Does not validate against any",
-            "Subtypes:",
-            "Errors:",
-            "Expected a <class 'NoneType'>",
-            "Given value",
-            "Expected a path but",
-        )
-        if text and not text.startswith(noise):
+        keys += _KEY.findall(text)
+        text = _KEY.sub("", text).strip()
+        if text and not text.startswith(_NOISE):
             kept.append(text)
-    return " ".join(kept) or message
+    place = ".".join(keys)
+    return f"{place}: {' '.join(kept)}" if keys and kept else " ".join(kept) or message
 
 
 def from_plain(kind: Any, plain: Any, key: str) -> Any:
@@ -103,7 +118,7 @@ def from_plain(kind: Any, plain: Any, key: str) -> Any:
     """
     if not isinstance(plain, Mapping):
         return plain
-    parser = Parser(exit_on_error=False)
+    parser = Parser()
     parser.add_argument(f"--{key}", type=kind)
     try:
         return parser.instantiate(parser.parse_object({key: dict(plain)}))[key]

@@ -15,15 +15,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
+from jsonargparse import Namespace, dict_to_namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lares_pl.callbacks.predictions import PredictionWriter
 from lares_pl.callbacks.progress import Progress
 from lares_pl.callbacks.record import ConfigRecord
 from lares_pl.config import readable
+from lares_pl.data.dataset import check_dataset
 from lares_pl.data.module import SequenceDataModule
 from lares_pl.errors import LaresError
 from lares_pl.stages.checkpoint import StageCheckpoint, load_stage, read_checkpoint
@@ -118,15 +120,19 @@ class CommandParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raise what is wrong, without usage text and alternatives that were not meant."""
-        raise LaresError(f"{readable(message)} (`lares {_subcommand()} --help` lists the options)")
-
-
-def _subcommand() -> str:
-    return sys.argv[1] if len(sys.argv) > 1 else ""
+        if not self.exit_on_error:  # a parser inside the parser: the outer one reports
+            super().error(message, ex)
+        raise LaresError(f"{readable(message)} (`lares {sys.argv[1]} --help` lists the options)")
 
 
 class Command(LightningCLI):
     """The four commands that need a trainer."""
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Trainer, model and data; the model may be left to a checkpoint."""
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.add_lightning_class_args(self._model_class, "model", subclass_mode=True, required=False)
+        parser.add_lightning_class_args(self._datamodule_class, "data")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options beside trainer, model and data."""
@@ -140,6 +146,8 @@ class Command(LightningCLI):
                 "--stage", type=str | None, help="Folder of this stage in the run; the model's class in lower case where not given."
             )
             parser.add_argument("--test_after_fit", type=bool, default=True, help="Test the best checkpoint at the end.")
+        if subcommand in ("validate", "test"):
+            parser.add_argument("--output", type=str | None, help="JSON file to write the metrics to as well.")
         if subcommand == "predict":
             parser.add_argument("--k", type=int, default=10, help="Length of each ranked list.")
             parser.add_argument("--output", default="predictions.parquet", help="File to write.")
@@ -169,7 +177,7 @@ class Command(LightningCLI):
         )
         self.parse_arguments(self.parser, None)
         if self.chosen.model.init_args.get("backbone") is None:  # a config of RPT names none
-            self.chosen.model.init_args["backbone"] = checkpoint.settings["backbone"]
+            self.chosen.model.init_args["backbone"] = dict_to_namespace(checkpoint.settings["backbone"])
 
     def before_instantiate_classes(self) -> None:
         """Fill in what follows from the run, the stage and earlier checkpoints."""
@@ -185,6 +193,7 @@ class Command(LightningCLI):
             self._place_outputs(self.folder)
         else:
             config.trainer.logger = config.trainer.logger or False
+        check_dataset(config.data.dataset)
         callbacks = list(config.trainer.callbacks or [])
         if config.trainer.enable_progress_bar is not False:
             config.trainer.enable_progress_bar = True
@@ -218,7 +227,7 @@ class Command(LightningCLI):
                     f"{checkpoint.stage_name}; to start {name} from its weights say --model.init_from {config.ckpt_path}"
                 )
             if arguments.get("backbone") is None:
-                arguments["backbone"] = checkpoint.settings["backbone"]
+                arguments["backbone"] = dict_to_namespace(checkpoint.settings["backbone"])
             self._take_data(checkpoint)
             return
         if issubclass(_class(config.model.class_path), RPT) and arguments.get("init_from") is None:
@@ -239,7 +248,7 @@ class Command(LightningCLI):
         checkpoint = read_checkpoint(source)
         arguments["init_from"] = str(Path(source).absolute())
         if "backbone" in arguments and arguments["backbone"] is None:
-            arguments["backbone"] = checkpoint.settings["backbone"]
+            arguments["backbone"] = dict_to_namespace(checkpoint.settings["backbone"])
         self._take_data(checkpoint)
 
     def _take_data(self, checkpoint: StageCheckpoint) -> None:
@@ -267,6 +276,13 @@ class Command(LightningCLI):
         loggers.append(Namespace(class_path="lightning.pytorch.loggers.CSVLogger", init_args=csv))
         trainer.logger = loggers
         trainer.default_root_dir = trainer.default_root_dir or str(folder)
+
+    def instantiate_classes(self) -> None:
+        """Build trainer, stage and data module; what they refuse is an error of the configuration."""
+        try:
+            super().instantiate_classes()
+        except (TypeError, ValueError, MisconfigurationException) as error:
+            raise LaresError(readable(str(error))) from error
 
     def after_instantiate_classes(self) -> None:
         """Options that belong to the model but are not part of it."""
@@ -297,11 +313,24 @@ class Command(LightningCLI):
         report["metrics"] = metrics
         if self.trainer.is_global_zero:
             assert self.folder is not None
-            temporary = self.folder / ".test.json"
-            temporary.write_text(json.dumps(report, indent=1) + "\n")
-            os.replace(temporary, self.folder / "test.json")
+            _write_json(self.folder / "test.json", report)
             print(_comparison(report))
             print(f"best checkpoint: {best}")
+
+    def after_validate(self) -> None:
+        """Keep the metrics where asked to."""
+        self._keep_metrics()
+
+    def after_test(self) -> None:
+        """Keep the metrics where asked to."""
+        self._keep_metrics()
+
+    def _keep_metrics(self) -> None:
+        if self.chosen.output is None or not self.trainer.is_global_zero:
+            return
+        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        report = {"checkpoint": self.chosen.ckpt_path, "depth": self.model.evaluation_depth, "metrics": metrics}
+        _write_json(Path(self.chosen.output), report)
 
     def _test_before(self, path: str) -> Mapping[str, float]:
         """Test metrics of the SPT checkpoint under the same conditions, logged nowhere."""
@@ -313,6 +342,14 @@ class Command(LightningCLI):
         finally:
             self.trainer.loggers = loggers
         return metrics
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file that is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, path)
 
 
 def _class(path: str) -> type:

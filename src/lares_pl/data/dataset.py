@@ -47,6 +47,23 @@ class Instances:
         return Instances(self.users[kept], self.starts[kept], self.ends[kept], self.has_target)
 
 
+def check_dataset(path: str | Path | None) -> Path:
+    """The directory of a prepared dataset.
+
+    Raises:
+        LaresError: if none is named, or none is there.
+    """
+    if path is None:
+        raise LaresError("no dataset: name the directory of a prepared dataset (--data.dataset DIR)")
+    folder = Path(path)
+    if not (folder / "dataset.json").is_file():
+        raise LaresError(
+            f"no prepared dataset at {folder.absolute()} (no dataset.json there): "
+            "make one with `lares prepare FILE --output DIR`, or name another with --data.dataset"
+        )
+    return folder
+
+
 class SequenceDataset:
     """Sequences of all users and the catalogue.
 
@@ -72,12 +89,7 @@ class SequenceDataset:
         Raises:
             LaresError: if there is none, it is incomplete, or its parts don't belong together.
         """
-        folder = Path(path)
-        if not (folder / "dataset.json").is_file():
-            raise LaresError(
-                f"no prepared dataset at {folder.absolute()} (no dataset.json there): "
-                "make one with `lares prepare FILE --output DIR`, or name another with --data.dataset"
-            )
+        folder = check_dataset(path)
         try:
             description: dict[str, Any] = json.loads((folder / "dataset.json").read_text())
             parts = sorted((folder / "sequences").glob("part-*.parquet")) or [folder / "sequences.parquet"]

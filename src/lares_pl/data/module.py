@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from lares_pl.data.batches import BatchLoader, SameTargetPartners, Shard
-from lares_pl.data.dataset import Instances, SequenceDataset
+from lares_pl.data.dataset import Instances, SequenceDataset, check_dataset
 from lares_pl.data.formats import Columns
 from lares_pl.data.unseen import read_histories
 from lares_pl.errors import LaresError
@@ -34,7 +34,7 @@ class SequenceDataModule(L.LightningDataModule):
         seed: seed of the order of training instances and of partners; on the command line `seed_everything` where None.
 
     Raises:
-        LaresError: in `setup`, if the dataset is missing or not whole.
+        LaresError: if there is no such dataset; in `setup`, if it is not whole.
     """
 
     def __init__(
@@ -49,12 +49,10 @@ class SequenceDataModule(L.LightningDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        if dataset is None:
-            raise LaresError("no dataset: name the directory of a prepared dataset (--data.dataset DIR)")
         max_length = 20 if max_length is None else max_length
         if min(max_length, batch_size, eval_batch_size) < 1:
             raise LaresError("data: max_length, batch_size and eval_batch_size must be at least 1")
-        self.dataset_path = str(Path(dataset).absolute())
+        self.dataset_path = str(check_dataset(dataset).absolute())
         self.max_length = max_length
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size

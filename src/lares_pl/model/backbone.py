@@ -57,9 +57,9 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         if self.hidden_size < 1 or self.pre_layers < 0 or self.core_layers < 0:
-            raise ValueError("hidden_size must be at least 1, pre_layers and core_layers at least 0")
+            raise LaresError("hidden_size must be at least 1, pre_layers and core_layers at least 0")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be within [0, 1), got {self.dropout}")
+            raise LaresError(f"dropout must be within [0, 1), got {self.dropout}")
 
 
 class RecurrentBackbone(nn.Module):

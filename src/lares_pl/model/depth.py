@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from lares_pl.errors import LaresError
+
 
 class DepthSchedule(ABC):
     """Draws the depth T of one training pass; `evaluation_depth` is used where nothing is drawn."""
@@ -42,7 +44,7 @@ class _MeanDepth(DepthSchedule):
 
     def __post_init__(self) -> None:
         if self.mean < 1:
-            raise ValueError(f"mean depth must be at least 1, got {self.mean}")
+            raise LaresError(f"mean depth must be at least 1, got {self.mean}")
 
     @property
     def evaluation_depth(self) -> int:
@@ -115,7 +117,7 @@ class ConstantDepth(DepthSchedule):
 
     def __post_init__(self) -> None:
         if self.depth < 0:
-            raise ValueError(f"depth must not be negative, got {self.depth}")
+            raise LaresError(f"depth must not be negative, got {self.depth}")
 
     def sample(self, generator: torch.Generator | None = None) -> int:
         return self.depth

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lares_pl.errors import LaresError
+
 CHUNK = 1 << 22  # scores held at a time (float32: 16 MiB)
 
 
@@ -56,7 +58,7 @@ class CosineSimilarity(Similarity):
 
     def __post_init__(self) -> None:
         if self.tau <= 0:
-            raise ValueError(f"tau must be above 0, got {self.tau}")
+            raise LaresError(f"tau must be above 0, got {self.tau}")
 
     def normalise(self, x: Tensor) -> Tensor:
         return F.normalize(x, dim=-1)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lares_pl.errors import LaresError
+
 from lares_pl.data.batches import Batch
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.recurrence import KeyedNoise
@@ -27,7 +29,7 @@ class Pruning:
 
     def __post_init__(self) -> None:
         if self.passes < 1 or self.top < 1:
-            raise ValueError("passes and top must be at least 1")
+            raise LaresError("passes and top must be at least 1")
 
 
 @torch.no_grad()

@@ -7,6 +7,8 @@ import math
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lares_pl.errors import LaresError
+
 
 class WarmupCosine(LambdaLR):
     """Linear warm-up, then half a cosine down to a share of the learning rate, which stays from then on.
@@ -20,7 +22,7 @@ class WarmupCosine(LambdaLR):
 
     def __init__(self, optimizer: Optimizer, warmup: int = 200, total: int = 10_000, floor: float = 0.05) -> None:
         if not 0 <= warmup < total or not 0 <= floor <= 1:
-            raise ValueError("WarmupCosine: expected 0 <= warmup < total and 0 <= floor <= 1")
+            raise LaresError("WarmupCosine: expected 0 <= warmup < total and 0 <= floor <= 1")
 
         def factor(update: int) -> float:
             if update < warmup:
