@@ -7,13 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from lares_pl.data.prepare import prepare
+from lares_pl.data.synthetic import Process, write_interactions
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
 
+def golden_folder() -> Path:
+    return Path(os.environ.get("LARES_GOLDEN_DIR", SHARED / "golden"))
+
+
 def golden_files() -> list[Path]:
-    folder = Path(os.environ.get("LARES_GOLDEN_DIR", SHARED / "golden"))
-    return sorted(folder.glob("*.npz"))
+    return sorted(golden_folder().glob("*.npz"))
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +37,13 @@ def _shared(name: str) -> Path:
     if not path.exists():
         pytest.skip(f"real data is missing: {path}")
     return path
+
+
+@pytest.fixture(scope="session")
+def toy_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small prepared dataset of the embedded process: 61 users (an odd number), 40 items."""
+    folder = tmp_path_factory.mktemp("toy")
+    process = Process(users=61, topics=4, topic_size=10, min_length=2, max_length=14)
+    write_interactions(process, folder / "toy.tsv")
+    prepare(str(folder / "toy.tsv"), str(folder / "dataset"))
+    return folder / "dataset"

@@ -34,7 +34,7 @@ class Golden:
         self.state = self.group("param/")
         try:
             plain = reference.backbone_config(self.config, self.state)
-        except reference.UnknownFamily:
+        except reference.UnknownFamilyError:
             pytest.skip(f"{path.stem}: family not built yet")
         self.backbone_config = from_plain(BackboneConfig, plain, "backbone")
         self.histories = Histories.from_padded(self["in/history"])

@@ -6,43 +6,102 @@ The public names, imported at first use so that the command line answers at once
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lares_pl.data.dataset import SequenceDataset
+    from lares_pl.data.formats import Columns
+    from lares_pl.data.histories import Histories
+    from lares_pl.data.module import SequenceDataModule
+    from lares_pl.data.prepare import prepare
+    from lares_pl.errors import LaresError
+    from lares_pl.model.backbone import BackboneConfig, RecurrentBackbone
+    from lares_pl.model.blocks.transformer import TransformerBlock
+    from lares_pl.model.depth import BoundedPoisson, ConstantDepth, Poisson, PoissonLogNormal, UniformDepth
+    from lares_pl.model.recurrence import (
+        AddInjection,
+        ConcatInjection,
+        LinearInjection,
+        NormalState,
+        NormalZeroState,
+        ZeroState,
+    )
+    from lares_pl.model.scoring import CosineSimilarity, DotSimilarity
+    from lares_pl.objectives.rewards import NDCGReward, RecallReward
+    from lares_pl.stages.checkpoint import load_stage
+    from lares_pl.stages.pruning import Pruning
+    from lares_pl.stages.rpt import RPT
+    from lares_pl.stages.schedules import WarmupCosine
+    from lares_pl.stages.spt import SPT
 
 __version__ = "0.1.0"
 
+# where each public name lives; the same names as above, for those who run instead of check
 _HOME = {
-    "BackboneConfig": "lares_pl.model.backbone",
-    "RecurrentBackbone": "lares_pl.model.backbone",
-    "Histories": "lares_pl.data.histories",
-    "SequenceDataModule": "lares_pl.data.module",
-    "SequenceDataset": "lares_pl.data.dataset",
-    "Columns": "lares_pl.data.formats",
-    "prepare": "lares_pl.data.prepare",
-    "SPT": "lares_pl.stages.spt",
-    "RPT": "lares_pl.stages.rpt",
-    "Pruning": "lares_pl.stages.pruning",
-    "WarmupCosine": "lares_pl.stages.schedules",
-    "load_stage": "lares_pl.stages.checkpoint",
-    "LaresError": "lares_pl.errors",
-    "TransformerBlock": "lares_pl.model.blocks.transformer",
-    **dict.fromkeys(
-        ["PoissonLogNormal", "Poisson", "BoundedPoisson", "UniformDepth", "ConstantDepth"], "lares_pl.model.depth"
-    ),
-    **dict.fromkeys(
-        ["NormalState", "ZeroState", "NormalZeroState", "AddInjection", "ConcatInjection", "LinearInjection"],
-        "lares_pl.model.recurrence",
-    ),
-    **dict.fromkeys(["DotSimilarity", "CosineSimilarity"], "lares_pl.model.scoring"),
-    **dict.fromkeys(["RecallReward", "NDCGReward"], "lares_pl.objectives.rewards"),
+    "data.dataset": ["SequenceDataset"],
+    "data.formats": ["Columns"],
+    "data.histories": ["Histories"],
+    "data.module": ["SequenceDataModule"],
+    "data.prepare": ["prepare"],
+    "errors": ["LaresError"],
+    "model.backbone": ["BackboneConfig", "RecurrentBackbone"],
+    "model.blocks.transformer": ["TransformerBlock"],
+    "model.depth": ["BoundedPoisson", "ConstantDepth", "Poisson", "PoissonLogNormal", "UniformDepth"],
+    "model.recurrence": [
+        "AddInjection",
+        "ConcatInjection",
+        "LinearInjection",
+        "NormalState",
+        "NormalZeroState",
+        "ZeroState",
+    ],
+    "model.scoring": ["CosineSimilarity", "DotSimilarity"],
+    "objectives.rewards": ["NDCGReward", "RecallReward"],
+    "stages.checkpoint": ["load_stage"],
+    "stages.pruning": ["Pruning"],
+    "stages.rpt": ["RPT"],
+    "stages.schedules": ["WarmupCosine"],
+    "stages.spt": ["SPT"],
 }
+_MODULE_OF = {name: f"lares_pl.{module}" for module, names in _HOME.items() for name in names}
 
-__all__ = sorted([*_HOME, "__version__"])
+__all__ = [
+    "RPT",
+    "SPT",
+    "AddInjection",
+    "BackboneConfig",
+    "BoundedPoisson",
+    "Columns",
+    "ConcatInjection",
+    "ConstantDepth",
+    "CosineSimilarity",
+    "DotSimilarity",
+    "Histories",
+    "LaresError",
+    "LinearInjection",
+    "NDCGReward",
+    "NormalState",
+    "NormalZeroState",
+    "Poisson",
+    "PoissonLogNormal",
+    "Pruning",
+    "RecallReward",
+    "RecurrentBackbone",
+    "SequenceDataModule",
+    "SequenceDataset",
+    "TransformerBlock",
+    "UniformDepth",
+    "WarmupCosine",
+    "ZeroState",
+    "load_stage",
+    "prepare",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

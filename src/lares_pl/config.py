@@ -18,6 +18,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from lares_pl.errors import LaresError
 
+
 def class_of(factory: Callable[..., Any]) -> type:
     """The class that a class, or a `functools.partial` of one, builds.
 
@@ -30,9 +31,7 @@ def class_of(factory: Callable[..., Any]) -> type:
     for candidate in candidates:
         if isinstance(candidate, type):
             return candidate
-    raise LaresError(
-        f"{factory!r} can't be written into a checkpoint: give a class or functools.partial(Class, key=value)"
-    )
+    raise LaresError(f"{factory!r} can't be written into a checkpoint: give a class or functools.partial(Class, key=value)")
 
 
 def class_path_of(cls: type) -> str:

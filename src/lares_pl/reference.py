@@ -1,6 +1,6 @@
 """Names and settings of the authors' release (RecBole code), to ours and back.
 
-Only the transformer family so far; `UnknownFamily` names what can't be mapped yet.
+Only the transformer family so far; `UnknownFamilyError` names what can't be mapped yet.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _DEPTHS = {
 }
 
 
-class UnknownFamily(LaresError):
+class UnknownFamilyError(LaresError):
     """A checkpoint of a block family that this package has no counterpart for."""
 
 
@@ -37,11 +37,11 @@ def backbone_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> d
         state: its state dict, which tells the block family.
 
     Raises:
-        UnknownFamily: for a family not built here.
+        UnknownFamilyError: for a family not built here.
         LaresError: for a setting this package does not know.
     """
     if "pre_encoder.layer.0.multi_head_attention.query.weight" not in state or "plm_embedding.weight" in state:
-        raise UnknownFamily("this is not a checkpoint of the transformer family, the only one supported so far")
+        raise UnknownFamilyError("this is not a checkpoint of the transformer family, the only one supported so far")
     block = {
         "class_path": f"{_MODEL}.blocks.transformer.TransformerBlock",
         "init_args": {

@@ -6,6 +6,7 @@ architecture and weights from the SPT run; evaluation needs a checkpoint alone; 
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
@@ -16,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace, dict_to_namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lares_pl.callbacks.predictions import PredictionWriter
 from lares_pl.callbacks.progress import Progress
@@ -143,7 +144,9 @@ class Command(LightningCLI):
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "fit":
             parser.add_argument(
-                "--stage", type=str | None, help="Folder of this stage in the run; the model's class in lower case where not given."
+                "--stage",
+                type=str | None,
+                help="Folder of this stage in the run; the model's class in lower case where not given.",
             )
             parser.add_argument("--test_after_fit", type=bool, default=True, help="Test the best checkpoint at the end.")
         if subcommand in ("validate", "test"):
@@ -159,25 +162,33 @@ class Command(LightningCLI):
     @property
     def chosen(self) -> Namespace:
         """Configuration of the subcommand at work."""
-        return self.config[self.config.subcommand]
+        chosen: Namespace = self.config[self.config.subcommand]
+        return chosen
 
-    def _parse_ckpt_path(self) -> None:
-        """Evaluation: the checkpoint says what model and data are, the command line may say otherwise."""
-        if self.config.get("subcommand") in (None, "fit"):
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Evaluation: the checkpoint says what model and data are, configs and command line may say otherwise."""
+        command, arguments = sys.argv[1], sys.argv[2:]
+        if command == "fit" or {"-h", "--help"} & set(arguments):
+            super().parse_arguments(parser, args)
             return
-        path = self.chosen.get("ckpt_path")
+        first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        first.add_argument("--ckpt_path")
+        path = first.parse_known_args(arguments)[0].ckpt_path
         if path is None:
-            raise LaresError(f"lares {self.config.subcommand} needs a checkpoint: --ckpt_path runs/RUN/STAGE/{BEST}{_trained()}")
+            raise LaresError(f"lares {command} needs a checkpoint: --ckpt_path runs/RUN/STAGE/{BEST}{_trained()}")
         checkpoint = read_checkpoint(path)
-        self._parser(self.config.subcommand).set_defaults(
+        self._parser(command).set_defaults(
             {
                 "model": {"class_path": checkpoint.class_path, "init_args": checkpoint.settings},
                 **{f"data.{key}": value for key, value in checkpoint.data.items()},
             }
         )
-        self.parse_arguments(self.parser, None)
+        super().parse_arguments(parser, args)
         if self.chosen.model.init_args.get("backbone") is None:  # a config of RPT names none
             self.chosen.model.init_args["backbone"] = dict_to_namespace(checkpoint.settings["backbone"])
+
+    def _parse_ckpt_path(self) -> None:
+        """Not Lightning's way, which lets the checkpoint's settings win over the command line."""
 
     def before_instantiate_classes(self) -> None:
         """Fill in what follows from the run, the stage and earlier checkpoints."""
@@ -217,8 +228,8 @@ class Command(LightningCLI):
         if config.get("ckpt_path") is not None:
             if arguments.get("init_from") is not None:
                 raise LaresError(
-                    "--ckpt_path and --model.init_from exclude each other: --ckpt_path resumes an interrupted run where it stopped, "
-                    "--model.init_from starts a new run from the weights of another. Give the one you mean."
+                    "--ckpt_path and --model.init_from exclude each other: --ckpt_path resumes an interrupted run where it "
+                    "stopped, --model.init_from starts a new run from the weights of another. Give the one you mean."
                 )
             checkpoint = read_checkpoint(config.ckpt_path)
             if checkpoint.stage_name != name:
@@ -234,16 +245,17 @@ class Command(LightningCLI):
             arguments["init_from"] = str(RUNS / config.run / "spt" / BEST)
             if not Path(arguments["init_from"]).is_file():
                 raise LaresError(
-                    f"RPT starts from the SPT run of the same name and there is none at {arguments['init_from']}: train it first "
-                    f"(lares fit --config spt.yaml --run {config.run}), or name a checkpoint with --model.init_from"
+                    f"RPT starts from the SPT run of the same name and there is none at {arguments['init_from']}: "
+                    f"train it first (lares fit --config spt.yaml --run {config.run}), "
+                    "or name a checkpoint with --model.init_from"
                 )
         source = arguments.get("init_from")
         if source is None:
             return
         if folder.resolve() in Path(source).resolve().parents:
             raise LaresError(
-                f"--model.init_from {source} is a checkpoint of this very run ({folder}): to resume it say --ckpt_path {source}; "
-                "to start anew from its weights choose another --run or --stage"
+                f"--model.init_from {source} is a checkpoint of this very run ({folder}): to resume it say "
+                f"--ckpt_path {source}; to start anew from its weights choose another --run or --stage"
             )
         checkpoint = read_checkpoint(source)
         arguments["init_from"] = str(Path(source).absolute())
@@ -388,4 +400,3 @@ def _comparison(report: Mapping[str, Any]) -> str:
         else:
             lines.append(f"{label} {value:.4f}")
     return "\n".join(lines)
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -48,10 +48,12 @@ class PredictionWriter(Callback):
         mine = Ranked(*(torch.cat(parts) for parts in zip(*self._parts, strict=True)))
         self._parts = []
         # every process has equally many rows (the last ones may only fill up), so shapes agree
-        everything = [pl_module.all_gather(part.to(pl_module.device)).flatten(0, -part.ndim).cpu() for part in mine]
+        gathered = [cast(torch.Tensor, pl_module.all_gather(part.to(pl_module.device))) for part in mine]
         if not trainer.is_global_zero:
             return
-        instances, valid, items, scores = (part.reshape(-1, *part.shape[1:]) for part in everything)
+        instances, valid, items, scores = (
+            both.cpu().reshape(-1, *part.shape[1:]) for both, part in zip(gathered, mine, strict=True)
+        )
         order = torch.argsort(instances[valid])
         data = trainer.datamodule  # type: ignore[attr-defined]
         table = predictions_table(data, instances[valid][order], items[valid][order], scores[valid][order])

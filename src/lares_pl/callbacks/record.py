@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import yaml
+from jsonargparse import Namespace
 from lightning import LightningModule, Trainer
-from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 
 
@@ -16,11 +16,13 @@ class ConfigRecord(SaveConfigCallback):
     """Writes `config.yaml` into the run's folder and gives the configuration to W&B.
 
     Args:
+        parser: the subcommand's parser.
+        config: its configuration.
         folder: the run's folder; None where nothing is to be written (validate, test, predict).
     """
 
-    def __init__(self, *args: Any, folder: Path | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, save_to_log_dir=False, **kwargs)
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, folder: Path | None = None) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)
         self.folder = folder
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import netrc
 import os
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
@@ -60,6 +61,7 @@ class Wandb(WandbLogger):
             log_model=log_model and not offline,
             group=group,
         )
+        self._wandb_init.pop("anonymous", None)  # Lightning passes it on; W&B warns that it has no effect
         if offline:
             rank_zero_info(f"W&B: no account found, keeping an offline run in {save_dir or '.'}/wandb")
 
@@ -68,6 +70,7 @@ class Wandb(WandbLogger):
         """The W&B run; falls back to an offline run where the server can't be reached."""
         from wandb.errors import CommError, UsageError
 
+        Path(self.save_dir or ".").mkdir(parents=True, exist_ok=True)
         try:
             return super().experiment
         except (CommError, UsageError) as error:

@@ -64,9 +64,7 @@ def cut_histories(items: np.ndarray, starts: np.ndarray, ends: np.ndarray, max_l
     """
     starts = np.maximum(starts, ends - max_length)
     index, lengths = _ranges(starts, ends)
-    return Histories(
-        torch.from_numpy(items[index].astype(np.int64)), torch.from_numpy(lengths), int(lengths.max(initial=0))
-    )
+    return Histories(torch.from_numpy(items[index].astype(np.int64)), torch.from_numpy(lengths), int(lengths.max(initial=0)))
 
 
 def _ranges(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -98,7 +96,8 @@ class SameTargetPartners:
         count = self._count[instances]
         others = np.maximum(count - 1, 1)
         step = 1 + np.floor(generator.random(len(instances)) * others).astype(np.int64)
-        return self._by_target[self._first[instances] + (self._place[instances] + step) % count]
+        partners: np.ndarray = self._by_target[self._first[instances] + (self._place[instances] + step) % count]
+        return partners
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,8 @@ class SequenceDataset:
             raise LaresError(f"{folder}: not a whole prepared dataset: {error}. Prepare it again.") from error
         if description.get("format_version") != FORMAT_VERSION:
             raise LaresError(
-                f"{folder}: format version {description.get('format_version')}, this package reads {FORMAT_VERSION}: prepare it again"
+                f"{folder}: format version {description.get('format_version')}, this package reads {FORMAT_VERSION}: "
+                "prepare it again"
             )
         sequences = table["items"].combine_chunks()
         lengths = pc.list_value_length(sequences).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -167,4 +168,5 @@ class SequenceDataset:
 
     def targets(self, instances: Instances) -> np.ndarray:
         """Target item of each instance, `[n]`."""
-        return self.items[instances.ends]
+        targets: np.ndarray = self.items[instances.ends]
+        return targets

@@ -58,10 +58,7 @@ def read_interactions(path: Path, columns: Columns, kind: Format | None = None) 
         raise
     except (OSError, EOFError, UnicodeDecodeError, ValueError) as error:  # ParserError and ArrowInvalid are ValueErrors
         raise LaresError(f"{path}: can't be read as {kind}: {error}. Name another --format if it is another one.") from error
-    if kind == "lines":
-        interactions = table
-    else:
-        interactions = _named(table, columns, path)
+    interactions = table if kind == "lines" else _named(table, columns, path)
     if interactions.empty:
         raise LaresError(f"{path}: no interactions in it")
     return interactions
@@ -176,7 +173,7 @@ def _numbers(values: pd.Series, path: Path, name: str, dates: bool) -> pd.Series
     numbers = values
     if not pd.api.types.is_numeric_dtype(values):
         numbers = pd.to_numeric(values, errors="coerce") if values.dtype.kind not in "mM" else values
-        if dates and numbers.isna().all() or numbers.dtype.kind in "mM":
+        if (dates and numbers.isna().all()) or numbers.dtype.kind in "mM":
             moments = pd.to_datetime(values, errors="coerce", utc=True, format="ISO8601")
             numbers = (moments - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
     bad = ~np.isfinite(numbers.to_numpy(dtype=float, na_value=np.nan))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import lightning as L
 import numpy as np
-import torch
 
 from lares_pl.data.batches import BatchLoader, SameTargetPartners, Shard
 from lares_pl.data.dataset import Instances, SequenceDataset, check_dataset
@@ -62,15 +62,12 @@ class SequenceDataModule(L.LightningDataModule):
         self.seed = 0 if seed is None else seed
         # what another run over the same data needs to know; a later stage reads it from the checkpoint
         self.save_hyperparameters({"dataset": self.dataset_path, "max_length": max_length}, logger=False)
-        self._sequences: SequenceDataset | None = None
         self._kept: np.ndarray | None = None
 
-    @property
+    @cached_property
     def sequences(self) -> SequenceDataset:
         """The dataset, read at first use."""
-        if self._sequences is None:
-            self._sequences = SequenceDataset.load(self.dataset_path)
-        return self._sequences
+        return SequenceDataset.load(self.dataset_path)
 
     def setup(self, stage: str) -> None:
         """Read the dataset."""
@@ -103,9 +100,7 @@ class SequenceDataModule(L.LightningDataModule):
 
     @property
     def _pin(self) -> bool:
-        return self.trainer is not None and isinstance(self.trainer.strategy.root_device, torch.device) and (
-            self.trainer.strategy.root_device.type == "cuda"
-        )
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def _asked(self, need: str) -> bool:
         """Whether the stage at work asks for something in its batches."""
@@ -145,10 +140,10 @@ class SequenceDataModule(L.LightningDataModule):
 
     def predict_dataloader(self) -> BatchLoader:
         """One history a user, of the dataset or of `histories`."""
-        predicted = self.predicted
-        return self._loader(predicted.held_out(self.predict if predicted is self.sequences else "next"), predicted)
+        split = self.predict if self.histories is None else "next"
+        return self._loader(self.predicted.held_out(split), self.predicted)
 
-    @property
+    @cached_property
     def predicted(self) -> SequenceDataset:
         """Whose histories `predict` reads."""
         if self.histories is None:

@@ -58,10 +58,7 @@ class Process:
         generator = np.random.default_rng((self.seed, 0))
         base = np.arange(self.topics)[:, None] * self.topic_size
         successors = np.stack(
-            [
-                (base + np.stack([generator.permutation(self.topic_size) for _ in range(self.topics)])).ravel()
-                for _ in range(2)
-            ]
+            [(base + np.stack([generator.permutation(self.topic_size) for _ in range(self.topics)])).ravel() for _ in range(2)]
         )
         next_topic = np.empty((self.routes, self.topics), dtype=np.int64)
         for route in range(self.routes):
@@ -123,7 +120,8 @@ class Process:
         """Probability of the chosen item under each route, `[users, R]`."""
         hit = candidates == chosen[:, None, None]
         by_rule = hit[..., 0] * (1 - self.move) + hit[..., 1] * self.move
-        return self.noise / self.items + (1 - self.noise) * by_rule
+        likelihood: np.ndarray = self.noise / self.items + (1 - self.noise) * by_rule
+        return likelihood
 
     def optimum(self, k: int = 10) -> float:
         """Expected NDCG@k, over what may come last, of ranking by the true probabilities; averaged over users."""

@@ -150,9 +150,7 @@ class RecurrentBackbone(nn.Module):
             LaresError: if a depth above 0 is asked of a model without core-block.
         """
         if max(depths) > 0 and not self.core_blocks:
-            raise LaresError(
-                f"depth {max(depths)} asked of a model without core-block (core_layers: 0): its only depth is 0"
-            )
+            raise LaresError(f"depth {max(depths)} asked of a model without core-block (core_layers: 0): its only depth is 0")
         count = len(depths)
         shared = isinstance(histories, Histories)
         each = [histories] * count if isinstance(histories, Histories) else list(histories)
@@ -171,9 +169,11 @@ class RecurrentBackbone(nn.Module):
             if depths[r] == 0:
                 trajectories[r].append(state)
 
-        state = self._initial_state([each[r] for r in order], [sources[r] for r in order], context) if (
-            initial_states is None
-        ) else torch.cat([initial_states[r] for r in order])
+        state = (
+            self._initial_state([each[r] for r in order], [sources[r] for r in order], context)
+            if (initial_states is None)
+            else torch.cat([initial_states[r] for r in order])
+        )
         active = order
         for t in range(1, max(depths) + 1):
             still = [r for r in active if depths[r] >= t]

@@ -129,7 +129,7 @@ class NormalZeroState(NormalState):
     """
 
     def draw(self, layout: Layout, size: int, noise: Noise, training: bool) -> Tensor:
-        return (super() if training else ZeroState()).draw(layout, size, noise, training)
+        return super().draw(layout, size, noise, training) if training else ZeroState().draw(layout, size, noise, training)
 
 
 # ---------------------------------------------------------------- injection

@@ -113,7 +113,7 @@ def target_log_prob(states: Tensor, items: Tensor, targets: Tensor, similarity: 
     Returns:
         `[R]`, float32.
     """
-    out: Tensor = _TargetLogProb.apply(*similarity.transform(states, items), targets)
+    out: Tensor = _TargetLogProb.apply(*similarity.transform(states, items), targets)  # type: ignore[no-untyped-call]
     return out
 
 

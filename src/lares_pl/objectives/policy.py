@@ -29,9 +29,7 @@ class PolicyLoss(NamedTuple):
     kl: Tensor
 
 
-def grpo(
-    log_probs: Sequence[Tensor], reference_log_probs: Sequence[Tensor], advantages: Tensor, beta: float
-) -> PolicyLoss:
+def grpo(log_probs: Sequence[Tensor], reference_log_probs: Sequence[Tensor], advantages: Tensor, beta: float) -> PolicyLoss:
     """`-mean_{i,g} 1/T_g sum_t [ pi_t / stopgrad(pi_t) * A_g - beta * (exp(q) - q - 1) ]`, `q = log pi_ref_t - log pi_t`.
 
     Args:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lares_pl.errors import LaresError
-
 from lares_pl.data.batches import Batch
+from lares_pl.errors import LaresError
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.recurrence import KeyedNoise
 

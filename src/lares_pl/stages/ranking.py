@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import lightning as L
 import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MetricCollection
 
 from lares_pl.config import class_path_of, from_plain, to_plain
 from lares_pl.data.batches import Batch
@@ -71,12 +72,8 @@ class RankingStage(L.LightningModule):
         self.evaluation_depth = self.backbone_config.depth.evaluation_depth
         #: length of the lists that `predict` gives
         self.predict_k = 10
-        self.save_hyperparameters(
-            to_plain({key: value for key, value in settings.items() if key != "init_from"}), logger=False
-        )
-        self.metrics = torch.nn.ModuleDict(
-            {split: ranking_metrics(f"{split}/", CUTOFFS) for split in ("val", "test")}
-        )
+        self.save_hyperparameters(to_plain({key: value for key, value in settings.items() if key != "init_from"}), logger=False)
+        self.metrics = torch.nn.ModuleDict({split: ranking_metrics(f"{split}/", CUTOFFS) for split in ("val", "test")})
         self._catalogue: dict[str, Any] | None = None
         self._draws: torch.Generator | None = None  # depths and step indices: the same on all processes
         self._noise = RandomNoise()
@@ -184,14 +181,15 @@ class RankingStage(L.LightningModule):
     def _excluded(self, batch: Batch) -> Excluded | None:
         if not self.exclude_seen:
             return None
-        assert batch.seen_rows is not None and batch.seen_items is not None
+        assert batch.seen_rows is not None
+        assert batch.seen_items is not None
         return Excluded(batch.seen_rows, batch.seen_items)
 
     def _evaluate(self, batch: Batch, split: str) -> None:
         ranks = self.backbone.target_rank(self.user_states(batch), batch.targets, self._excluded(batch))
-        metrics = self.metrics[split]
+        metrics = cast(MetricCollection, self.metrics[split])
         metrics.update(ranks[batch.valid])
-        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(batch))  # type: ignore[arg-type]
+        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(batch))
 
     def validation_step(self, batch: Batch) -> None:
         """Rank validation targets."""
@@ -216,7 +214,8 @@ def arguments(local: Mapping[str, Any]) -> dict[str, Any]:
 def step_residual(trajectory: Tensor) -> Tensor:
     """Mean of `|z_T - z_(T-1)| / |z_T|` over user states `[T, B, d]`, T at least 2."""
     last, before = trajectory[-1].detach(), trajectory[-2].detach()
-    return ((last - before).norm(dim=-1) / last.norm(dim=-1).clamp(min=1e-12)).mean()
+    residual: Tensor = ((last - before).norm(dim=-1) / last.norm(dim=-1).clamp(min=1e-12)).mean()
+    return residual
 
 
 def _compare_catalogues(of_model: Mapping[str, Any], of_data: Mapping[str, Any], where: str) -> None:

@@ -22,7 +22,7 @@ from lares_pl.data.histories import Histories
 from lares_pl.errors import LaresError
 from lares_pl.model.backbone import BackboneConfig, RecurrentBackbone
 from lares_pl.model.recurrence import Noise
-from lares_pl.objectives.policy import grpo, group_advantages
+from lares_pl.objectives.policy import group_advantages, grpo
 from lares_pl.objectives.rewards import RecallReward, Reward
 from lares_pl.stages.checkpoint import KEY, read_checkpoint
 from lares_pl.stages.pruning import Pruning, kept_instances

@@ -1,0 +1,232 @@
+"""The recurrent-depth backbone: iterations against the unrolled stack, packed against padded, joint against separate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from lares_pl import (
+    AddInjection,
+    BackboneConfig,
+    ConcatInjection,
+    ConstantDepth,
+    Histories,
+    LaresError,
+    LinearInjection,
+    NormalState,
+    NormalZeroState,
+    RecurrentBackbone,
+    TransformerBlock,
+    ZeroState,
+)
+from lares_pl.model.layout import Layout, packed, padded
+from lares_pl.model.recurrence import Injection, KeyedNoise, RandomNoise
+
+HISTORIES = Histories.from_lists([[3, 1, 4], [1], [5, 9, 2, 6, 5], [7, 7]])
+
+
+def made(**settings: Any) -> RecurrentBackbone:
+    torch.manual_seed(0)
+    settings = {"hidden_size": 8, "pre_layers": 1, "core_layers": 2, "dropout": 0.0, "initializer_range": 0.5} | settings
+    return RecurrentBackbone(9, 6, BackboneConfig(**settings))
+
+
+@pytest.mark.parametrize("injection", [AddInjection(), ConcatInjection(), LinearInjection()])
+def test_t_iterations_equal_the_unrolled_stack(injection: Injection) -> None:
+    backbone = made(injection=injection).eval()
+    start = torch.randn(HISTORIES.tokens, 8)
+    (states,) = backbone.rollout(HISTORIES, [3], initial_states=[start])
+    h, layout = backbone.encode(HISTORIES)
+    z = start
+    for t in range(3):
+        if isinstance(injection, AddInjection):
+            joined = (z + h) / 2
+        elif isinstance(injection, ConcatInjection):
+            joined = backbone.injection.linear(torch.cat([z, h], dim=1))  # type: ignore[operator]
+        else:
+            share = torch.sigmoid(backbone.injection.gate)  # type: ignore[arg-type]
+            joined = share * z + (1 - share) * h
+        z = backbone.core_norm(joined)
+        for block in backbone.core_blocks:
+            z = block(z, layout)
+        torch.testing.assert_close(states[t], z[HISTORIES.lengths.cumsum(0) - 1])
+
+
+def test_depth_zero_is_the_pre_block() -> None:
+    backbone = made().eval()
+    (states,) = backbone.rollout(HISTORIES, [0])
+    h, layout = backbone.encode(HISTORIES)
+    torch.testing.assert_close(states, layout.last(h)[None])
+
+
+def test_a_model_without_core_has_depth_zero_only() -> None:
+    backbone = made(core_layers=0, depth=ConstantDepth(0))
+    backbone.rollout(HISTORIES, [0])
+    with pytest.raises(LaresError, match="without core-block"):
+        backbone.rollout(HISTORIES, [2])
+
+
+class PaddedTransformer(TransformerBlock):
+    """The same layer, asking for the padded form."""
+
+    padding_matters = True
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_packed_equals_padded(training: bool) -> None:
+    packed_one, padded_one = made(), made(pre_block=PaddedTransformer, core_block=PaddedTransformer)
+    padded_one.load_state_dict(packed_one.state_dict())
+    start = torch.randn(len(HISTORIES), 6, 8)
+    real = torch.arange(6) < HISTORIES.lengths[:, None]
+    results = []
+    for backbone, z in ((packed_one, start[real]), (padded_one, start)):
+        backbone.train(training)
+        (states,) = backbone.rollout(HISTORIES, [3], initial_states=[z])
+        backbone.target_log_prob(states[-1], torch.tensor([1, 2, 3, 4])).sum().backward()
+        results.append((states.detach(), {name: p.grad for name, p in backbone.named_parameters()}))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-5)
+    for name, gradient in results[0][1].items():
+        torch.testing.assert_close(gradient, results[1][1][name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("block", [TransformerBlock, PaddedTransformer])
+@pytest.mark.parametrize("training", [False, True])
+def test_trajectories_run_together_equal_trajectories_run_alone(block: type[nn.Module], training: bool) -> None:
+    backbone = made(pre_block=block, core_block=block).train(training)
+    other = Histories.from_lists([[2, 2], [8], [6], [1, 2, 3, 4, 5, 6]])
+    parts, depths = [HISTORIES, other, HISTORIES], [1, 4, 2]
+    starts = []
+    for part in parts:
+        shape = (len(part), 6) if backbone.padded else (part.tokens,)
+        starts.append(torch.randn(*shape, 8))
+    together = backbone.rollout(parts, depths, initial_states=starts)
+    for part, depth, start, states in zip(parts, depths, starts, together, strict=True):
+        (alone,) = backbone.rollout(part, [depth], initial_states=[start])
+        assert len(states) == depth
+        torch.testing.assert_close(states, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_a_shared_context_is_encoded_once_and_changes_nothing() -> None:
+    backbone = made().eval()
+    calls = []
+    backbone.pre_blocks[0].register_forward_hook(lambda *_: calls.append(1))
+    starts = [torch.randn(HISTORIES.tokens, 8) for _ in range(3)]
+    shared = backbone.rollout(HISTORIES, [2, 0, 3], initial_states=starts)
+    assert len(calls) == 1
+    separate = backbone.rollout([HISTORIES] * 3, [2, 0, 3], initial_states=starts)
+    for one, two in zip(shared, separate, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=6), st.integers(1, 9), st.data())
+def test_causal_blocks_do_not_see_later_items(items: list[int], other: int, data: st.DataObject) -> None:
+    backbone = made().eval()
+    place = data.draw(st.integers(1, len(items) - 1))
+    changed = [*items[:place], other, *items[place + 1 :]]
+    start = torch.randn(len(items), 8)
+
+    def states(history: list[int]) -> Tensor:
+        h, layout = backbone.encode(Histories.from_lists([history]))
+        return backbone.step(backbone.step(start, h, layout), h, layout)
+
+    assert TransformerBlock.causal
+    torch.testing.assert_close(states(items)[:place], states(changed)[:place], rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_by_finite_differences() -> None:
+    backbone = made(hidden_size=4, core_layers=1).double()
+    starts = [torch.randn(HISTORIES.tokens, 4, dtype=torch.float64)]
+    name, parameter = next((n, p) for n, p in backbone.named_parameters() if n == "core_blocks.0.output.weight")
+
+    def loss(weight: Tensor) -> Tensor:
+        def run() -> Tensor:
+            (states,) = backbone.rollout(HISTORIES, [3], initial_states=starts)
+            return states.pow(2).sum()
+
+        value: Tensor = torch.func.functional_call(_Call(backbone, run), {f"backbone.{name}": weight}, ())
+        return value
+
+    assert torch.autograd.gradcheck(loss, (parameter.detach().clone().requires_grad_(),), fast_mode=True)
+
+
+class _Call(nn.Module):
+    """A closure over a backbone as a module, for `functional_call`."""
+
+    def __init__(self, backbone: RecurrentBackbone, run: Any) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.run = run
+
+    def forward(self) -> Tensor:
+        result: Tensor = self.run()
+        return result
+
+
+def test_too_long_a_history_is_refused() -> None:
+    with pytest.raises(LaresError, match="at most 6"):
+        made().encode(Histories.from_lists([[1] * 7]))
+
+
+def test_initial_weights() -> None:
+    torch.manual_seed(0)
+    backbone = RecurrentBackbone(500, 20, BackboneConfig())
+    for name, parameter in backbone.named_parameters():
+        if name.endswith("norm.weight"):
+            assert (parameter == 1).all(), name
+        elif name.endswith("bias"):
+            assert (parameter == 0).all(), name
+        else:
+            assert parameter.std().item() == pytest.approx(0.02, rel=0.1), name
+    assert backbone.item_vectors[0].abs().max() > 0  # padding is a class of the training softmax
+
+
+# ---------------------------------------------------------------- initial states and noise
+
+
+def test_normal_state_is_a_truncated_normal() -> None:
+    histories = Histories.from_lists([[1] * 20] * 200)
+    z = NormalState(std=0.5, scale=2.0).draw(packed(histories), 16, RandomNoise(torch.Generator().manual_seed(0)), True)
+    assert z.abs().max() <= 2.0 * 0.5 * 3 + 1e-4
+    assert z.std().item() == pytest.approx(2.0 * 0.5 * 0.9866, rel=0.01)  # std of N(0, 1) cut at 3
+    assert z.mean().item() == pytest.approx(0, abs=0.02)
+
+
+def test_variants_of_the_initial_state() -> None:
+    layout = packed(HISTORIES)
+    assert (ZeroState().draw(layout, 4, RandomNoise(), True) == 0).all()
+    assert (NormalZeroState().draw(layout, 4, RandomNoise(), False) == 0).all()
+    assert NormalZeroState().draw(layout, 4, RandomNoise(), True).abs().max() > 0
+
+
+def test_keyed_noise_is_a_function_of_key_position_and_channel() -> None:
+    histories = Histories.from_lists([[1] * 5, [2] * 3, [3] * 4])
+    keys = torch.tensor([10, 11, 12])
+
+    def noise(layout: Layout, keys: Tensor, seed: int = 0) -> Tensor:
+        return KeyedNoise(keys, seed).uniform(layout, 8)
+
+    whole = noise(packed(histories), keys)
+    alone = noise(packed(Histories.from_lists([[9] * 4])), keys[2:])
+    assert torch.equal(whole[8:], alone)  # neither the batch nor the items matter
+    in_padded = noise(padded(histories, 7), keys)
+    assert torch.equal(in_padded[0, :5], whole[:5])
+    assert not torch.equal(whole, noise(packed(histories), keys, seed=1))
+    assert not torch.equal(whole[:3], whole[5:8])
+
+
+def test_keyed_noise_is_uniform() -> None:
+    histories = Histories.from_lists([[1] * 20] * 500)
+    draws = KeyedNoise(torch.arange(500)).uniform(packed(histories), 16).flatten()
+    counts = torch.histc(draws, bins=20, min=0, max=1)
+    expected = len(draws) / 20
+    assert ((counts - expected) ** 2 / expected).sum() < 50  # chi-square, 19 degrees of freedom, p about 1e-4
+    assert draws.min() > 0
+    assert draws.max() < 1
+    by_row = draws.view(500, -1)
+    assert torch.corrcoef(by_row[:50]).fill_diagonal_(0).abs().max() < 0.3

@@ -1,0 +1,229 @@
+"""The main job through the console command, on ML-100K."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from lares_pl import SequenceDataset, load_stage, prepare
+from tests.console import QUICK, SMALL, error, lares
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def work(ml_100k: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which somebody has run prepare, SPT and RPT on ML-100K, with short budgets."""
+    folder = tmp_path_factory.mktemp("work")
+    lares(folder, "prepare", str(ml_100k), "--k_core", "5")
+    lares(folder, "fit", "--config", "spt.yaml", "--run", "ml", *QUICK, *SMALL)
+    done = lares(
+        folder, "fit", "--config", "rpt.yaml", "--run", "ml", *QUICK, "--model.pruning.passes", "1", "--data.batch_size", "32"
+    )
+    (folder / "rpt.out").write_text(done.stdout + done.stderr)
+    return folder
+
+
+def test_both_stages_leave_what_they_promise(work: Path) -> None:
+    for stage in ("spt", "rpt"):
+        folder = work / "runs" / "ml" / stage
+        assert (folder / "checkpoints" / "best.ckpt").is_file()
+        with (folder / "metrics" / "version_0" / "metrics.csv").open() as file:
+            logged = {name for row in csv.DictReader(file) for name, value in row.items() if value}
+        assert {"val/ndcg@10", "train/loss", "train/depth", "train/residual", "train/lr"} <= logged
+        # no account: an offline run is kept
+        assert list((folder / "wandb").glob("offline-run-*/*.wandb"))
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        assert config["run"] == "ml"
+
+
+def test_rpt_starts_from_the_spt_run_of_the_same_name(work: Path) -> None:
+    spt, rpt = (load_stage(work / "runs" / "ml" / stage / "checkpoints" / "best.ckpt") for stage in ("spt", "rpt"))
+    assert rpt.backbone_config.hidden_size == spt.backbone_config.hidden_size == 16
+    config = yaml.safe_load((work / "runs" / "ml" / "rpt" / "config.yaml").read_text())
+    assert config["model"]["init_args"]["init_from"] == str(work / "runs" / "ml" / "spt" / "checkpoints" / "best.ckpt")
+    assert config["data"]["dataset"] == str(work / "prepared")
+    for name, value in spt.backbone.state_dict().items():
+        assert value.equal(rpt.state_dict()[f"reference.{name}"])
+
+
+def test_rpt_says_what_it_kept_and_what_changed(work: Path) -> None:
+    said = (work / "rpt.out").read_text()
+    assert "pruning kept" in said
+    assert "test metrics at depth 4 before and after RPT" in said
+    report = json.loads((work / "runs" / "ml" / "rpt" / "test.json").read_text())
+    spt = json.loads((work / "runs" / "ml" / "spt" / "test.json").read_text())
+    assert report["before"]["metrics"] == pytest.approx(spt["metrics"], rel=1e-6)
+    assert report["metrics"] != spt["metrics"]
+
+
+def wandb_records(path: Path) -> Iterator[bytes]:
+    """Records of an offline W&B run: LevelDB's log format (blocks of 32 KiB, checksum, length, kind) after a header of 7."""
+    raw, position, whole = path.read_bytes(), 7, b""
+    while position + 7 <= len(raw):
+        if (left := 32768 - position % 32768) < 7:
+            position += left
+            continue
+        length, kind = struct.unpack_from("<HB", raw, position + 4)
+        whole += raw[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # complete, or its last piece
+            yield whole
+            whole = b""
+
+
+def test_the_config_reaches_wandb_once(work: Path) -> None:
+    from wandb.proto import wandb_internal_pb2 as protocol
+
+    (path,) = (work / "runs" / "ml" / "spt" / "wandb").glob("offline-run-*/*.wandb")
+    seen: list[str] = []
+    for raw in wandb_records(path):
+        record = protocol.Record()  # type: ignore[attr-defined]
+        record.ParseFromString(raw)
+        updates = [*record.config.update, *record.run.config.update]
+        seen += [update.key or "/".join(update.nested_key) for update in updates]
+    for key in ("model", "data", "trainer", "seed_everything", "run"):
+        assert sum(name.split("/")[0] == key for name in seen) == 1, (key, seen)
+
+
+def test_evaluation_needs_a_checkpoint_alone(work: Path, tmp_path: Path) -> None:
+    best = str(work / "runs" / "ml" / "rpt" / "checkpoints" / "best.ckpt")
+    lares(tmp_path, "test", "--ckpt_path", best, "--output", "test.json")
+    report = json.loads((tmp_path / "test.json").read_text())
+    trained = json.loads((work / "runs" / "ml" / "rpt" / "test.json").read_text())
+    assert report["metrics"] == pytest.approx(trained["metrics"], rel=1e-6)
+    lares(tmp_path, "validate", "--ckpt_path", best, "--depth", "1", "--output", "val.json")
+    assert "val/ndcg@10" in json.loads((tmp_path / "val.json").read_text())["metrics"]
+
+
+def test_predict_writes_original_ids(work: Path, tmp_path: Path) -> None:
+    best = str(work / "runs" / "ml" / "rpt" / "checkpoints" / "best.ckpt")
+    lares(tmp_path, "predict", "--ckpt_path", best, "--depth", "2", "--k", "7", "--model.exclude_seen", "true")
+    table = pq.read_table(tmp_path / "predictions.parquet").to_pydict()
+    data = SequenceDataset.load(work / "prepared")
+    assert table["user_id"] == data.user_ids.to_pylist()
+    known = set(data.item_ids.to_pylist())
+    for row, (items, scores) in enumerate(zip(table["item_ids"], table["scores"], strict=True)):
+        assert len(items) == len(set(items)) == len(scores) == 7
+        assert scores == sorted(scores, reverse=True)
+        seen = {data.item_ids[item - 1].as_py() for item in data.items[data.offsets[row] : data.offsets[row + 1]].tolist()}
+        assert set(items) <= known - seen
+    said = error(tmp_path, "predict", "--ckpt_path", best)
+    assert "predictions.parquet exists; --overwrite true" in said
+
+
+def test_predict_for_histories_of_ones_own(work: Path, tmp_path: Path) -> None:
+    best = str(work / "runs" / "ml" / "spt" / "checkpoints" / "best.ckpt")
+    (tmp_path / "new.csv").write_text("user_id,item_id\nme,50\nme,172\nyou,1\n")
+    lares(tmp_path, "predict", "--ckpt_path", best, "--data.histories", "new.csv", "--k", "3", "--output", "out/new.parquet")
+    table = pq.read_table(tmp_path / "out" / "new.parquet").to_pydict()
+    assert table["user_id"] == ["me", "you"]
+    (tmp_path / "odd.csv").write_text("user_id,item_id\nme,50\nme,no-such-film\n")
+    said = error(tmp_path, "predict", "--ckpt_path", best, "--data.histories", "odd.csv")
+    assert "item 'no-such-film' of user 'me' is not in the catalogue" in said
+    assert not (tmp_path / "predictions.parquet").exists()
+
+
+def test_a_second_run_moves_the_first_aside_and_overlays_apply_in_order(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("model:\n  class_path: lares_pl.SPT\n  init_args:\n    alpha: 0.0\n    gamma: 0.25\n")
+    base = ["fit", "--config", "spt.yaml", "--config", "mine.yaml", *QUICK, *SMALL, "--data.dataset", str(work / "prepared")]
+    base += ["--trainer.logger", "false", "--test_after_fit", "false", "--trainer.limit_train_batches", "2"]
+    lares(tmp_path, *base, "--model.alpha", "0.5")
+    config = yaml.safe_load((tmp_path / "runs" / "default" / "spt" / "config.yaml").read_text())["model"]["init_args"]
+    assert (config["alpha"], config["gamma"], config["tau"]) == (0.5, 0.25, 1.0)
+    assert not (tmp_path / "runs" / "default" / "spt" / "wandb").exists()
+    assert list((tmp_path / "runs" / "default" / "spt" / "metrics").rglob("metrics.csv"))
+    kept = (tmp_path / "runs" / "default" / "spt" / "checkpoints" / "best.ckpt").read_bytes()
+    lares(tmp_path, *base, "--seed_everything", "2")
+    assert (tmp_path / "runs" / "default" / "spt.1" / "checkpoints" / "best.ckpt").read_bytes() == kept
+    assert (tmp_path / "runs" / "default" / "spt" / "checkpoints" / "best.ckpt").read_bytes() != kept
+    # resuming goes on in the same folder
+    resume = [*base, "--ckpt_path", "last", "--trainer.max_epochs", "2"]
+    lares(tmp_path, *resume)
+    assert not (tmp_path / "runs" / "default" / "spt.2").exists()
+
+
+def test_the_baseline_trains_with_the_same_command(work: Path, tmp_path: Path) -> None:
+    data = ["--data.dataset", str(work / "prepared"), "--trainer.logger", "false"]
+    lares(
+        tmp_path,
+        "fit",
+        "--config",
+        "sasrec.yaml",
+        "--config",
+        "small-sasrec.yaml",
+        *QUICK,
+        *data,
+        "--trainer.val_check_interval",
+        "2",
+    )
+    assert json.loads((tmp_path / "runs" / "default" / "sasrec" / "test.json").read_text())["depth"] == 0
+
+
+def test_errors_are_one_paragraph(work: Path, tmp_path: Path) -> None:
+    spt, rpt = (str(work / "runs" / "ml" / stage / "checkpoints" / "best.ckpt") for stage in ("spt", "rpt"))
+    data = ["--data.dataset", str(work / "prepared")]
+    assert "model: Option 'alhpa' is not accepted" in error(tmp_path, "fit", "--config", "spt.yaml", "--model.alhpa", "1")
+    assert "model.alpha: Expected a <class 'float'>. Got value: x" in error(
+        tmp_path, "fit", "--config", "spt.yaml", "--model.alpha", "x"
+    )
+    assert "--trainer.max_epoch" in error(tmp_path, "fit", "--config", "spt.yaml", "--trainer.max_epoch", "3")
+    assert "mean depth must be at least 1" in error(
+        tmp_path, "fit", "--config", "spt.yaml", "--model.backbone.depth.mean", "0", *data
+    )
+    assert "no prepared dataset at" in error(tmp_path, "fit", "--config", "spt.yaml")
+    assert "no model: name a config" in error(tmp_path, "fit", *data)
+    assert "train it first" in error(tmp_path, "fit", "--config", "rpt.yaml")
+    assert "to start RPT from its weights say --model.init_from" in error(
+        tmp_path, "fit", "--config", "rpt.yaml", "--ckpt_path", spt
+    )
+    assert "exclude each other" in error(tmp_path, "fit", "--config", "rpt.yaml", "--ckpt_path", rpt, "--model.init_from", spt)
+    assert "needs a checkpoint: --ckpt_path" in error(tmp_path, "test")
+    assert "no checkpoint at" in error(tmp_path, "test", "--ckpt_path", "nowhere.ckpt")
+    assert "unknown command 'fti'" in error(tmp_path, "fti")
+    assert not (tmp_path / "runs").exists()
+    assert "is a checkpoint of this very run" in error(
+        work, "fit", "--config", "spt.yaml", "--run", "ml", "--model.init_from", "runs/ml/spt/checkpoints/best.ckpt"
+    )
+
+
+def test_a_dataset_with_another_catalogue_is_refused(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("".join(f"{user} 1 2 3 4\n" for user in range(5)))
+    prepare(str(tmp_path / "x.txt"), str(tmp_path / "other"))
+    best = str(work / "runs" / "ml" / "spt" / "checkpoints" / "best.ckpt")
+    said = error(tmp_path, "test", "--ckpt_path", best, "--data.dataset", "other")
+    assert "knows another catalogue" in said
+    assert "--data.dataset" in said
+
+
+def test_an_emptied_dataset_is_refused(work: Path, tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    shutil.copytree(work / "prepared", tmp_path / "empty")
+    schema = pq.read_schema(tmp_path / "empty" / "sequences.parquet")
+    pq.write_table(
+        pa.table({name: pa.array([], schema.field(name).type) for name in schema.names}),
+        tmp_path / "empty" / "sequences.parquet",
+    )
+    best = str(work / "runs" / "ml" / "spt" / "checkpoints" / "best.ckpt")
+    assert "the dataset is empty" in error(tmp_path, "test", "--ckpt_path", best, "--data.dataset", "empty")
+
+
+def test_a_traceback_is_shown_when_asked_for(tmp_path: Path) -> None:
+    done = lares(tmp_path, "test", "--ckpt_path", "nowhere.ckpt", status=1, LARES_TRACEBACK="1")
+    assert "Traceback" in done.stderr
+    assert "no checkpoint at" in done.stderr
+
+
+def test_help_answers(tmp_path: Path) -> None:
+    assert "lares fit --config spt.yaml" in lares(tmp_path, "--help").stdout
+    assert "--k_core" in lares(tmp_path, "prepare", "--help").stdout
+    assert "--depth" in lares(tmp_path, "predict", "--help").stdout

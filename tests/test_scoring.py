@@ -1,0 +1,95 @@
+"""Scoring without the matrix against scoring with it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lares_pl import CosineSimilarity, DotSimilarity, LaresError
+from lares_pl.model import scoring
+from lares_pl.model.scoring import Excluded, Similarity
+
+SIMILARITIES = [DotSimilarity(), CosineSimilarity(0.2)]
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several chunks even for small matrices."""
+    monkeypatch.setattr(scoring, "CHUNK", 30)
+
+
+def material(rows: int = 7, items: int = 12, size: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    states = torch.randn(rows, size, generator=generator)
+    vectors = torch.randn(items + 1, size, generator=generator)
+    return states, vectors, torch.randint(1, items + 1, (rows,), generator=generator)
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_target_log_prob_and_gradient_equal_log_softmax(similarity: Similarity) -> None:
+    states, vectors, targets = material()
+    weights = torch.linspace(-1, 1, len(states))
+    results = []
+    for chunked in (True, False):
+        s, v = states.clone().requires_grad_(), vectors.clone().requires_grad_()
+        if chunked:
+            value = scoring.target_log_prob(s, v, targets, similarity)
+        else:
+            left, right = similarity.transform(s, v)
+            value = (left @ right.T).log_softmax(dim=1).gather(1, targets[:, None]).squeeze(1)
+        (value * weights).sum().backward()
+        results.append((value.detach(), s.grad, v.grad))
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
+
+
+def naive_rank(scores: Tensor, target: int, excluded: set[int]) -> int:
+    """One plus the number of other items that score at least as high."""
+    return 1 + sum(
+        1 for item in range(1, len(scores)) if item != target and item not in excluded and not scores[item] < scores[target]
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(-2, 2), min_size=6, max_size=6), min_size=1, max_size=8),
+    st.lists(st.tuples(st.integers(0, 7), st.integers(1, 5)), max_size=12),
+    st.data(),
+)
+def test_ranks_against_a_naive_count(rows: list[list[int]], seen: list[tuple[int, int]], data: st.DataObject) -> None:
+    # the states are the scores themselves: item vectors are the identity, so ties are exact and frequent
+    states, vectors = torch.tensor(rows).float(), torch.eye(6)
+    targets = [data.draw(st.integers(1, 5)) for _ in rows]
+    pairs = sorted((row, item) for row, item in seen if row < len(rows))
+    excluded = Excluded(torch.tensor([r for r, _ in pairs]).long(), torch.tensor([i for _, i in pairs]).long())
+    for chosen in (None, excluded):
+        ranks = scoring.target_rank(states, vectors, torch.tensor(targets), DotSimilarity(), chosen)
+        for row, target in enumerate(targets):
+            left_out = {item for r, item in pairs if r == row} if chosen is not None else set()
+            assert ranks[row] == naive_rank(states[row], target, left_out - {target})
+
+
+def test_a_model_that_outputs_nan_ranks_last() -> None:
+    ranks = scoring.target_rank(torch.full((2, 3), torch.nan), torch.randn(9, 3), torch.tensor([1, 2]), DotSimilarity())
+    assert (ranks >= 8).all()
+
+
+def test_top_k_never_gives_padding_or_excluded_items() -> None:
+    states, vectors, _ = material()
+    vectors[0] = 1e3 * states.sum(0)  # padding would win
+    excluded = Excluded(torch.tensor([0, 0, 5]), torch.tensor([3, 4, 1]))
+    values, items = scoring.top_k(states, vectors, 12, DotSimilarity(), excluded)
+    for row in range(len(states)):
+        left_out = {int(i) for r, i in zip(excluded.rows, excluded.items, strict=True) if r == row}
+        expected = sorted(set(range(1, 13)) - left_out, key=lambda i: -float(states[row] @ vectors[i]))
+        real = torch.isfinite(values[row])
+        assert items[row][real].tolist() == expected
+        assert int((~real).sum()) == len(left_out)
+
+
+def test_temperature_must_be_positive() -> None:
+    with pytest.raises(LaresError, match="above 0"):
+        CosineSimilarity(0.0)

@@ -1,0 +1,315 @@
+"""The stages under an ordinary Trainer: losses, pruning, checkpoints that explain themselves."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from lares_pl import (
+    RPT,
+    SPT,
+    BackboneConfig,
+    ConstantDepth,
+    LaresError,
+    NDCGReward,
+    Pruning,
+    SequenceDataModule,
+    TransformerBlock,
+    WarmupCosine,
+    load_stage,
+)
+from lares_pl.stages.checkpoint import read_checkpoint
+from lares_pl.stages.pruning import kept_instances
+
+SMALL = BackboneConfig(
+    hidden_size=16,
+    pre_block=partial(TransformerBlock, inner_size=32),
+    core_block=partial(TransformerBlock, inner_size=32),
+    pre_layers=1,
+    core_layers=1,
+    dropout=0.1,
+)
+FAST = partial(torch.optim.Adam, lr=5e-3)
+
+
+def trainer(folder: Path, **options: Any) -> L.Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    chosen = {"accelerator": "cpu", "devices": 1, "default_root_dir": folder, "enable_checkpointing": False}
+    return L.Trainer(**{**quiet, **chosen, "max_epochs": 2, "log_every_n_steps": 1, **options})
+
+
+@pytest.fixture(scope="module")
+def spt_checkpoint(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short SPT run."""
+    folder = tmp_path_factory.mktemp("spt")
+    L.seed_everything(1)
+    fit = trainer(folder, max_epochs=6)
+    fit.fit(SPT(SMALL, optimizer=FAST), SequenceDataModule(str(toy_dataset), max_length=8, batch_size=64))
+    fit.save_checkpoint(folder / "spt.ckpt")
+    return folder / "spt.ckpt"
+
+
+def data(dataset: Path, **options: Any) -> SequenceDataModule:
+    return SequenceDataModule(str(dataset), **{"max_length": 8, "batch_size": 64, **options})
+
+
+def test_spt_logs_every_part_and_learns(toy_dataset: Path, tmp_path: Path) -> None:
+    L.seed_everything(0)
+    model, module = SPT(SMALL, optimizer=FAST), data(toy_dataset)
+    fit = trainer(tmp_path, max_epochs=40)
+    fit.fit(model, module)
+    logged = {name: float(value) for name, value in fit.callback_metrics.items()}
+    for name in ("loss", "ce", "tla", "sla", "depth", "pair_depth", "residual", "lr", "instances_per_second"):
+        assert f"train/{name}" in logged
+    total = logged["train/ce"] + 0.1 * logged["train/tla"] + 0.5 * logged["train/sla"]
+    assert logged["train/loss"] == pytest.approx(total, rel=1e-5)
+    assert logged["train/ce"] < math.log(41) - 0.5  # what knowing nothing costs
+    assert 0 <= logged["val/ndcg@10"] <= logged["val/recall@10"] <= 1
+
+
+def test_weights_of_zero_leave_their_pass_out(toy_dataset: Path, tmp_path: Path) -> None:
+    for alpha, gamma, passes in ((0.1, 0.5, 3), (0.0, 0.5, 2), (0.0, 0.0, 1)):
+        model = SPT(SMALL, alpha=alpha, gamma=gamma)
+        fit = trainer(tmp_path, max_steps=1)
+        counted: list[int] = []
+        module = data(toy_dataset)
+        fit_model = _Counting(model, counted)
+        fit.fit(fit_model.model, module)
+        assert counted == [passes]
+        assert model.needs_partners == (alpha > 0)
+
+
+class _Counting:
+    """Counts the trajectories of each training rollout."""
+
+    def __init__(self, model: SPT, counted: list[int]) -> None:
+        self.model = model
+        configure = model.configure_model
+
+        def configure_and_watch() -> None:
+            configure()
+            rollout = model.backbone.rollout
+
+            def watched(histories: Any, depths: Any, *rest: Any) -> Any:
+                if model.training:
+                    counted.append(len(depths))
+                return rollout(histories, depths, *rest)
+
+            model.backbone.rollout = watched  # type: ignore[assignment, method-assign]
+
+        model.configure_model = configure_and_watch  # type: ignore[method-assign]
+
+
+def test_the_baseline_without_recurrence_has_no_idle_parameters(toy_dataset: Path, tmp_path: Path) -> None:
+    config = BackboneConfig(hidden_size=16, pre_layers=2, core_layers=0, depth=ConstantDepth(0))
+    model = SPT(config, alpha=0, gamma=0)
+    fit = trainer(tmp_path, max_steps=2)
+    fit.fit(model, data(toy_dataset))
+    assert not any("core" in name or "injection" in name for name, _ in model.named_parameters())
+    assert all(parameter.grad is not None for parameter in model.backbone.parameters())
+
+
+def test_load_from_checkpoint_needs_nothing_else(spt_checkpoint: Path, toy_dataset: Path, tmp_path: Path) -> None:
+    torch.load(spt_checkpoint, weights_only=True)  # no code in it
+    by_class = SPT.load_from_checkpoint(spt_checkpoint)
+    by_path = load_stage(spt_checkpoint)
+    assert isinstance(by_path, SPT)
+    assert by_class.alpha == 0.1
+    assert by_class.backbone_config.hidden_size == 16
+    for one, two in zip(by_class.state_dict().values(), by_path.state_dict().values(), strict=True):
+        assert torch.equal(one, two)
+    module = data(toy_dataset)
+    results = [trainer(tmp_path).test(stage, module, verbose=False) for stage in (by_class, by_path)]
+    assert results[0] == results[1]
+
+
+def test_evaluation_repeats_itself_and_does_not_depend_on_batches(
+    spt_checkpoint: Path, toy_dataset: Path, tmp_path: Path
+) -> None:
+    stage = load_stage(spt_checkpoint)
+    by_size = [trainer(tmp_path).test(stage, data(toy_dataset, eval_batch_size=size), verbose=False) for size in (7, 7, 64)]
+    assert by_size[0] == by_size[1]
+    assert by_size[0][0] == pytest.approx(by_size[2][0], rel=1e-6)
+
+
+def test_depth_is_chosen_at_test_time(spt_checkpoint: Path, toy_dataset: Path, tmp_path: Path) -> None:
+    stage = load_stage(spt_checkpoint)
+    assert stage.evaluation_depth == 4
+    results = {}
+    for depth in (0, 1, 9):
+        stage.evaluation_depth = depth
+        results[depth] = trainer(tmp_path).test(stage, data(toy_dataset), verbose=False)[0]["test/mrr"]
+    assert len(set(results.values())) == 3
+
+
+def test_seen_items_are_ranked_or_left_out(spt_checkpoint: Path, toy_dataset: Path, tmp_path: Path) -> None:
+    stage = load_stage(spt_checkpoint)
+    ranked = trainer(tmp_path).test(stage, data(toy_dataset), verbose=False)[0]
+    stage.exclude_seen = True
+    without = trainer(tmp_path).test(stage, data(toy_dataset), verbose=False)[0]
+    assert without["test/mrr"] > ranked["test/mrr"]  # fewer competitors, the target itself always stays
+    module = data(toy_dataset)
+    stage.predict_k = 40
+    predicted: Any = trainer(tmp_path).predict(stage, module)
+    sequences, instances = module.sequences, module.sequences.held_out("next")
+    for index, items, scores in zip(predicted[0].instances, predicted[0].items, predicted[0].scores, strict=True):
+        seen = set(sequences.items[instances.starts[index] : instances.ends[index]].tolist())
+        given = set(items[torch.isfinite(scores)].tolist())
+        assert given == set(range(1, sequences.catalogue_size + 1)) - seen
+
+
+def test_another_catalogue_is_refused(spt_checkpoint: Path, tmp_path: Path) -> None:
+    from lares_pl import prepare
+
+    (tmp_path / "x.txt").write_text("".join(f"{user} 1 2 3 4\n" for user in range(5)))
+    prepare(str(tmp_path / "x.txt"), str(tmp_path / "other"))
+    with pytest.raises(LaresError, match=r"another catalogue \(40 items.*Use the dataset"):
+        trainer(tmp_path).test(load_stage(spt_checkpoint), data(tmp_path / "other"), verbose=False)
+
+
+def test_another_history_length_is_refused(spt_checkpoint: Path, toy_dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(LaresError, match="max_length to 8"):
+        trainer(tmp_path).test(load_stage(spt_checkpoint), data(toy_dataset, max_length=9), verbose=False)
+
+
+def test_a_foreign_or_damaged_checkpoint_is_refused(tmp_path: Path, spt_checkpoint: Path) -> None:
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    with pytest.raises(LaresError, match="not a checkpoint of a lares_pl stage"):
+        read_checkpoint(tmp_path / "foreign.ckpt")
+    (tmp_path / "half.ckpt").write_bytes(spt_checkpoint.read_bytes()[:5000])
+    with pytest.raises(LaresError, match="can't be read as a checkpoint"):
+        read_checkpoint(tmp_path / "half.ckpt")
+    torch.save({"code": _Bomb()}, tmp_path / "bomb.ckpt")
+    with pytest.raises(LaresError, match="can't be read as a checkpoint"):
+        read_checkpoint(tmp_path / "bomb.ckpt")
+    with pytest.raises(LaresError, match="no checkpoint at"):
+        read_checkpoint(tmp_path / "missing.ckpt")
+
+
+class _Bomb:
+    """Would run code when unpickled."""
+
+    def __reduce__(self) -> Any:
+        return (pytest.fail, ("code in a checkpoint was run",))
+
+
+# ---------------------------------------------------------------- RPT
+
+
+def test_rpt_takes_architecture_and_weights_and_keeps_its_reference(
+    spt_checkpoint: Path, toy_dataset: Path, tmp_path: Path
+) -> None:
+    L.seed_everything(2)
+    spt = load_stage(spt_checkpoint)
+    rpt = RPT(str(spt_checkpoint), group_size=4, reward=NDCGReward(5), dropout=0.0, optimizer=FAST, pruning=Pruning(2, 20))
+    fit = trainer(tmp_path)
+    fit.fit(rpt, data(toy_dataset))
+    assert rpt.backbone_config.hidden_size == 16
+    assert rpt.backbone_config.dropout == 0.0
+    moved = False
+    for name, before in spt.backbone.state_dict().items():
+        assert torch.equal(rpt.reference.state_dict()[name], before), name
+        moved |= not torch.equal(rpt.backbone.state_dict()[name], before)
+    assert moved
+    assert not rpt.reference.training
+    assert rpt.backbone.training
+    logged = {name: float(value) for name, value in fit.callback_metrics.items()}
+    for name in ("loss", "kl", "reward", "groups_without_variance", "advantage_std", "depth", "residual", "lr"):
+        assert f"train/{name}" in logged
+    assert 0 <= logged["train/groups_without_variance"] <= 1
+
+    fit.save_checkpoint(tmp_path / "rpt.ckpt")
+    spt_checkpoint_gone = load_stage(tmp_path / "rpt.ckpt")  # needs no SPT file: `init_from` is not among its settings
+    assert isinstance(spt_checkpoint_gone, RPT)
+    assert spt_checkpoint_gone.init_from is None
+    assert spt_checkpoint_gone.reward == NDCGReward(5)
+    for one, two in zip(spt_checkpoint_gone.state_dict().values(), rpt.state_dict().values(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_beta_holds_the_policy_to_its_reference(spt_checkpoint: Path, toy_dataset: Path, tmp_path: Path) -> None:
+    kl = {}
+    for beta in (0.0, 10.0):
+        L.seed_everything(3)
+        rpt = RPT(str(spt_checkpoint), group_size=4, beta=beta, dropout=0.0, optimizer=FAST, pruning=None)
+        fit = trainer(tmp_path, max_epochs=4)
+        fit.fit(rpt, data(toy_dataset))
+        kl[beta] = float(fit.callback_metrics["train/kl"])
+    assert kl[10.0] < kl[0.0] / 3
+
+
+def test_pruning_keeps_what_ranks_in_any_pass(spt_checkpoint: Path, toy_dataset: Path) -> None:
+    stage, module = load_stage(spt_checkpoint), data(toy_dataset)
+    count = len(module.sequences.training_instances())
+
+    def kept(passes: int, top: int, size: int = 64) -> torch.Tensor:
+        loader = data(toy_dataset, eval_batch_size=size).instances_loader()
+        return kept_instances(stage.backbone, loader, count, 4, Pruning(passes, top)).bool()
+
+    single, three = kept(1, 5), kept(3, 5)
+    assert 0 < single.sum() < three.sum() < count
+    assert (three | ~single).all()  # the first pass is one of the three
+    assert torch.equal(three, kept(3, 5, size=7))
+    assert kept(1, 40).all()
+
+
+def test_rpt_without_weights_is_refused(toy_dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(LaresError, match="init_from"):
+        RPT()
+    with pytest.raises(LaresError, match="init_from"):
+        trainer(tmp_path).fit(RPT(backbone=SMALL), data(toy_dataset))
+    with pytest.raises(LaresError, match="group_size"):
+        RPT(backbone=SMALL, group_size=1)
+
+
+def test_pruning_everything_is_an_error(toy_dataset: Path, tmp_path: Path, spt_checkpoint: Path) -> None:
+    rpt = RPT(str(spt_checkpoint), pruning=Pruning(1, 1))
+    fit = trainer(tmp_path)
+    module = data(toy_dataset)
+    rpt.evaluation_depth = 4
+
+    def nothing(*_: Any) -> torch.Tensor:
+        return torch.zeros(len(module.sequences.training_instances()), dtype=torch.uint8)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lares_pl.stages.rpt.kept_instances", nothing)
+        with pytest.raises(LaresError, match=r"no training instance.*pruning.top"):
+            fit.fit(rpt, module)
+
+
+def test_resuming_takes_the_pruned_set_back(spt_checkpoint: Path, toy_dataset: Path, tmp_path: Path) -> None:
+    rpt = RPT(str(spt_checkpoint), group_size=2, pruning=Pruning(1, 10))
+    fit = trainer(tmp_path, max_epochs=1)
+    fit.fit(rpt, data(toy_dataset))
+    fit.save_checkpoint(tmp_path / "rpt.ckpt")
+    again = RPT(backbone=read_checkpoint(tmp_path / "rpt.ckpt").settings["backbone"], group_size=2, pruning=Pruning(1, 10))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lares_pl.stages.rpt.kept_instances", lambda *_: pytest.fail("pruned again"))
+        resumed = trainer(tmp_path, max_epochs=2)
+        resumed.fit(again, data(toy_dataset), ckpt_path=tmp_path / "rpt.ckpt", weights_only=True)
+    assert again._kept is not None
+    assert rpt._kept is not None
+    assert torch.equal(again._kept, rpt._kept)
+    assert resumed.current_epoch == 2
+
+
+def test_warmup_cosine() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule = WarmupCosine(optimizer, warmup=4, total=10, floor=0.1)
+    rates = []
+    for _ in range(14):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates[:4] == pytest.approx([0.5, 1.0, 1.5, 2.0])
+    assert rates[4] == pytest.approx(2.0)
+    assert rates[7] == pytest.approx(0.2 + 1.8 / 2)
+    assert rates[10:] == pytest.approx([0.2] * 4)
+    with pytest.raises(LaresError):
+        WarmupCosine(optimizer, warmup=10, total=10)
