@@ -1,0 +1,68 @@
+"""Two real processes (gloo) with an odd number of users: both stages train, and evaluation counts every user once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from lares_pl import SequenceDataset, prepare
+from tests.console import SMALL, lares
+
+pytestmark = pytest.mark.slow
+
+TWO = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+BUDGET = ["--trainer.limit_train_batches", "3", "--trainer.max_epochs", "1", "--trainer.logger", "false"]
+
+
+@pytest.fixture(scope="module")
+def work(ml_100k: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SPT and RPT on two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    prepare(str(ml_100k), str(folder / "prepared"))
+    assert SequenceDataset.load(folder / "prepared").users % 2 == 1
+    lares(folder, "fit", "--config", "spt.yaml", *TWO, *BUDGET, *SMALL)
+    pruning = ["--model.pruning.passes", "2", "--model.pruning.top", "200", "--data.batch_size", "16"]
+    done = lares(folder, "fit", "--config", "rpt.yaml", *TWO, *BUDGET, *pruning)
+    (folder / "rpt.out").write_text(done.stdout + done.stderr)
+    return folder
+
+
+def metrics(folder: Path, checkpoint: Path, *devices: str) -> dict[str, float]:
+    lares(folder, "test", "--ckpt_path", str(checkpoint), *devices, "--output", "test.json")
+    read: dict[str, float] = json.loads((folder / "test.json").read_text())["metrics"]
+    return read
+
+
+def test_metrics_of_two_processes_equal_those_of_one(work: Path, tmp_path: Path) -> None:
+    best = work / "runs" / "default" / "rpt" / "checkpoints" / "best.ckpt"
+    one = metrics(tmp_path, best, "--trainer.accelerator", "cpu", "--trainer.devices", "1")
+    in_training = json.loads((work / "runs" / "default" / "rpt" / "test.json").read_text())
+    assert in_training["metrics"] == pytest.approx(one, rel=1e-6)
+    # the same rankings, so each user was counted once: 943 users, metrics are whole counts over 943
+    for name in ("test/recall@5", "test/recall@50"):
+        assert one[name] * 943 == pytest.approx(round(one[name] * 943), abs=1e-2)
+
+
+def test_pruning_on_two_processes_equals_pruning_on_one(work: Path, tmp_path: Path) -> None:
+    said = [line for line in (work / "rpt.out").read_text().splitlines() if line.startswith("pruning kept")]
+    assert len(said) == 1
+    spt = str(work / "runs" / "default" / "spt" / "checkpoints" / "best.ckpt")
+    pruning = ["--model.pruning.passes", "2", "--model.pruning.top", "200", "--data.batch_size", "16"]
+    one = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--test_after_fit", "false"]
+    done = lares(tmp_path, "fit", "--config", "rpt.yaml", "--model.init_from", spt, *one, *BUDGET, *pruning)
+    assert said[0] in done.stdout + done.stderr
+
+
+def test_predictions_of_two_processes_equal_those_of_one(work: Path, tmp_path: Path) -> None:
+    best = str(work / "runs" / "default" / "spt" / "checkpoints" / "best.ckpt")
+    tables = []
+    for name, devices in (("two", TWO), ("one", ["--trainer.accelerator", "cpu", "--trainer.devices", "1"])):
+        lares(
+            tmp_path, "predict", "--ckpt_path", best, *devices, "--output", f"{name}.parquet", "--data.eval_batch_size", "100"
+        )
+        tables.append(pq.read_table(tmp_path / f"{name}.parquet").to_pydict())
+    assert tables[0]["user_id"] == tables[1]["user_id"]
+    assert tables[0]["item_ids"] == tables[1]["item_ids"]

@@ -1,0 +1,39 @@
+"""A built wheel in a fresh virtual environment, in a folder that is not the checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.console import QUICK, SMALL, lares
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_main_job_from_a_wheel(ml_100k: Path, tmp_path: Path) -> None:
+    def run(*command: str) -> None:
+        clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        done = subprocess.run(command, capture_output=True, text=True, env=clean, check=False, timeout=550)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(ROOT))
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    run(sys.executable, "-m", "venv", str(tmp_path / "venv"))
+    python = str(tmp_path / "venv" / "bin" / "python")
+    run(python, "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt"), str(wheel))
+
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    lares(folder, "prepare", str(ml_100k), python=python)
+    lares(folder, "fit", "--config", "spt.yaml", *QUICK, *SMALL, python=python)
+    quick = ["--model.pruning.passes", "1", "--data.batch_size", "16"]
+    done = lares(folder, "fit", "--config", "rpt.yaml", *QUICK, *quick, python=python)
+    assert "before and after RPT" in done.stdout
+    best = "runs/default/rpt/checkpoints/best.ckpt"
+    lares(folder, "predict", "--ckpt_path", best, python=python)
+    assert (folder / "predictions.parquet").is_file()
