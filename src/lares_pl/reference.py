@@ -16,7 +16,7 @@ from lares_pl.errors import LaresError
 
 _MODEL = "lares_pl.model"
 _INJECTIONS = {"add": "AddInjection", "concat": "ConcatInjection", "linear": "LinearInjection"}
-_INITIAL_STATES = {"normal": "NormalState", "zero": "ZeroState", "normal_zero": "NormalZeroState"}
+_INITIAL_STATES = {"normal": "NormalState", "zero": "ZeroState", "normal-zero": "NormalZeroState"}
 _DEPTHS = {
     "poisson-lognormal": "PoissonLogNormal",
     "poisson": "Poisson",
@@ -42,6 +42,8 @@ def backbone_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> d
     """
     if "pre_encoder.layer.0.multi_head_attention.query.weight" not in state or "plm_embedding.weight" in state:
         raise UnknownFamilyError("this is not a checkpoint of the transformer family, the only one supported so far")
+    if config.get("hidden_act", "gelu") != "gelu":
+        raise LaresError(f"reference setting hidden_act={config['hidden_act']!r}: only gelu is built here")
     block = {
         "class_path": f"{_MODEL}.blocks.transformer.TransformerBlock",
         "init_args": {
@@ -79,9 +81,9 @@ def backbone_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> d
 
 
 def _choice(names: Mapping[str, str], config: Mapping[str, Any], key: str, module: str) -> dict[str, Any]:
-    name = config[key]
+    name = str(config[key]).replace("_", "-")
     if name not in names:
-        raise LaresError(f"reference setting {key}={name!r} is unknown; known are {', '.join(names)}")
+        raise LaresError(f"reference setting {key}={config[key]!r} is unknown; known are {', '.join(names)}")
     return {"class_path": f"{_MODEL}.{module}.{names[name]}", "init_args": {}}
 
 
