@@ -25,6 +25,8 @@ ROOMS = [
     "model",
     "data",
     "reference",
+    "shipped",
+    "files",
     "config",
     "errors",
 ]

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from lares_pl import LaresError
-from lares_pl.training import shipped_configs, with_shipped_configs
+from lares_pl.shipped import shipped_configs, with_shipped_configs
 
 CONFIGS = sorted(shipped_configs().glob("*.yaml"))
 

@@ -8,6 +8,7 @@ built later) and plain dicts, lists, numbers and strings in YAML and in checkpoi
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -37,6 +38,22 @@ def class_of(factory: Callable[..., Any]) -> type:
 def class_path_of(cls: type) -> str:
     """Where a class can be imported from."""
     return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def import_class(path: str) -> type:
+    """The class of a class path.
+
+    Raises:
+        LaresError: if there is none.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, ValueError, AttributeError) as error:
+        raise LaresError(f"class {path} can't be imported: {error}") from error
+    if not isinstance(found, type):
+        raise LaresError(f"{path} is not a class")
+    return found
 
 
 def to_plain(value: Any) -> Any:

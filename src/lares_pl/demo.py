@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lares_pl.errors import LaresError
+from lares_pl.files import write_json
 
 DEPTHS = (1, 2, 4, 8)
 FOLDER = Path("runs") / "demo"
@@ -59,9 +59,7 @@ def demo(data: str | None = None) -> None:
         "optimum": optimum,
         "depth": by_depth,
     }
-    temporary = FOLDER / ".summary.json"
-    temporary.write_text(json.dumps(summary, indent=1) + "\n")
-    os.replace(temporary, FOLDER / "summary.json")
+    write_json(FOLDER / "summary.json", summary)
     print(_table(summary))
 
 

@@ -7,7 +7,6 @@ architecture and weights from the SPT run; evaluation needs a checkpoint alone; 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -25,10 +24,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lares_pl.callbacks.predictions import PredictionWriter
 from lares_pl.callbacks.progress import Progress
 from lares_pl.callbacks.record import ConfigRecord
-from lares_pl.config import readable
+from lares_pl.config import import_class, readable
 from lares_pl.data.dataset import check_dataset
 from lares_pl.data.module import SequenceDataModule
 from lares_pl.errors import LaresError
+from lares_pl.files import write_json
+from lares_pl.shipped import with_shipped_configs
 from lares_pl.stages.checkpoint import StageCheckpoint, load_stage, read_checkpoint
 from lares_pl.stages.ranking import RankingStage
 from lares_pl.stages.rpt import RPT
@@ -73,44 +74,6 @@ def _quieten() -> None:
     ):
         warnings.filterwarnings("ignore", message=message)
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-
-
-# ---------------------------------------------------------------- shipped configs
-
-
-def shipped_configs() -> Path:
-    """Folder of the configs that come with the package: inside a wheel, or at the top of a checkout."""
-    inside = Path(__file__).parent / "configs"
-    return inside if inside.is_dir() else Path(__file__).resolve().parents[2] / "configs"
-
-
-def with_shipped_configs(arguments: list[str]) -> list[str]:
-    """The arguments with each `--config NAME` that is no local file replaced by the shipped one of that name.
-
-    Raises:
-        LaresError: if there is neither.
-    """
-    resolved: list[str] = []
-    expected = False
-    for argument in arguments:
-        if expected:
-            argument = _find_config(argument)
-        elif argument.startswith(("--config=", "-c=")):
-            option, _, name = argument.partition("=")
-            argument = f"{option}={_find_config(name)}"
-        expected = argument in ("--config", "-c")
-        resolved.append(argument)
-    return resolved
-
-
-def _find_config(name: str) -> str:
-    if Path(name).is_file():
-        return name
-    shipped = shipped_configs() / name
-    if shipped.is_file():
-        return str(shipped)
-    known = ", ".join(sorted(path.name for path in shipped_configs().glob("*.yaml")))
-    raise LaresError(f"--config {name}: no such file here, and none of that name is shipped (there are {known})")
 
 
 # ---------------------------------------------------------------- the command
@@ -241,7 +204,7 @@ class Command(LightningCLI):
                 arguments["backbone"] = dict_to_namespace(checkpoint.settings["backbone"])
             self._take_data(checkpoint)
             return
-        if issubclass(_class(config.model.class_path), RPT) and arguments.get("init_from") is None:
+        if issubclass(import_class(config.model.class_path), RPT) and arguments.get("init_from") is None:
             arguments["init_from"] = str(RUNS / config.run / "spt" / BEST)
             if not Path(arguments["init_from"]).is_file():
                 raise LaresError(
@@ -325,7 +288,7 @@ class Command(LightningCLI):
         report["metrics"] = metrics
         if self.trainer.is_global_zero:
             assert self.folder is not None
-            _write_json(self.folder / "test.json", report)
+            write_json(self.folder / "test.json", report)
             print(_comparison(report))
             print(f"best checkpoint: {best}")
 
@@ -342,7 +305,7 @@ class Command(LightningCLI):
             return
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         report = {"checkpoint": self.chosen.ckpt_path, "depth": self.model.evaluation_depth, "metrics": metrics}
-        _write_json(Path(self.chosen.output), report)
+        write_json(Path(self.chosen.output), report)
 
     def _test_before(self, path: str) -> Mapping[str, float]:
         """Test metrics of the SPT checkpoint under the same conditions, logged nowhere."""
@@ -354,21 +317,6 @@ class Command(LightningCLI):
         finally:
             self.trainer.loggers = loggers
         return metrics
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file that is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)
-
-
-def _class(path: str) -> type:
-    from jsonargparse._util import import_object
-
-    found: type = import_object(path)
-    return found
 
 
 def _trained() -> str:

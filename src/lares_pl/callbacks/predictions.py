@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
 from lares_pl.errors import LaresError
+from lares_pl.files import appearing
 from lares_pl.stages.ranking import Ranked
 
 
@@ -57,10 +57,8 @@ class PredictionWriter(Callback):
         order = torch.argsort(instances[valid])
         data = trainer.datamodule  # type: ignore[attr-defined]
         table = predictions_table(data, instances[valid][order], items[valid][order], scores[valid][order])
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        pq.write_table(table, temporary, compression="zstd")
-        os.replace(temporary, self.path)
+        with appearing(self.path) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
         rank_zero_info(f"wrote {table.num_rows:,} rankings to {self.path}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import yaml
@@ -10,6 +9,8 @@ from jsonargparse import Namespace
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
+
+from lares_pl.files import write_text
 
 
 class ConfigRecord(SaveConfigCallback):
@@ -29,10 +30,7 @@ class ConfigRecord(SaveConfigCallback):
         """Called once, on the first process."""
         text = self.parser.dump(self.config, skip_none=False)
         if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            temporary = self.folder / ".config.yaml"
-            temporary.write_text(text)
-            os.replace(temporary, self.folder / "config.yaml")
+            write_text(self.folder / "config.yaml", text)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_hyperparams(yaml.safe_load(text))

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from lares_pl.errors import LaresError
+from lares_pl.files import write_text
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,4 @@ def write_interactions(process: Process, path: Path) -> None:
     writer.writerow(["user_id", "item_id", "timestamp"])
     for user, (sequence, length) in enumerate(zip(items.tolist(), lengths.tolist(), strict=True)):
         writer.writerows((f"u{user}", f"i{item}", time) for time, item in enumerate(sequence[:length]))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text.getvalue())
-    os.replace(temporary, path)
+    write_text(path, text.getvalue())

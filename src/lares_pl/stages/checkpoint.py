@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lares_pl.config import import_class
 from lares_pl.errors import LaresError
 
 if TYPE_CHECKING:
@@ -82,9 +82,5 @@ def load_stage(path: str | Path) -> RankingStage:
         LaresError: as `read_checkpoint`, and if its class can't be imported.
     """
     checkpoint = read_checkpoint(path)
-    module, _, name = checkpoint.class_path.rpartition(".")
-    try:
-        kind: type[RankingStage] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise LaresError(f"{path}: its class {checkpoint.class_path} can't be imported: {error}") from error
+    kind: type[RankingStage] = import_class(checkpoint.class_path)
     return kind.load_from_checkpoint(path, map_location="cpu").eval()
