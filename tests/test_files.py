@@ -12,7 +12,7 @@ from lares_pl.files import appearing, write_json, write_text
 def test_a_crash_leaves_the_former_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "x.txt"
     write_text(path, "former")
-    with pytest.raises(OSError, match="disk full"), appearing(path) as temporary:
+    with pytest.raises(OSError, match="disk full"), appearing(path) as temporary:  # noqa: PT012
         temporary.write_text("half of the")
         raise OSError("disk full")
     assert path.read_text() == "former"
