@@ -24,7 +24,7 @@ from lares_pl import (
     TransformerBlock,
     ZeroState,
 )
-from lares_pl.model.layout import Layout, packed, padded
+from lares_pl.model.layout import packed, padded
 from lares_pl.model.recurrence import Injection, KeyedNoise, RandomNoise
 
 HISTORIES = Histories.from_lists([[3, 1, 4], [1], [5, 9, 2, 6, 5], [7, 7]])
@@ -204,25 +204,20 @@ def test_variants_of_the_initial_state() -> None:
     assert NormalZeroState().draw(layout, 4, RandomNoise(), True).abs().max() > 0
 
 
-def test_keyed_noise_is_a_function_of_key_position_and_channel() -> None:
-    histories = Histories.from_lists([[1] * 5, [2] * 3, [3] * 4])
-    keys = torch.tensor([10, 11, 12])
-
-    def noise(layout: Layout, keys: Tensor, seed: int = 0) -> Tensor:
-        return KeyedNoise(keys, seed).uniform(layout, 8)
-
-    whole = noise(packed(histories), keys)
-    alone = noise(packed(Histories.from_lists([[9] * 4])), keys[2:])
-    assert torch.equal(whole[8:], alone)  # neither the batch nor the items matter
-    in_padded = noise(padded(histories, 7), keys)
+def test_keyed_noise_is_a_function_of_history_position_and_channel() -> None:
+    histories = Histories.from_lists([[1] * 5, [2] * 3, [4, 3, 2, 1], [1, 2, 3, 4]])
+    whole = KeyedNoise(histories).uniform(packed(histories), 8)
+    one = Histories.from_lists([[4, 3, 2, 1]])
+    assert torch.equal(whole[8:12], KeyedNoise(one).uniform(packed(one), 8))  # the batch does not matter
+    in_padded = KeyedNoise(histories).uniform(padded(histories, 7), 8)
     assert torch.equal(in_padded[0, :5], whole[:5])
-    assert not torch.equal(whole, noise(packed(histories), keys, seed=1))
-    assert not torch.equal(whole[:3], whole[5:8])
+    assert not torch.equal(whole, KeyedNoise(histories, seed=1).uniform(packed(histories), 8))
+    assert not torch.equal(whole[8:12], whole[12:])  # the order of items does
 
 
 def test_keyed_noise_is_uniform() -> None:
-    histories = Histories.from_lists([[1] * 20] * 500)
-    draws = KeyedNoise(torch.arange(500)).uniform(packed(histories), 16).flatten()
+    histories = Histories.from_lists([[user, *[1] * 19] for user in range(1, 501)])
+    draws = KeyedNoise(histories).uniform(packed(histories), 16).flatten()
     counts = torch.histc(draws, bins=20, min=0, max=1)
     expected = len(draws) / 20
     assert ((counts - expected) ** 2 / expected).sum() < 50  # chi-square, 19 degrees of freedom, p about 1e-4

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlparse
 
 import pytest
+import wandb
 
 from lares_pl import SPT, SequenceDataModule
 from lares_pl.callbacks.progress import Progress, clock, total_updates
@@ -63,7 +65,7 @@ def test_an_account_is_a_key_or_a_login(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     assert not has_account()
     assert Wandb(save_dir=str(tmp_path), log_model=True)._offline
-    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret\n")
+    (tmp_path / "netrc").write_text(f"machine {urlparse(wandb.Settings().base_url).netloc} login user password secret\n")
     assert has_account()
     assert not Wandb(save_dir=str(tmp_path))._offline
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 
 from lares_pl import SequenceDataset, load_stage, prepare
@@ -145,10 +146,41 @@ def test_a_second_run_moves_the_first_aside_and_overlays_apply_in_order(work: Pa
     lares(tmp_path, *base, "--seed_everything", "2")
     assert (tmp_path / "runs" / "default" / "spt.1" / "checkpoints" / "best.ckpt").read_bytes() == kept
     assert (tmp_path / "runs" / "default" / "spt" / "checkpoints" / "best.ckpt").read_bytes() != kept
-    # resuming goes on in the same folder
-    resume = [*base, "--ckpt_path", "last", "--trainer.max_epochs", "2"]
-    lares(tmp_path, *resume)
+    # resuming goes on in the same folder, from the last validation, also where an earlier one was better
+    last = tmp_path / "runs" / "default" / "spt" / "checkpoints" / "last.ckpt"
+    lares(tmp_path, *base, "--ckpt_path", "last", "--trainer.max_epochs", "3")
     assert not (tmp_path / "runs" / "default" / "spt.2").exists()
+    assert torch.load(last, weights_only=True)["epoch"] == 2
+
+
+def test_a_recorded_config_runs_again_under_another_name(work: Path, tmp_path: Path) -> None:
+    recorded = work / "runs" / "ml" / "spt" / "config.yaml"
+    before = (work / "runs" / "ml" / "spt" / "checkpoints" / "best.ckpt").read_bytes()
+    data = ["--data.dataset", str(work / "prepared"), "--trainer.logger", "false"]
+    lares(tmp_path, "fit", "--config", str(recorded), "--run", "again", *data)
+    assert (tmp_path / "runs" / "again" / "spt" / "checkpoints" / "best.ckpt").is_file()
+    assert (work / "runs" / "ml" / "spt" / "checkpoints" / "best.ckpt").read_bytes() == before
+
+
+def test_a_resumed_rpt_still_says_what_changed_since_spt(work: Path) -> None:
+    quick = [*QUICK, "--data.batch_size", "32", "--trainer.max_epochs", "2", "--trainer.logger", "false"]
+    done = lares(work, "fit", "--config", "rpt.yaml", "--run", "ml", *quick, "--ckpt_path", "last")
+    assert "before and after RPT" in done.stdout
+
+
+def test_what_can_not_be_built_moves_nothing(work: Path) -> None:
+    data = ["--run", "ml", *QUICK, *SMALL, "--model.backbone.core_block.heads", "3"]
+    assert "heads=3 does not divide" in error(work, "fit", "--config", "spt.yaml", *data)
+    assert (work / "runs" / "ml" / "spt" / "checkpoints" / "best.ckpt").is_file()
+    assert not (work / "runs" / "ml" / "spt.1").exists()
+
+
+def test_the_demonstration_never_takes_its_data_away(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    mine = tmp_path / "runs" / "demo" / "mine.csv"
+    mine.write_text("user_id,item_id\n")
+    assert "put it elsewhere" in error(tmp_path, "demo", "--data", "runs/demo/mine.csv")
+    assert mine.is_file()
 
 
 def test_the_baseline_trains_with_the_same_command(work: Path, tmp_path: Path) -> None:
@@ -188,6 +220,8 @@ def test_errors_are_one_paragraph(work: Path, tmp_path: Path) -> None:
     assert "exclude each other" in error(tmp_path, "fit", "--config", "rpt.yaml", "--ckpt_path", rpt, "--model.init_from", spt)
     assert "needs a checkpoint: --ckpt_path" in error(tmp_path, "test")
     assert "no checkpoint at" in error(tmp_path, "test", "--ckpt_path", "nowhere.ckpt")
+    assert "--depth" in error(tmp_path, "test", "--ckpt_path", spt, "--depth", "-1")
+    assert "--k" in error(tmp_path, "predict", "--ckpt_path", spt, "--k", "0")
     assert "unknown command 'fti'" in error(tmp_path, "fti")
     assert not (tmp_path / "runs").exists()
     assert "is a checkpoint of this very run" in error(

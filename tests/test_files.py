@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lares_pl.files import appearing, write_json, write_text
+from lares_pl.files import appearing, move_aside, write_json, write_text
 
 
 def test_a_crash_leaves_the_former_file_and_nothing_else(tmp_path: Path) -> None:
@@ -19,3 +19,14 @@ def test_a_crash_leaves_the_former_file_and_nothing_else(tmp_path: Path) -> None
     assert [file.name for file in path.parent.iterdir()] == ["x.txt"]
     write_json(path, {"a": 1})
     assert path.read_text() == '{\n "a": 1\n}\n'
+
+
+def test_moving_aside_never_takes_a_name_that_is_there(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert move_aside(folder) is None
+    for number in (1, 2):
+        folder.mkdir()
+        assert move_aside(folder) is None  # empty
+        (folder / "x").write_text(str(number))
+        assert move_aside(folder) == tmp_path / f"run.{number}"
+        assert (tmp_path / f"run.{number}" / "x").read_text() == str(number)

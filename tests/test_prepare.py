@@ -248,3 +248,33 @@ def test_a_damaged_dataset_is_refused(tmp_path: Path, damage: str) -> None:
     (tmp_path / "out" / damage).write_bytes((tmp_path / "out" / damage).read_bytes()[:20])
     with pytest.raises(LaresError, match=r"not a whole prepared dataset.*Prepare it again"):
         SequenceDataset.load(tmp_path / "out")
+
+
+def test_rows_longer_than_the_header_are_refused_not_cut(tmp_path: Path) -> None:
+    refused(tmp_path, "x.csv", "user_id,item_id\n1,a,x\n2,b,x\n", "more fields than its header")
+
+
+def test_a_dataset_folder_with_something_else_in_it_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("1 2 3\n")
+    prepare(str(tmp_path / "x.txt"), str(tmp_path / "out"))
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(LaresError, match=r"more than a prepared dataset \(notes.txt\)"):
+        prepare(str(tmp_path / "x.txt"), str(tmp_path / "out"), overwrite=True)
+    assert (tmp_path / "out" / "notes.txt").exists()
+
+
+def test_a_link_to_a_dataset_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("1 2 3\n")
+    (tmp_path / "y.txt").write_text("1 4\n")
+    prepare(str(tmp_path / "x.txt"), str(tmp_path / "real"))
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    prepare(str(tmp_path / "y.txt"), str(tmp_path / "link"), overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert sequences(tmp_path / "real") == {"1": ["4"]}
+
+
+def test_whole_timestamps_keep_every_digit(tmp_path: Path) -> None:
+    stamps = [1700000000123456788, 1700000000123456789]
+    (tmp_path / "x.csv").write_text("user_id,item_id,timestamp\n" + "".join(f"u,i{stamp},{stamp}\n" for stamp in stamps))
+    prepare(str(tmp_path / "x.csv"), str(tmp_path / "out"))
+    assert pq.read_table(tmp_path / "out" / "sequences.parquet")["timestamps"].to_pylist() == [stamps]

@@ -19,6 +19,7 @@ from lares_pl import (
     LaresError,
     NDCGReward,
     Pruning,
+    RecurrentBackbone,
     SequenceDataModule,
     TransformerBlock,
     WarmupCosine,
@@ -313,3 +314,24 @@ def test_warmup_cosine() -> None:
     assert rates[10:] == pytest.approx([0.2] * 4)
     with pytest.raises(LaresError):
         WarmupCosine(optimizer, warmup=10, total=10)
+
+
+def test_the_next_stage_trains_on_all_instances_again(spt_checkpoint: Path, toy_dataset: Path, tmp_path: Path) -> None:
+    module = data(toy_dataset)
+    trainer(tmp_path, max_steps=1).fit(RPT(str(spt_checkpoint), group_size=2, pruning=Pruning(1, 3)), module)
+    pruned = len(module.train_dataloader().instances)
+    trainer(tmp_path, max_steps=1).fit(SPT(SMALL), module)
+    assert pruned < len(module.train_dataloader().instances) == len(module.sequences.training_instances())
+
+
+def test_the_policys_dropout_reaches_blocks_that_set_their_own(spt_checkpoint: Path) -> None:
+    own = partial(TransformerBlock, inner_size=32, dropout=0.5, attention_dropout=0.4)
+    rpt = RPT(backbone=BackboneConfig(hidden_size=16, core_block=own, pre_block=own), dropout=0.25)
+    block: Any = RecurrentBackbone(9, 5, rpt.backbone_config).core_blocks[0]
+    assert block.feed_forward.inner.out_features == 32
+    assert {block.dropout.p, block.attention_dropout.p, block.feed_forward.dropout.p} == {0.25}
+
+
+def test_depth_zero_with_a_core_block_is_refused() -> None:
+    with pytest.raises(LaresError, match="set core_layers to 0"):
+        BackboneConfig(depth=ConstantDepth(0))

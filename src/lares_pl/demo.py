@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lares_pl.errors import LaresError
-from lares_pl.files import write_json
+from lares_pl.files import move_aside, write_json
 
 DEPTHS = (1, 2, 4, 8)
 FOLDER = Path("runs") / "demo"
@@ -21,14 +21,17 @@ FOLDER = Path("runs") / "demo"
 def demo(data: str | None = None) -> None:
     """Prepare, pre-train (SPT), post-train (RPT), test at several depths and predict, on a CPU in a few minutes.
 
-    Everything is kept in runs/demo; a former demonstration is replaced.
+    Everything is kept in runs/demo; what is there already is moved aside.
 
     Args:
         data: file with interactions of your own, in a format `lares prepare` reads; the embedded data where not given.
     """
     if data is not None and not Path(data).is_file():
         raise LaresError(f"no such file: {data}")
-    shutil.rmtree(FOLDER, ignore_errors=True)
+    if data is not None and FOLDER.resolve() in Path(data).resolve().parents:
+        raise LaresError(f"{data} lies in {FOLDER}, which the demonstration moves aside; put it elsewhere")
+    if (former := move_aside(FOLDER)) is not None:
+        print(f"{FOLDER} was there already: moved it to {former}")
     optimum = None
     source = data
     if source is None:
@@ -38,6 +41,7 @@ def demo(data: str | None = None) -> None:
         optimum = process.optimum()
         source = str(FOLDER / "interactions.tsv")
         write_interactions(process, Path(source))
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # so small that a second thread costs more than it gives
         print(f"embedded data: {process.users} users, {process.items} items -> {source}")
     dataset = str(FOLDER / "dataset")
     run = ["--run", "demo", "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
@@ -45,10 +49,7 @@ def demo(data: str | None = None) -> None:
     _lares("fit", "--config", "spt.yaml", "--config", "small.yaml", *run, "--data.dataset", dataset)
     _lares("fit", "--config", "rpt.yaml", "--config", "small-rpt.yaml", *run)
     best = str(FOLDER / "rpt" / "checkpoints" / "best.ckpt")
-    by_depth = {}
-    for depth in DEPTHS:
-        _lares("test", "--ckpt_path", best, "--depth", str(depth), "--output", str(FOLDER / "at_depth.json"))
-        by_depth[str(depth)] = json.loads((FOLDER / "at_depth.json").read_text())["metrics"]["test/ndcg@10"]
+    by_depth = ndcg_by_depth(best, dataset)
     _lares("predict", "--ckpt_path", best, "--output", str(FOLDER / "predictions.parquet"))
 
     report = json.loads((FOLDER / "rpt" / "test.json").read_text())
@@ -69,6 +70,23 @@ def _lares(*arguments: str) -> None:
     status = subprocess.run([sys.executable, "-m", "lares_pl", *arguments], check=False).returncode
     if status:
         raise LaresError(f"the demonstration stopped: `lares {arguments[0]}` ended with status {status}")
+
+
+def ndcg_by_depth(checkpoint: str, dataset: str) -> dict[str, float]:
+    """Test NDCG@10 of one set of weights at several depths; what `lares test --depth` does, without starting anew."""
+    import lightning as L
+
+    from lares_pl.data.module import SequenceDataModule
+    from lares_pl.stages.checkpoint import load_stage
+
+    stage = load_stage(checkpoint)
+    trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False)
+    by_depth = {}
+    for depth in DEPTHS:
+        stage.evaluation_depth = depth
+        (metrics,) = trainer.test(stage, SequenceDataModule(dataset), verbose=False)
+        by_depth[str(depth)] = metrics["test/ndcg@10"]
+    return by_depth
 
 
 def popularity_ndcg(dataset: str, k: int = 10) -> float:

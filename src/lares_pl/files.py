@@ -33,3 +33,18 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file."""
     write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def move_aside(folder: Path) -> Path | None:
+    """Rename a folder that is there and not empty to `NAME.1`, `NAME.2`, …
+
+    Returns:
+        Its new name; None where there was nothing to move.
+    """
+    if not folder.exists() or not any(folder.iterdir()):
+        return None
+    number = 1
+    while (former := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    folder.rename(former)
+    return former

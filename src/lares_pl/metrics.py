@@ -10,9 +10,14 @@ from torchmetrics import Metric, MetricCollection
 
 from lares_pl.objectives.rewards import ndcg, recall, reciprocal_rank
 
+_UNIT = 2**30
+
 
 class _RankMetric(Metric):
-    """Mean over instances of a function of the target's rank."""
+    """Mean over instances of a function of the target's rank.
+
+    Values are summed as whole multiples of 2^-30, so that the sum is exact: the same for any batches and processes.
+    """
 
     full_state_update = False
     higher_is_better = True
@@ -21,7 +26,7 @@ class _RankMetric(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def value(self, ranks: Tensor) -> Tensor:
@@ -30,12 +35,13 @@ class _RankMetric(Metric):
 
     def update(self, ranks: Tensor) -> None:
         """Take in ranks (1 is best), `[B]`."""
-        self.total += self.value(ranks).double().sum()
+        self.total += (self.value(ranks) * _UNIT).round().long().sum()
         self.count += ranks.numel()
 
     def compute(self) -> Tensor:
         """Mean over all instances of all processes, float32; 0 where there was none."""
-        return (self.total / self.count.clamp(min=1)).float()
+        mean = int(self.total) / _UNIT / max(int(self.count), 1)
+        return torch.tensor(mean, dtype=torch.float32, device=self.total.device)
 
 
 class Recall(_RankMetric):

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace, dict_to_namespace
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from lares_pl.callbacks.predictions import PredictionWriter
 from lares_pl.callbacks.progress import Progress
@@ -28,7 +29,7 @@ from lares_pl.config import import_class, readable
 from lares_pl.data.dataset import check_dataset
 from lares_pl.data.module import SequenceDataModule
 from lares_pl.errors import LaresError
-from lares_pl.files import write_json
+from lares_pl.files import move_aside, write_json
 from lares_pl.shipped import with_shipped_configs
 from lares_pl.stages.checkpoint import StageCheckpoint, load_stage, read_checkpoint
 from lares_pl.stages.ranking import RankingStage
@@ -101,7 +102,9 @@ class Command(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options beside trainer, model and data."""
         parser.add_argument("--run", default="default", help="Name of the run: a stage lives in runs/RUN/STAGE.")
-        parser.add_argument("--depth", type=int | None, help="Depth of evaluation; the model's mean depth where not given.")
+        parser.add_argument(
+            "--depth", type=NonNegativeInt | None, help="Depth of evaluation; the model's mean depth where not given."
+        )
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -115,7 +118,7 @@ class Command(LightningCLI):
         if subcommand in ("validate", "test"):
             parser.add_argument("--output", type=str | None, help="JSON file to write the metrics to as well.")
         if subcommand == "predict":
-            parser.add_argument("--k", type=int, default=10, help="Length of each ranked list.")
+            parser.add_argument("--k", type=PositiveInt, default=10, help="Length of each ranked list.")
             parser.add_argument("--output", default="predictions.parquet", help="File to write.")
             parser.add_argument("--overwrite", type=bool, default=False, help="Replace the file if it is there.")
         return parser
@@ -164,10 +167,13 @@ class Command(LightningCLI):
         if self.subcommand == "fit":
             self.folder = RUNS / config.run / (config.stage or config.model.class_path.rsplit(".", 1)[-1].lower())
             self._join_stages()
-            self._place_outputs(self.folder)
         else:
             config.trainer.logger = config.trainer.logger or False
         check_dataset(config.data.dataset)
+        # recorded before anything of this run's own is added, so that the record can be run again under another name
+        self.save_config_kwargs = {"folder": self.folder, "resolved": config.clone()}
+        if self.folder is not None:
+            self._place_outputs(self.folder)
         callbacks = list(config.trainer.callbacks or [])
         if config.trainer.enable_progress_bar is not False:
             config.trainer.enable_progress_bar = True
@@ -178,7 +184,6 @@ class Command(LightningCLI):
             callbacks.append(Namespace(class_path=writer, init_args=arguments))
             config.return_predictions = False
         config.trainer.callbacks = callbacks
-        self.save_config_kwargs = {"folder": self.folder}
 
     def _join_stages(self) -> None:
         """Fit: `ckpt_path` resumes this very stage, `init_from` starts from weights; RPT takes the rest from SPT."""
@@ -200,9 +205,10 @@ class Command(LightningCLI):
                     f"--ckpt_path {config.ckpt_path} is a checkpoint of {checkpoint.stage_name} and resumes only a run of "
                     f"{checkpoint.stage_name}; to start {name} from its weights say --model.init_from {config.ckpt_path}"
                 )
-            if arguments.get("backbone") is None:
-                arguments["backbone"] = dict_to_namespace(checkpoint.settings["backbone"])
-            self._take_data(checkpoint)
+            arguments["backbone"] = dict_to_namespace(checkpoint.settings["backbone"])
+            for key, value in checkpoint.data.items():
+                config.data[key] = value
+            rank_zero_info(f"resuming {config.ckpt_path}: architecture, dataset and history length are the checkpoint's")
             return
         if issubclass(import_class(config.model.class_path), RPT) and arguments.get("init_from") is None:
             arguments["init_from"] = str(RUNS / config.run / "spt" / BEST)
@@ -270,20 +276,29 @@ class Command(LightningCLI):
     # ------------------------------------------------------------ around the trainer
 
     def before_fit(self) -> None:
-        """A new run never writes over an old one: what is there is moved aside."""
+        """A new run never writes over an old one: what is there is moved aside, once the network could be built."""
         assert self.folder is not None
-        if self.chosen.get("ckpt_path") is None and rank_zero_only.rank == 0 and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            _move_aside(self.folder)
+        self.datamodule.setup("fit")
+        self.model.take_catalogue(self.datamodule)
+        self.model.configure_model()
+        fresh = self.chosen.get("ckpt_path") is None and not self.chosen.trainer.fast_dev_run
+        if fresh and rank_zero_only.rank == 0 and (former := move_aside(self.folder)) is not None:
+            rank_zero_info(f"{self.folder} held a run already: moved it to {former}")
 
     def after_fit(self) -> None:
         """Test the best checkpoint; for RPT say what changed since SPT."""
         keeper = self.trainer.checkpoint_callback
         best = keeper.best_model_path if isinstance(keeper, ModelCheckpoint) else ""
-        if not best or not self.chosen.test_after_fit or self.trainer.interrupted:
+        if self.trainer.interrupted or not self.chosen.test_after_fit:
+            return
+        if not best:
+            rank_zero_warn(
+                "training ended before the first validation: there is no best checkpoint (trainer.val_check_interval)"
+            )
             return
         report: dict[str, Any] = {"checkpoint": best, "depth": self.model.evaluation_depth}
-        if isinstance(self.model, RPT) and self.model.init_from is not None:
-            report["before"] = {"checkpoint": self.model.init_from, "metrics": self._test_before(self.model.init_from)}
+        if isinstance(self.model, RPT) and (source := self.model.started_from) is not None and Path(source).is_file():
+            report["before"] = {"checkpoint": source, "metrics": self._test_before(source)}
         (metrics,) = self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
         report["metrics"] = metrics
         if self.trainer.is_global_zero:
@@ -323,17 +338,6 @@ def _trained() -> str:
     """Checkpoints at hand, for an error message."""
     found = sorted(RUNS.glob(f"*/*/{BEST}"))
     return f" (there are {', '.join(map(str, found[:5]))})" if found else ""
-
-
-def _move_aside(folder: Path) -> None:
-    """Rename a folder that is there to `NAME.1`, `NAME.2`, …"""
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    number = 1
-    while (former := folder.with_name(f"{folder.name}.{number}")).exists():
-        number += 1
-    folder.rename(former)
-    rank_zero_info(f"{folder} held a run already: moved it to {former}")
 
 
 def _comparison(report: Mapping[str, Any]) -> str:

@@ -19,16 +19,20 @@ class ConfigRecord(SaveConfigCallback):
     Args:
         parser: the subcommand's parser.
         config: its configuration.
+        resolved: what to record of it: everything as it was asked for, before this run's own paths were filled in.
         folder: the run's folder; None where nothing is to be written (validate, test, predict).
     """
 
-    def __init__(self, parser: LightningArgumentParser, config: Namespace, folder: Path | None = None) -> None:
+    def __init__(
+        self, parser: LightningArgumentParser, config: Namespace, resolved: Namespace, folder: Path | None = None
+    ) -> None:
         super().__init__(parser, config, save_to_log_dir=False)
+        self.resolved = resolved
         self.folder = folder
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called once, on the first process."""
-        text = self.parser.dump(self.config, skip_none=False)
+        text = self.parser.dump(self.resolved, skip_none=False)
         if self.folder is not None:
             write_text(self.folder / "config.yaml", text)
         for logger in trainer.loggers:

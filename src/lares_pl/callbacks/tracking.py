@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
+import wandb
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -16,7 +17,7 @@ def has_account() -> bool:
     """Whether a key or a login of W&B is at hand."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
+    host = urlparse(wandb.Settings().base_url).netloc
     for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
         if path is None:
             continue
@@ -50,6 +51,8 @@ class Wandb(WandbLogger):
         log_model: Literal["all"] | bool = False,
     ) -> None:
         mode = os.environ.get("WANDB_MODE")
+        if mode == "":
+            del os.environ["WANDB_MODE"]  # W&B takes the empty word for a mode
         offline = mode in ("offline", "dryrun") if mode else not has_account()
         if offline and log_model:
             rank_zero_warn("W&B is offline: checkpoints are not sent as artifacts (log_model)")
@@ -60,6 +63,7 @@ class Wandb(WandbLogger):
             offline=offline,
             log_model=log_model and not offline,
             group=group,
+            settings=wandb.Settings(init_timeout=30),  # seconds until an unreachable server is given up
         )
         self._wandb_init.pop("anonymous", None)  # Lightning passes it on; W&B warns that it has no effect
         if offline:

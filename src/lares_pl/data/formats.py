@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,8 @@ def read_interactions(path: Path, columns: Columns, kind: Format | None = None) 
         table = _READERS[kind](path)
     except LaresError:
         raise
+    except pd.errors.ParserWarning as error:
+        raise LaresError(f"{path}: its rows have more fields than its header; mend the header or the rows") from error
     except (OSError, EOFError, UnicodeDecodeError, ValueError) as error:  # ParserError and ArrowInvalid are ValueErrors
         raise LaresError(f"{path}: can't be read as {kind}: {error}. Name another --format if it is another one.") from error
     interactions = table if kind == "lines" else _named(table, columns, path)
@@ -66,6 +69,8 @@ def read_interactions(path: Path, columns: Columns, kind: Format | None = None) 
 
 def _format_of(path: Path) -> Format:
     name = path.name.removesuffix(".gz")
+    if name != path.name and name.endswith((".parquet", ".pq")):
+        raise LaresError(f"{path}: Parquet is compressed inside already; unpack the .gz first")
     suffix = Path(name).suffix.lower()
     known: dict[str, Format] = {
         ".inter": "inter",
@@ -90,7 +95,8 @@ def _open(path: Path) -> IO[str]:
 
 
 def _read_delimited(path: Path, separator: str, quoting: Literal[0, 3]) -> pd.DataFrame:
-    with _open(path) as file:
+    with _open(path) as file, warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header would lose fields
         return pd.read_csv(
             file, sep=separator, dtype=str, keep_default_na=False, quoting=quoting, on_bad_lines="error", index_col=False
         )

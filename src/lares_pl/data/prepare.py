@@ -88,7 +88,7 @@ def prepare(
     Raises:
         LaresError: for input that can't be used; nothing is written then.
     """
-    target = Path(output)
+    target = Path(output).resolve()
     _check_target(target, overwrite)
     interactions = read_interactions(Path(source), columns, format)
     filters = {"k_core": k_core, "min_rating": min_rating, "repeats": repeats}
@@ -104,11 +104,17 @@ def _removed(summary: Summary) -> str:
     return ", ".join(f"{name} removed {count:,} rows" for name, count in summary.removed.items())
 
 
+_OURS = {"dataset.json", "items.parquet", "sequences.parquet", "sequences"}
+
+
 def _check_target(target: Path, overwrite: bool) -> None:
+    """Raise unless `target` is free, or a prepared dataset that may be replaced."""
     if target.exists() and not (target / "dataset.json").is_file() and (not target.is_dir() or any(target.iterdir())):
         raise LaresError(f"{target} exists and is not a prepared dataset; name another --output")
     if (target / "dataset.json").is_file() and not overwrite:
         raise LaresError(f"{target} holds a prepared dataset already; --overwrite true replaces it, or name another --output")
+    if target.is_dir() and (foreign := sorted({path.name for path in target.iterdir()} - _OURS)):
+        raise LaresError(f"{target} holds more than a prepared dataset ({', '.join(foreign[:3])}); name another --output")
 
 
 def _checksum(path: Path) -> str:
@@ -202,7 +208,8 @@ def write_dataset(
         "items": pa.ListArray.from_arrays(offsets, pa.array((items + 1).astype(np.int32))),
     }
     if "time" in table.columns:
-        whole = np.round(table["time"].to_numpy(dtype=float)).astype(np.int64)
+        time = table["time"]
+        whole = (time if time.dtype.kind in "iu" else time.round()).to_numpy().astype(np.int64)
         sequences["timestamps"] = pa.ListArray.from_arrays(offsets, pa.array(whole))
     catalogue = {
         "item": pa.array(np.arange(1, len(item_ids) + 1, dtype=np.int32)),
@@ -220,7 +227,10 @@ def write_dataset(
 @contextmanager
 def _appearing(target: Path, overwrite: bool) -> Iterator[Path]:
     """A directory to fill that takes the place of `target` when the block ends well, and vanishes when it does not."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LaresError(f"{target} can't be created: {error}") from error
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield folder
@@ -232,7 +242,11 @@ def _appearing(target: Path, overwrite: bool) -> Iterator[Path]:
         if target.exists():
             former = folder.with_name(folder.name + ".former")
             target.rename(former)
-            folder.rename(target)
+            try:
+                folder.rename(target)
+            except OSError:
+                former.rename(target)
+                raise
             shutil.rmtree(former)
         else:
             folder.rename(target)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from lares_pl.config import class_of
 from lares_pl.data.histories import Histories
 from lares_pl.errors import LaresError
 from lares_pl.model import scoring
@@ -60,6 +62,25 @@ class BackboneConfig:
             raise LaresError("hidden_size must be at least 1, pre_layers and core_layers at least 0")
         if not 0 <= self.dropout < 1:
             raise LaresError(f"dropout must be within [0, 1), got {self.dropout}")
+        if self.depth.evaluation_depth == 0 and self.core_layers > 0:
+            raise LaresError(f"depth 0 never uses the core-block: set core_layers to 0 (it is {self.core_layers})")
+
+
+def with_dropout(config: BackboneConfig, dropout: float) -> BackboneConfig:
+    """The same architecture with this dropout everywhere, also in blocks that set their own.
+
+    Args:
+        config: the architecture.
+        dropout: the new dropout.
+    """
+
+    def without_own(factory: BlockFactory) -> BlockFactory:
+        given = getattr(factory, "keywords", {})
+        kept = {key: value for key, value in given.items() if key != "dropout" and not key.endswith("_dropout")}
+        return partial(class_of(factory), **kept)
+
+    pre_block, core_block = without_own(config.pre_block), without_own(config.core_block)
+    return replace(config, dropout=dropout, pre_block=pre_block, core_block=core_block)
 
 
 class RecurrentBackbone(nn.Module):
@@ -147,8 +168,10 @@ class RecurrentBackbone(nn.Module):
             the pre-block.
 
         Raises:
-            LaresError: if a depth above 0 is asked of a model without core-block.
+            LaresError: if a depth is negative, or above 0 in a model without core-block.
         """
+        if min(depths) < 0:
+            raise LaresError(f"depth must not be negative, got {min(depths)}")
         if max(depths) > 0 and not self.core_blocks:
             raise LaresError(f"depth {max(depths)} asked of a model without core-block (core_layers: 0): its only depth is 0")
         count = len(depths)

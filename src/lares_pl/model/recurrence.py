@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lares_pl.model.layout import Layout
+from lares_pl.data.histories import Histories
+from lares_pl.model.layout import Layout, packed
 
 # ---------------------------------------------------------------- noise
 
@@ -54,19 +55,27 @@ def _splitmix64(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
-class KeyedNoise(Noise):
-    """Draws that are a pure function of (seed, key of the history, position, channel).
+def history_keys(histories: Histories) -> Tensor:
+    """A checksum of each history's items in order, `[R]` int64; equal histories have equal keys."""
+    layout = packed(histories)
+    of_token = _splitmix64(_splitmix64(histories.items.long()) + layout.positions)
+    keys = torch.zeros(len(histories), dtype=torch.int64, device=of_token.device)
+    return keys.index_add_(0, layout.row_of_token(), of_token)
 
-    Evaluation uses it, so that a user's ranking depends neither on the batch, nor on the number of processes, nor on
-    what was evaluated before.
+
+class KeyedNoise(Noise):
+    """Draws that are a pure function of (seed, items of the history, position, channel).
+
+    Evaluation uses it, so that the ranking for a history depends neither on the batch, nor on the number of processes,
+    nor on what was evaluated before.
 
     Args:
-        keys: one whole number a history, `[R]`.
-        seed: another seed gives other noise to every key.
+        histories: whose token states are drawn for.
+        seed: another seed gives other noise to every history.
     """
 
-    def __init__(self, keys: Tensor, seed: int = 0) -> None:
-        self.keys = keys.long()
+    def __init__(self, histories: Histories, seed: int = 0) -> None:
+        self.keys = history_keys(histories)
         self.seed = seed
 
     def uniform(self, layout: Layout, size: int) -> Tensor:

@@ -35,7 +35,7 @@ class Pruning:
 def kept_instances(
     backbone: RecurrentBackbone, batches: Iterable[Batch], instances: int, depth: int, pruning: Pruning
 ) -> Tensor:
-    """Which of these instances survive; the passes differ in their noise, which is a function of instance and pass.
+    """Which of these instances survive; the passes differ in their noise, which is a function of history and pass.
 
     Args:
         backbone: the SPT model, in evaluation mode.
@@ -51,7 +51,7 @@ def kept_instances(
     kept = torch.zeros(instances, dtype=torch.uint8, device=device)
     for batch in batches:
         batch = batch.to(device)
-        noise = [KeyedNoise(batch.instances, seed) for seed in range(pruning.passes)]
+        noise = [KeyedNoise(batch.histories, seed) for seed in range(pruning.passes)]
         for states in backbone.rollout(batch.histories, [depth] * pruning.passes, noise):
             ranks = backbone.target_rank(states[-1], batch.targets)
             kept[batch.instances[batch.valid & (ranks <= pruning.top)]] = 1

@@ -15,6 +15,7 @@ from torchmetrics import MetricCollection
 
 from lares_pl.config import class_path_of, from_plain, to_plain
 from lares_pl.data.batches import Batch
+from lares_pl.data.module import SequenceDataModule
 from lares_pl.errors import LaresError
 from lares_pl.metrics import ranking_metrics
 from lares_pl.model.backbone import BackboneConfig, RecurrentBackbone
@@ -68,6 +69,8 @@ class RankingStage(L.LightningModule):
         self.scheduler = None if scheduler is None else from_plain(SchedulerFactory, scheduler, "scheduler")
         self.exclude_seen = exclude_seen
         self.init_from = init_from
+        #: checkpoint this run's weights came from; kept over resuming, for the record
+        self.started_from = init_from
         #: depth of validation, test and prediction
         self.evaluation_depth = self.backbone_config.depth.evaluation_depth
         #: length of the lists that `predict` gives
@@ -95,6 +98,10 @@ class RankingStage(L.LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if data is None:
             raise LaresError("this stage takes the catalogue from a data module: trainer.fit(stage, SequenceDataModule(…))")
+        self.take_catalogue(data)
+
+    def take_catalogue(self, data: SequenceDataModule) -> None:
+        """Take catalogue size and history length from this data module; raises as `setup`."""
         found = {
             "items": data.sequences.catalogue_size,
             "max_length": data.max_length,
@@ -124,13 +131,18 @@ class RankingStage(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a reader needs to rebuild this stage without its data."""
-        checkpoint[KEY] = {"class_path": class_path_of(type(self)), "catalogue": self._catalogue}
+        checkpoint[KEY] = {
+            "class_path": class_path_of(type(self)),
+            "catalogue": self._catalogue,
+            "started_from": self.started_from,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the network that the weights are for, or check that they are for this one."""
         if KEY not in checkpoint:
             raise LaresError("not a checkpoint of a lares_pl stage")
         stored = checkpoint[KEY]["catalogue"]
+        self.started_from = checkpoint[KEY]["started_from"]
         if self._catalogue is None:
             self._catalogue = stored
         else:
@@ -140,7 +152,8 @@ class RankingStage(L.LightningModule):
     # ------------------------------------------------------------ randomness
 
     def on_fit_start(self) -> None:
-        """One seed for all processes; from it draws that are shared and noise that is not."""
+        """All training instances; one seed for all processes, from it draws that are shared and noise that is not."""
+        self.trainer.datamodule.keep(None)  # type: ignore[attr-defined]
         seed = int(self.trainer.strategy.broadcast(torch.initial_seed())) % 2**62
         self._draws = torch.Generator().manual_seed(seed)
         self._noise = RandomNoise(torch.Generator(self.device).manual_seed(seed + 1 + self.global_rank))
@@ -174,8 +187,8 @@ class RankingStage(L.LightningModule):
     # ------------------------------------------------------------ evaluation
 
     def user_states(self, batch: Batch) -> Tensor:
-        """User states `[B, d]` at the depth of evaluation; the noise is a function of each instance alone."""
-        (states,) = self.backbone.rollout(batch.histories, [self.evaluation_depth], KeyedNoise(batch.instances))
+        """User states `[B, d]` at the depth of evaluation; the noise is a function of each history alone."""
+        (states,) = self.backbone.rollout(batch.histories, [self.evaluation_depth], KeyedNoise(batch.histories))
         return states[-1]
 
     def _excluded(self, batch: Batch) -> Excluded | None:

@@ -7,7 +7,6 @@ Deviations from the reference: none in the loss. The noise of evaluation and pru
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ from lares_pl.config import from_plain
 from lares_pl.data.batches import Batch
 from lares_pl.data.histories import Histories
 from lares_pl.errors import LaresError
-from lares_pl.model.backbone import BackboneConfig, RecurrentBackbone
+from lares_pl.model.backbone import BackboneConfig, RecurrentBackbone, with_dropout
 from lares_pl.model.recurrence import Noise
 from lares_pl.objectives.policy import group_advantages, grpo
 from lares_pl.objectives.rewards import RecallReward, Reward
@@ -89,7 +88,7 @@ class RPT(RankingStage):
         group_size: trajectories of each instance (G).
         reward: reward of a trajectory.
         beta: weight of the KL term.
-        dropout: dropout of the policy instead of the checkpoint's; None keeps the checkpoint's.
+        dropout: dropout of the policy everywhere, instead of the checkpoint's; None keeps the checkpoint's.
         pruning: which training instances to keep; None keeps all.
         optimizer: the optimiser.
         scheduler: learning-rate schedule, stepped after every update.
@@ -117,7 +116,7 @@ class RPT(RankingStage):
             backbone = from_plain(BackboneConfig, read_checkpoint(init_from).settings["backbone"], "backbone")
         backbone = from_plain(BackboneConfig, backbone, "backbone")
         if dropout is not None:
-            backbone = replace(backbone, dropout=dropout)
+            backbone = with_dropout(backbone, dropout)
         settings = {**arguments(locals()), "backbone": backbone}
         super().__init__(settings, backbone, optimizer, scheduler, exclude_seen, init_from)
         self.group_size = group_size
@@ -163,10 +162,9 @@ class RPT(RankingStage):
         if self.init_from is None and self._kept is None and self.trainer.ckpt_path is None:
             raise LaresError("RPT starts from SPT weights: give init_from (--model.init_from PATH)")
         if self.pruning is None:
-            data.keep(None)
             return
         loader = data.instances_loader()
-        if self._kept is None:
+        if self._kept is None or len(self._kept) != len(loader.instances):  # a resumed run over the same data has it
             mine = kept_instances(self.reference, loader, len(loader.instances), self.evaluation_depth, self.pruning)
             self._kept = self.trainer.strategy.reduce(mine.int(), reduce_op="sum").clamp(max=1).to(torch.uint8).cpu()
         kept = int(self._kept.sum())

@@ -94,7 +94,9 @@ class SPT(RankingStage):
             normalised = [self.backbone_config.similarity.normalise(states) for states in pair]
             trajectory_level, step_level = alignment_loss(normalised[0], normalised[-1], step, self.tau)
             loss = loss + self.alpha * trajectory_level + self.gamma * step_level
-            logged |= {"tla": trajectory_level.detach(), "sla": step_level.detach(), "pair_depth": pair_depth}
+            logged |= {"sla": step_level.detach(), "pair_depth": pair_depth}
+            if self.alpha:
+                logged["tla"] = trajectory_level.detach()
         if depth > 1:
             logged["residual"] = step_residual(prediction)
         self.log_training({"loss": loss.detach(), **logged}, len(batch))
