@@ -6,12 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from lares_pl.data.prepare import prepare
 from lares_pl.data.synthetic import Process, write_interactions
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+
+torch.set_num_threads(1)  # small tensors, and a test process a core
 
 
 def golden_folder() -> Path:

@@ -220,8 +220,8 @@ def test_errors_are_one_paragraph(work: Path, tmp_path: Path) -> None:
     assert "exclude each other" in error(tmp_path, "fit", "--config", "rpt.yaml", "--ckpt_path", rpt, "--model.init_from", spt)
     assert "needs a checkpoint: --ckpt_path" in error(tmp_path, "test")
     assert "no checkpoint at" in error(tmp_path, "test", "--ckpt_path", "nowhere.ckpt")
-    assert "--depth" in error(tmp_path, "test", "--ckpt_path", spt, "--depth", "-1")
-    assert "--k" in error(tmp_path, "predict", "--ckpt_path", spt, "--k", "0")
+    assert "depth: Not of type NonNegativeInt" in error(tmp_path, "test", "--ckpt_path", spt, "--depth", "-1")
+    assert "k: Not of type PositiveInt" in error(tmp_path, "predict", "--ckpt_path", spt, "--k", "0")
     assert "unknown command 'fti'" in error(tmp_path, "fti")
     assert not (tmp_path / "runs").exists()
     assert "is a checkpoint of this very run" in error(

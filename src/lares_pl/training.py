@@ -282,7 +282,7 @@ class Command(LightningCLI):
         self.model.take_catalogue(self.datamodule)
         self.model.configure_model()
         fresh = self.chosen.get("ckpt_path") is None and not self.chosen.trainer.fast_dev_run
-        if fresh and rank_zero_only.rank == 0 and (former := move_aside(self.folder)) is not None:
+        if fresh and getattr(rank_zero_only, "rank", 0) == 0 and (former := move_aside(self.folder)) is not None:
             rank_zero_info(f"{self.folder} held a run already: moved it to {former}")
 
     def after_fit(self) -> None:

@@ -17,7 +17,7 @@ def has_account() -> bool:
     """Whether a key or a login of W&B is at hand."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlparse(wandb.Settings().base_url).netloc
+    host = urlparse(os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url).netloc
     for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
         if path is None:
             continue
