@@ -41,13 +41,24 @@ def demo(data: str | None = None) -> None:
         optimum = process.optimum()
         source = str(FOLDER / "interactions.tsv")
         write_interactions(process, Path(source))
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # so small that a second thread costs more than it gives
         print(f"embedded data: {process.users} users, {process.items} items -> {source}")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors so small that a second thread costs more than it gives
     dataset = str(FOLDER / "dataset")
     run = ["--run", "demo", "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
     _lares("prepare", source, "--output", dataset)
     _lares("fit", "--config", "spt.yaml", "--config", "small.yaml", *run, "--data.dataset", dataset)
-    _lares("fit", "--config", "rpt.yaml", "--config", "small-rpt.yaml", *run)
+    _lares(
+        "fit",
+        "--config",
+        "rpt.yaml",
+        "--config",
+        "small-rpt.yaml",
+        *run,
+        "--trainer.max_steps",
+        "60",
+        "--trainer.val_check_interval",
+        "20",
+    )
     best = str(FOLDER / "rpt" / "checkpoints" / "best.ckpt")
     by_depth = ndcg_by_depth(best, dataset)
     _lares("predict", "--ckpt_path", best, "--output", str(FOLDER / "predictions.parquet"))
