@@ -63,15 +63,12 @@ def _quieten() -> None:
         logging.getLogger(name).addFilter(lambda record: "💡" not in record.getMessage())
     for message in (
         ".*does not have many workers.*",  # batches are cut from flat arrays: there is nothing to hand to workers
-        ".*weights_only.*",
-        ".*isinstance.*LeafSpec.*",
-        ".*treespec.*",
-        ".*JsonargparseDeprecationWarning.*",
-        ".*instantiate_classes.*",
-        ".*Experiment logs directory.*",
-        ".*exists and is not empty.*",
-        ".*find .* module.* in eval mode at the start of training.*",  # the frozen reference policy
-        ".*Found .* module.* in eval mode.*",
+        ".*weights_only.*",  # our own reading of checkpoints always sets it
+        ".*callbacks used to create the checkpoint.*",  # evaluation needs none of them
+        ".*exists and is not empty.*",  # a resumed run goes on in its folder
+        ".*in eval mode at the start of training.*",  # the frozen reference policy
+        ".*instantiate_classes.*",  # Lightning 2.6 calls what jsonargparse will drop
+        ".*LeafSpec.*",  # Lightning and torch among themselves
     ):
         warnings.filterwarnings("ignore", message=message)
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
