@@ -101,7 +101,9 @@ def test_evaluation_needs_a_checkpoint_alone(work: Path, tmp_path: Path) -> None
     report = json.loads((tmp_path / "test.json").read_text())
     trained = json.loads((work / "runs" / "ml" / "rpt" / "test.json").read_text())
     assert report["metrics"] == pytest.approx(trained["metrics"], rel=1e-6)
-    lares(tmp_path, "validate", "--ckpt_path", best, "--depth", "1", "--output", "val.json")
+    # a config may come along; it must not get in the way
+    with_config = ["--config", "rpt.yaml", "--trainer.logger", "false", "--data.batch_size", "7"]
+    lares(tmp_path, "validate", *with_config, "--ckpt_path", best, "--depth", "1", "--output", "val.json")
     assert "val/ndcg@10" in json.loads((tmp_path / "val.json").read_text())["metrics"]
 
 

@@ -166,6 +166,8 @@ class Command(LightningCLI):
             self._join_stages()
         else:
             config.trainer.logger = config.trainer.logger or False
+            if not config.trainer.callbacks:  # nothing is saved: no checkpoint callback to be put in by default
+                config.trainer.enable_checkpointing = False
         check_dataset(config.data.dataset)
         # recorded before anything of this run's own is added, so that the record can be run again under another name
         self.save_config_kwargs = {"folder": self.folder, "resolved": config.clone()}
