@@ -128,11 +128,15 @@ class RecurrentBackbone(nn.Module):
 
     # ------------------------------------------------------------ the recurrence
 
+    def _layout(self, histories: Histories) -> Layout:
+        """The form that this model's blocks ask for."""
+        return padded(histories, self.max_length) if self.padded else packed(histories)
+
     def encode(self, histories: Histories) -> tuple[Tensor, Layout]:
         """Pre-block output h of every token, `[*layout.shape, d]`, and its layout."""
         if histories.longest > self.max_length:
             raise LaresError(f"a history of {histories.longest} items; this model reads at most {self.max_length}")
-        layout: Layout = padded(histories, self.max_length) if self.padded else packed(histories)
+        layout = self._layout(histories)
         x = self.embedding(layout.arrange(histories.items), layout)
         for block in self.pre_blocks:
             x = block(x, layout)
@@ -194,7 +198,7 @@ class RecurrentBackbone(nn.Module):
 
         state = (
             self._initial_state([each[r] for r in order], [sources[r] for r in order], context)
-            if (initial_states is None)
+            if initial_states is None
             else torch.cat([initial_states[r] for r in order])
         )
         active = order
@@ -202,10 +206,8 @@ class RecurrentBackbone(nn.Module):
             still = [r for r in active if depths[r] >= t]
             if len(still) < len(active):
                 rows = sum(len(each[r]) for r in still)
-                shorter = layout.prefix(rows, sum(each[r].tokens for r in still))
-                context = layout.first_rows(context, rows, shorter)
-                state = layout.first_rows(state, rows, shorter)
-                layout, active = shorter, still
+                layout, active = layout.prefix(rows, sum(each[r].tokens for r in still)), still
+                context, state = context[: layout.shape[0]], state[: layout.shape[0]]
             state = self.step(state, context, layout)
             for r, last in zip(active, layout.last(state).split([len(each[r]) for r in active]), strict=True):
                 trajectories[r].append(last)
@@ -215,8 +217,7 @@ class RecurrentBackbone(nn.Module):
         """z_0 of all trajectories, each drawn from its own source."""
         draws = []
         for part, source in zip(histories, sources, strict=True):
-            layout = padded(part, self.max_length) if self.padded else packed(part)
-            draws.append(self.config.initial_state.draw(layout, self.config.hidden_size, source, self.training))
+            draws.append(self.config.initial_state.draw(self._layout(part), self.config.hidden_size, source, self.training))
         return torch.cat(draws).to(like.dtype)
 
     # ------------------------------------------------------------ scoring

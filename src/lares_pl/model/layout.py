@@ -55,12 +55,8 @@ class Layout(ABC):
         """State at the last real position of each history: `[*shape, d]` -> `[R, d]`."""
 
     @abstractmethod
-    def first_rows(self, x: Tensor, rows: int, layout: Layout) -> Tensor:
-        """Token states of the first `rows` histories; `layout` is `self.prefix(rows, …)`."""
-
-    @abstractmethod
     def prefix(self, rows: int, tokens: int) -> Layout:
-        """Layout of the first `rows` histories, which hold `tokens` real tokens."""
+        """Layout of the first `rows` histories, which hold `tokens` real tokens; their states are `x[:shape[0]]`."""
 
     @abstractmethod
     def repeat(self, times: int) -> Layout:
@@ -134,9 +130,6 @@ class PackedLayout(Layout):
         # keep `longest`: the slots stay valid and nothing has to be asked of the device
         return PackedLayout(self.lengths[:rows], self.longest, tokens)
 
-    def first_rows(self, x: Tensor, rows: int, layout: Layout) -> Tensor:
-        return x[: layout.shape[0]]
-
     def repeat(self, times: int) -> Layout:
         return PackedLayout(self.lengths.repeat(times), self.longest, self.tokens * times)
 
@@ -181,9 +174,6 @@ class PaddedLayout(Layout):
 
     def prefix(self, rows: int, tokens: int) -> Layout:
         return PaddedLayout(self.lengths[:rows], self.longest)
-
-    def first_rows(self, x: Tensor, rows: int, layout: Layout) -> Tensor:
-        return x[:rows]
 
     def repeat(self, times: int) -> Layout:
         return PaddedLayout(self.lengths.repeat(times), self.longest)
