@@ -18,19 +18,19 @@ ROOMS = [
     "cli",
     "demo",
     "training",
+    "reference",
     "callbacks",
     "stages",
     "metrics",
     "objectives",
     "model",
     "data",
-    "reference",
     "shipped",
     "files",
     "config",
     "errors",
 ]
-LIGHTNING = {"training", "callbacks", "stages"}
+LIGHTNING = {"training", "callbacks", "stages", "reference"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -142,7 +142,7 @@ def test_causal_blocks_do_not_see_later_items(items: list[int], other: int, data
 def test_gradients_by_finite_differences() -> None:
     backbone = made(hidden_size=4, core_layers=1).double()
     starts = [torch.randn(HISTORIES.tokens, 4, dtype=torch.float64)]
-    name, parameter = next((n, p) for n, p in backbone.named_parameters() if n == "core_blocks.0.output.weight")
+    name, parameter = next((n, p) for n, p in backbone.named_parameters() if n == "core_blocks.0.attention.output.weight")
 
     def loss(weight: Tensor) -> Tensor:
         def run() -> Tensor:

@@ -45,7 +45,7 @@ def test_there_and_back() -> None:
     assert again.depth == UniformDepth(3)
     assert again.similarity == CosineSimilarity(0.1)
     assert again.core_block(32).wide is True
-    assert again.pre_block(32).heads == 4
+    assert again.pre_block(32).attention.heads == 4
     assert to_plain(from_plain(BackboneConfig, to_plain(again), "backbone")) == to_plain(again)
 
 

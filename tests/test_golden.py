@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from lares_pl import reference
-from lares_pl.config import from_plain
 from lares_pl.data.histories import Histories
 from lares_pl.model import scoring
-from lares_pl.model.backbone import BackboneConfig, RecurrentBackbone
+from lares_pl.model.backbone import RecurrentBackbone
+from lares_pl.model.embedding import ItemText
 from lares_pl.objectives.rewards import NDCGReward, RecallReward
+from lares_pl.reference.names import family_of, from_reference
+from lares_pl.reference.settings import backbone_config, complete_settings
 from lares_pl.stages.rpt import group_loss
 from lares_pl.stages.spt import alignment_loss
 from tests.conftest import golden_files
@@ -32,11 +35,10 @@ class Golden:
         self.values = np.load(path)
         self.config: dict[str, Any] = json.loads(str(self.values["config_json"]))
         self.state = self.group("param/")
-        try:
-            plain = reference.backbone_config(self.config, self.state)
-        except reference.UnknownFamilyError:
-            pytest.skip(f"{path.stem}: family not built yet")
-        self.backbone_config = from_plain(BackboneConfig, plain, "backbone")
+        self.family = family_of(self.state)
+        # sizes as the weights say: the recorded settings list those of all families
+        settings, _ = complete_settings({k: v for k, v in self.config.items() if k != "n_exps"}, self.state, self.family)
+        self.backbone_config = backbone_config(settings, self.family)
         self.histories = Histories.from_padded(self["in/history"])
         self.same_target = Histories.from_padded(self["in/positive_history"])
         self.targets = self["in/target"]
@@ -54,9 +56,16 @@ class Golden:
     def model(self, prefix: str = "param/") -> RecurrentBackbone:
         state = {**self.state, **self.group(prefix)}
         items, max_length = len(state["item_embedding.weight"]) - 1, len(state["position_embedding.weight"])
-        backbone = RecurrentBackbone(items, max_length, self.backbone_config)
-        backbone.load_state_dict(reference.from_reference(state))
+        text = ItemText(state["plm_embedding.weight"]) if self.family == "tedrec" else None
+        backbone = RecurrentBackbone(items, max_length, self.backbone_config, text)
+        backbone.load_state_dict(self.ours(state))
         return backbone
+
+    def ours(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Recorded values under our names."""
+        found, unknown = from_reference(state, self.family)
+        assert not unknown
+        return found
 
     def initial_state(self, index: int, histories: Histories, backbone: RecurrentBackbone) -> Tensor:
         """A recorded z_0 in the backbone's own layout."""
@@ -82,16 +91,13 @@ def assert_close(actual: Tensor, expected: Tensor, name: str = "") -> None:
     assert error <= RELATIVE * expected.double().norm() + 1e-12, f"{name}: {error / expected.double().norm():.2e}"
 
 
-def assert_gradients(backbone: nn.Module, expected: dict[str, Tensor]) -> None:
-    parameters = dict(backbone.named_parameters())
-    expected = reference.from_reference(expected)
-    assert expected
-    for name, gradient in expected.items():
-        actual = parameters[name].grad
-        actual = torch.zeros_like(gradient) if actual is None else actual
-        # the key part of a fused bias is zero up to round-off: compare it absolutely, the rest relatively
-        for ours, theirs in zip(_parts(name, actual), _parts(name, gradient), strict=True):
-            if theirs.abs().max() < ROUND_OFF:
+def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Each value within the relative error; parts that are zero but for round-off absolutely."""
+    assert expected.keys() <= actual.keys()
+    for name, value in expected.items():
+        for ours, theirs in zip(_parts(name, actual[name]), _parts(name, value), strict=True):
+            # the key part of a fused bias: attention does not notice it
+            if name.startswith("grad/") and theirs.abs().max() < ROUND_OFF:
                 assert (ours - theirs).abs().max() < ROUND_OFF, name
             else:
                 assert_close(ours, theirs, name)
@@ -101,13 +107,46 @@ def _parts(name: str, value: Tensor) -> tuple[Tensor, ...]:
     return value.chunk(3) if "query_key_value" in name else (value,)
 
 
+def assert_plausible(run: Callable[[], dict[str, Tensor]], expected: dict[str, Tensor]) -> None:
+    """For values recorded under noise that was not: nearly all lie where our own draws of that noise lead.
+
+    Without the noise, or with less of it, our range is too narrow and the recorded values lie outside.
+    """
+    torch.manual_seed(0)
+    draws = [run() for _ in range(60)]
+    inside, outside = 0, []
+    for name, value in expected.items():
+        ours = torch.stack([draw[name] for draw in draws])
+        low, high = ours.min(dim=0).values, ours.max(dim=0).values
+        slack = 0.1 * (high - low) + ROUND_OFF
+        fits = (value >= low - slack) & (value <= high + slack)
+        inside += int(fits.sum())
+        outside += [name] * int((~fits).sum())
+    assert inside >= 0.95 * (inside + len(outside)), f"{inside} inside, {len(outside)} outside: {sorted(set(outside))}"
+
+
+def assert_matches(golden: Golden, run: Callable[[], dict[str, Tensor]], expected: dict[str, Tensor]) -> None:
+    """Exactly, or for TedRec, whose gates are noisy in training, as one draw among ours."""
+    if golden.family == "tedrec":
+        assert_plausible(run, expected)
+    else:
+        assert_same(run(), expected)
+
+
+def gradients(backbone: nn.Module) -> dict[str, Tensor]:
+    zero = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in backbone.named_parameters()}
+    return {f"grad/{name}": gradient for name, gradient in zero.items()}
+
+
 def test_forward(golden: Golden) -> None:
     backbone = golden.model().eval()
     steps = int(golden["forward/num_steps"])
     start = golden.initial_state(0, golden.histories, backbone)
     (states,) = backbone.rollout(golden.histories, [steps], initial_states=[start])
     assert_close(states[-1], golden["forward/user_state"])
-    assert_close(states.transpose(0, 1), golden["forward/step_user_states"])
+    recorded = states.transpose(0, 1)
+    # TedRec's are recorded divided by their norm
+    assert_close(F.normalize(recorded, dim=-1) if golden.family == "tedrec" else recorded, golden["forward/step_user_states"])
     expected = golden["forward/step_log_probs"]
     whole = scoring.scores(states.flatten(0, 1), backbone.item_vectors, backbone.policy_similarity)
     assert_close(whole.log_softmax(-1).view(steps, *expected[:, 0].shape).transpose(0, 1), expected)
@@ -117,6 +156,13 @@ def test_forward(golden: Golden) -> None:
 
 
 def test_spt(golden: Golden) -> None:
+    parts = ("part/prediction", "part/with_trajectory", "part/with_step", "loss")
+    expected = {name: golden[f"spt/{name}"] for name in parts}
+    expected |= {f"grad/{name}": value for name, value in golden.ours(golden.group("spt/grad/")).items()}
+    assert_matches(golden, lambda: spt_outcome(golden), expected)
+
+
+def spt_outcome(golden: Golden) -> dict[str, Tensor]:
     backbone = golden.model().train()  # recorded with dropout 0
     pair, single = int(golden["spt/depth_pair"]), int(golden["spt/depth_prediction"])
     histories = [golden.histories, golden.histories, golden.same_target]
@@ -129,19 +175,27 @@ def test_spt(golden: Golden) -> None:
     cross_entropy = -backbone.target_log_prob(prediction[-1], golden.targets).mean()
     normalise = backbone.config.similarity.normalise
     trajectory, step = alignment_loss(normalise(a), normalise(b), int(golden["spt/step_index"]), tau)
-    assert_close(cross_entropy, golden["spt/part/prediction"])
-    assert_close(cross_entropy + alpha * trajectory, golden["spt/part/with_trajectory"])
-    assert_close(cross_entropy + gamma * step, golden["spt/part/with_step"])
     loss = cross_entropy + alpha * trajectory + gamma * step
-    assert_close(loss, golden["spt/loss"])
     loss.backward()
-    assert_gradients(backbone, golden.group("spt/grad/"))
+    return {
+        "part/prediction": cross_entropy.detach(),
+        "part/with_trajectory": (cross_entropy + alpha * trajectory).detach(),
+        "part/with_step": (cross_entropy + gamma * step).detach(),
+        "loss": loss.detach(),
+        **gradients(backbone),
+    }
 
 
 @pytest.mark.parametrize("kind", ["rpt_recall", "rpt_ndcg"])
 def test_rpt(golden: Golden, kind: str) -> None:
     if f"{kind}/loss" not in golden:
         pytest.skip(f"no {kind} recorded in this file")
+    expected = {name: golden[f"{kind}/{name}"] for name in ("advantages", "reward_sum", "loss")}
+    expected |= {f"grad/{name}": value for name, value in golden.ours(golden.group(f"{kind}/grad/")).items()}
+    assert_matches(golden, lambda: rpt_outcome(golden, kind), expected)
+
+
+def rpt_outcome(golden: Golden, kind: str) -> dict[str, Tensor]:
     backbone = golden.model().train()
     policy_reference = golden.model("rpt_reference_param/").eval()
     depths = golden[f"{kind}/group_depths"].tolist()
@@ -157,8 +211,10 @@ def test_rpt(golden: Golden, kind: str) -> None:
         beta,
         initial_states=(starts[: len(depths)], starts[len(depths) :]),
     )
-    assert_close(outcome.advantages, golden[f"{kind}/advantages"])
-    assert_close(outcome.rewards.sum(), golden[f"{kind}/reward_sum"])
-    assert_close(outcome.loss, golden[f"{kind}/loss"])
     outcome.loss.backward()
-    assert_gradients(backbone, golden.group(f"{kind}/grad/"))
+    return {
+        "advantages": outcome.advantages,
+        "reward_sum": outcome.rewards.sum(),
+        "loss": outcome.loss.detach(),
+        **gradients(backbone),
+    }

@@ -329,7 +329,7 @@ def test_the_policys_dropout_reaches_blocks_that_set_their_own(spt_checkpoint: P
     rpt = RPT(backbone=BackboneConfig(hidden_size=16, core_block=own, pre_block=own), dropout=0.25)
     block: Any = RecurrentBackbone(9, 5, rpt.backbone_config).core_blocks[0]
     assert block.feed_forward.inner.out_features == 32
-    assert {block.dropout.p, block.attention_dropout.p, block.feed_forward.dropout.p} == {0.25}
+    assert {block.attention.dropout.p, block.attention.attention_dropout, block.feed_forward.dropout.p} == {0.25}
 
 
 def test_depth_zero_with_a_core_block_is_refused() -> None:

@@ -14,10 +14,16 @@ if TYPE_CHECKING:
     from lares_pl.data.histories import Histories
     from lares_pl.data.module import SequenceDataModule
     from lares_pl.data.prepare import prepare
+    from lares_pl.data.text import TextOptions
     from lares_pl.errors import LaresError
     from lares_pl.model.backbone import BackboneConfig, RecurrentBackbone
+    from lares_pl.model.blocks.bsarec import BSARecBlock
+    from lares_pl.model.blocks.fmlp import FMLPBlock
+    from lares_pl.model.blocks.lru import LRUBlock
+    from lares_pl.model.blocks.rotary import RotaryBlock
     from lares_pl.model.blocks.transformer import TransformerBlock
     from lares_pl.model.depth import BoundedPoisson, ConstantDepth, Poisson, PoissonLogNormal, UniformDepth
+    from lares_pl.model.embedding import ItemEmbedder, ItemText, TedRecEmbedder
     from lares_pl.model.recurrence import (
         AddInjection,
         ConcatInjection,
@@ -43,10 +49,16 @@ _HOME = {
     "data.histories": ["Histories"],
     "data.module": ["SequenceDataModule"],
     "data.prepare": ["prepare"],
+    "data.text": ["TextOptions"],
     "errors": ["LaresError"],
     "model.backbone": ["BackboneConfig", "RecurrentBackbone"],
+    "model.blocks.bsarec": ["BSARecBlock"],
+    "model.blocks.fmlp": ["FMLPBlock"],
+    "model.blocks.lru": ["LRUBlock"],
+    "model.blocks.rotary": ["RotaryBlock"],
     "model.blocks.transformer": ["TransformerBlock"],
     "model.depth": ["BoundedPoisson", "ConstantDepth", "Poisson", "PoissonLogNormal", "UniformDepth"],
+    "model.embedding": ["ItemEmbedder", "ItemText", "TedRecEmbedder"],
     "model.recurrence": [
         "AddInjection",
         "ConcatInjection",
@@ -69,6 +81,7 @@ __all__ = [
     "RPT",
     "SPT",
     "AddInjection",
+    "BSARecBlock",
     "BackboneConfig",
     "BoundedPoisson",
     "Columns",
@@ -76,7 +89,11 @@ __all__ = [
     "ConstantDepth",
     "CosineSimilarity",
     "DotSimilarity",
+    "FMLPBlock",
     "Histories",
+    "ItemEmbedder",
+    "ItemText",
+    "LRUBlock",
     "LaresError",
     "LinearInjection",
     "NDCGReward",
@@ -87,8 +104,11 @@ __all__ = [
     "Pruning",
     "RecallReward",
     "RecurrentBackbone",
+    "RotaryBlock",
     "SequenceDataModule",
     "SequenceDataset",
+    "TedRecEmbedder",
+    "TextOptions",
     "TransformerBlock",
     "UniformDepth",
     "WarmupCosine",

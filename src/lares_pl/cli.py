@@ -1,7 +1,6 @@
 """The `lares` command: a dispatcher that reads the first word only, so that help answers at once.
 
-`fit`, `validate`, `test` and `predict` are LightningCLI's (`lares_pl.training`); `prepare`, `demo` and `synthetic` are
-plain functions.
+`fit`, `validate`, `test` and `predict` are LightningCLI's (`lares_pl.training`); the others are plain functions.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ from lares_pl.errors import LaresError
 _FUNCTIONS = {
     "prepare": ("lares_pl.data.prepare", "turn raw interactions into a prepared dataset"),
     "synthetic": ("lares_pl.data.synthetic", "write the embedded demonstration data as raw interactions"),
+    "import-reference": ("lares_pl.reference.exchange", "turn a checkpoint of the authors' release into one of ours"),
+    "export-reference": ("lares_pl.reference.exchange", "turn a checkpoint of ours into one of the authors' release"),
     "demo": ("lares_pl.demo", "prepare, SPT, RPT, test and predict in one go, with a summary"),
 }
 _STAGES = {
@@ -47,6 +48,9 @@ def _help() -> str:
 def main() -> None:
     """Run one command; an error that a person can mend is one paragraph and exit status 2."""
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    sys.argv[2:] = [_underscored(argument) for argument in sys.argv[2:]]
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # blocks of one's own: `class_path: my_model.MyBlock`, a file in this folder
     if command in ("-h", "--help", "help"):
         print(_help())
         return
@@ -70,6 +74,12 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _underscored(argument: str) -> str:
+    """`--item-text` as `--item_text`: both ways of writing an option are meant."""
+    option, equals, value = argument.partition("=")
+    return option.replace("-", "_").replace("__", "--", 1) + equals + value if option.startswith("--") else argument
+
+
 def _run_function(command: str) -> None:
     """A plain function as a command, its parameters as options."""
     from jsonargparse import auto_cli
@@ -77,7 +87,7 @@ def _run_function(command: str) -> None:
     from lares_pl.config import Parser
 
     module, text = _FUNCTIONS[command]
-    function = getattr(importlib.import_module(module), command)
+    function = getattr(importlib.import_module(module), command.replace("-", "_"))
     auto_cli(function, args=sys.argv[2:], parser_class=Parser, prog=f"lares {command}", description=text, allow_abbrev=False)
 
 

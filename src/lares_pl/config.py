@@ -11,11 +11,12 @@ import dataclasses
 import importlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, _typehints
 
 from lares_pl.errors import LaresError
 
@@ -92,6 +93,37 @@ class Parser(ArgumentParser):
         raise LaresError(readable(message))
 
 
+@contextmanager
+def own_defaults() -> Iterator[None]:
+    """While parsing: a block named in place of another starts from its own defaults.
+
+    jsonargparse keeps options of the same name, so that `class_path: my_model.MyBlock` would silently get the `heads` and
+    `inner_size` of the TransformerBlock it replaces. Other choices (optimisers, depth schedules) keep theirs.
+    """
+    keep: Callable[..., None] = _typehints.discard_init_args_on_class_path_change
+
+    def discard(parser: Any, former: Any, named: Any) -> None:
+        changes = former and "init_args" in former and former["class_path"] != named["class_path"]
+        if changes and _is_module(named["class_path"]):
+            former["init_args"] = Namespace()
+        keep(parser, former, named)
+
+    _typehints.discard_init_args_on_class_path_change = discard
+    try:
+        yield
+    finally:
+        _typehints.discard_init_args_on_class_path_change = keep
+
+
+def _is_module(class_path: str) -> bool:
+    from torch import nn
+
+    try:
+        return issubclass(import_class(class_path), nn.Module)
+    except LaresError:  # a short name, or a mistake that the parser reports itself
+        return False
+
+
 _NOISE = (
     "Does not validate against any",
     "Subtypes:",
@@ -137,6 +169,7 @@ def from_plain(kind: Any, plain: Any, key: str) -> Any:
     parser = Parser()
     parser.add_argument(f"--{key}", type=kind)
     try:
-        return parser.instantiate(parser.parse_object({key: dict(plain)}))[key]
+        with own_defaults():
+            return parser.instantiate(parser.parse_object({key: dict(plain)}))[key]
     except (ValueError, TypeError, KeyError) as error:
         raise LaresError(f"{key}: {error}") from error

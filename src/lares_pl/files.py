@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lares_pl.errors import LaresError
+
 
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
@@ -22,6 +24,18 @@ def appearing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_free(path: Path, overwrite: bool) -> None:
+    """Raise where a file would be replaced that nobody said may be.
+
+    Raises:
+        LaresError: if `path` is a folder, or is there and may not be replaced.
+    """
+    if path.is_dir():
+        raise LaresError(f"{path} is a folder; name a file with --output")
+    if path.exists() and not overwrite:
+        raise LaresError(f"{path} exists; --overwrite true replaces it, or name another --output")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -25,7 +25,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 from lares_pl.callbacks.predictions import PredictionWriter
 from lares_pl.callbacks.progress import Progress
 from lares_pl.callbacks.record import ConfigRecord
-from lares_pl.config import import_class, readable
+from lares_pl.config import import_class, own_defaults, readable
 from lares_pl.data.dataset import check_dataset
 from lares_pl.data.module import SequenceDataModule
 from lares_pl.errors import LaresError
@@ -44,17 +44,18 @@ def run() -> None:
     """Parse the command line and run the subcommand."""
     _quieten()
     sys.argv[1:] = with_shipped_configs(sys.argv[1:])
-    Command(
-        RankingStage,
-        SequenceDataModule,
-        subclass_mode_model=True,
-        save_config_callback=ConfigRecord,
-        parser_class=CommandParser,
-        parser_kwargs={"allow_abbrev": False},
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-        seed_everything_default=0,
-    )
+    with own_defaults():
+        Command(
+            RankingStage,
+            SequenceDataModule,
+            subclass_mode_model=True,
+            save_config_callback=ConfigRecord,
+            parser_class=CommandParser,
+            parser_kwargs={"allow_abbrev": False},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            seed_everything_default=0,
+        )
 
 
 def _quieten() -> None:
@@ -203,6 +204,11 @@ class Command(LightningCLI):
                 raise LaresError(
                     f"--ckpt_path {config.ckpt_path} is a checkpoint of {checkpoint.stage_name} and resumes only a run of "
                     f"{checkpoint.stage_name}; to start {name} from its weights say --model.init_from {config.ckpt_path}"
+                )
+            if not checkpoint.resumable:
+                raise LaresError(
+                    f"--ckpt_path {config.ckpt_path} holds weights alone, no run to resume; to start from its weights say "
+                    f"--model.init_from {config.ckpt_path}"
                 )
             arguments["backbone"] = dict_to_namespace(checkpoint.settings["backbone"])
             for key, value in checkpoint.data.items():

@@ -12,8 +12,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
-from lares_pl.errors import LaresError
-from lares_pl.files import appearing
+from lares_pl.files import appearing, check_free
 from lares_pl.stages.ranking import Ranked
 
 
@@ -34,8 +33,8 @@ class PredictionWriter(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse to write over a file before any work is done."""
-        if stage == "predict" and self.path.exists() and not self.overwrite:
-            raise LaresError(f"{self.path} exists; --overwrite true replaces it, or name another --output")
+        if stage == "predict":
+            check_free(self.path, self.overwrite)
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0

@@ -140,6 +140,24 @@ class SequenceDataset:
             digest.update(str(item_id).encode() + b"\0")
         return digest.hexdigest()[:16]
 
+    def text_vectors(self) -> np.ndarray | None:
+        """Text vectors of the catalogue, `[N + 1, p]` float32 or float16, row 0 (padding) zero; None where there are none.
+
+        Read through a memory map into one array, row by row, so that nothing is held twice.
+        """
+        path = Path(self.path) / "items.parquet"
+        with pq.ParquetFile(path, memory_map=True) as file:
+            if "embedding" not in file.schema_arrow.names:
+                return None
+            kind = file.schema_arrow.field("embedding").type
+            vectors = np.zeros((self.catalogue_size + 1, kind.list_size), dtype=kind.value_type.to_pandas_dtype())
+            row = 1
+            for part in file.iter_batches(batch_size=4096, columns=["embedding"]):
+                values = part.column(0).flatten().to_numpy().reshape(len(part), kind.list_size)
+                vectors[row : row + len(part)] = values
+                row += len(part)
+        return vectors
+
     # ------------------------------------------------------------ instances
 
     def training_instances(self) -> Instances:

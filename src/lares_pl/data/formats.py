@@ -2,6 +2,7 @@
 
 Formats, told by the file's name (`.gz` may follow): RecBole atomic files (`.inter`), comma- or tab-separated tables with
 a header (`.csv`, `.tsv`), Parquet (`.parquet`), and lines `user item item …` (`.txt`; a user may have several lines).
+RecBole benchmark files, split already, are told by the folder or by one of their names (`NAME.train.inter`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import IO, Literal
 import numpy as np
 import pandas as pd
 
+from lares_pl.data.benchmark import benchmark_files, join_parts
 from lares_pl.errors import LaresError
 
 Format = Literal["inter", "csv", "tsv", "parquet", "lines"]
@@ -43,28 +45,49 @@ def read_interactions(path: Path, columns: Columns, kind: Format | None = None) 
     """One row an interaction: `user`, `item` and, where known, `time` (int64 or float64) and `rating` (float64).
 
     Args:
-        path: the file.
+        path: the file, or the folder of benchmark files.
         columns: column names; lines have none.
         kind: the format, where the file's name does not tell.
 
     Raises:
         LaresError: for a missing file, an unknown format, a missing column or a value that can't be read; names the row.
     """
+    if kind is None and (parts := benchmark_files(path)) is not None:
+        return join_parts((part, _benchmark_rows(part, columns)) for part in parts)
+    kind = _format_of(path) if kind is None and path.is_file() else kind
+    table = read_table(path, kind)
+    interactions = table if kind == "lines" else _named(table, columns, path)
+    if interactions.empty:
+        raise LaresError(f"{path}: no interactions in it")
+    return interactions
+
+
+def source_files(path: Path, kind: Format | None = None) -> list[Path]:
+    """The files that `read_interactions` reads for this path."""
+    return (benchmark_files(path) if kind is None else None) or [path]
+
+
+def read_table(path: Path, kind: Format | None = None) -> pd.DataFrame:
+    """A file as it is, columns under their own names.
+
+    Args:
+        path: the file.
+        kind: the format, where the file's name does not tell.
+
+    Raises:
+        LaresError: for a missing file, an unknown format, or a file that can't be read.
+    """
     if not path.is_file():
-        raise LaresError(f"no such file: {path}. Give the path of a file with interactions.")
+        raise LaresError(f"no such file: {path}. Give the path of a file in one of the formats {', '.join(_READERS)}.")
     kind = _format_of(path) if kind is None else kind
     try:
-        table = _READERS[kind](path)
+        return _READERS[kind](path)
     except LaresError:
         raise
     except pd.errors.ParserWarning as error:
         raise LaresError(f"{path}: its rows have more fields than its header; mend the header or the rows") from error
     except (OSError, EOFError, UnicodeDecodeError, ValueError) as error:  # ParserError and ArrowInvalid are ValueErrors
         raise LaresError(f"{path}: can't be read as {kind}: {error}. Name another --format if it is another one.") from error
-    interactions = table if kind == "lines" else _named(table, columns, path)
-    if interactions.empty:
-        raise LaresError(f"{path}: no interactions in it")
-    return interactions
 
 
 def _format_of(path: Path) -> Format:
@@ -74,6 +97,7 @@ def _format_of(path: Path) -> Format:
     suffix = Path(name).suffix.lower()
     known: dict[str, Format] = {
         ".inter": "inter",
+        ".item": "inter",
         ".csv": "csv",
         ".tsv": "tsv",
         ".parquet": "parquet",
@@ -166,6 +190,19 @@ def _named(table: pd.DataFrame, columns: Columns, path: Path) -> pd.DataFrame:
         if name is not None:
             named[option] = _numbers(column(name, option), path, name, dates=option == "time")
     return pd.DataFrame(named)
+
+
+def _benchmark_rows(path: Path, columns: Columns) -> pd.DataFrame:
+    """Rows of one part of a benchmark: `user`, `history`, `item`."""
+    table = read_table(path, "inter")
+    names = {"user": columns.user, "history": f"{columns.item}_list", "item": columns.item}
+    for option, name in names.items():
+        if name not in table.columns:
+            there = ", ".join(map(str, table.columns))
+            option = "item" if option == "history" else option
+            raise LaresError(f"{path}: no column {name!r}; it has {there}. Name the right one with --columns.{option}")
+    rows = {ours: _ids(table[name], path, name) for ours, name in names.items() if ours != "history"}
+    return pd.DataFrame({**rows, "history": table[names["history"]].str.split().str.join(" ")})
 
 
 def _ids(values: pd.Series, path: Path, name: str) -> pd.Series:

@@ -1,7 +1,8 @@
 """`lares prepare`: raw interactions to a prepared dataset, which appears whole or not at all.
 
 A prepared dataset is a directory: `sequences.parquet` (a row a user: `user_id`, `items` oldest first, `timestamps` where
-known), `items.parquet` (`item`, `item_id`, `count`) and `dataset.json`, written last. Item 0 is padding.
+known), `items.parquet` (`item`, `item_id`, `count`, with item text also its table's columns and `embedding`) and
+`dataset.json`, written last. Item 0 is padding.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lares_pl.data.formats import Columns, Format, read_interactions
+from lares_pl.data.formats import Columns, Format, read_interactions, source_files
+from lares_pl.data.text import ItemDescriptions, TextOptions, describe_items
 from lares_pl.errors import LaresError
 
 FORMAT_VERSION = 1
@@ -42,6 +44,7 @@ class Summary:
     short_user_instances: int = 0
     removed: dict[str, int] = field(default_factory=dict)
     order: str = ""
+    text: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         rows = [
@@ -55,6 +58,10 @@ class Summary:
             *((f"removed by {name}", f"{count:,} rows") for name, count in self.removed.items()),
             ("order", self.order),
         ]
+        if self.text:
+            kind = f"{self.text['size']} values each, {self.text['precision']}"
+            without = f"{self.text['items_without']:,} without (zero vectors)"
+            rows.append(("item text", f"{self.text['items']:,} items, {without}; {kind}"))
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
 
@@ -67,22 +74,28 @@ def prepare(
     k_core: int = 0,
     min_rating: float | None = None,
     repeats: Literal["keep", "drop"] = "keep",
+    item_text: str | None = None,
+    text: TextOptions = TextOptions(),
     overwrite: bool = False,
 ) -> None:
     """Turn raw interactions into a prepared dataset.
 
-    Reads RecBole .inter files, CSV, TSV, Parquet and lines `user item item …`, plain or .gz. Filters apply in the order
+    Reads RecBole .inter files, CSV, TSV, Parquet and lines `user item item …`, plain or .gz, and folders of RecBole benchmark
+    files that are split already. Filters apply in the order
     minimum rating, repeats, k-core. A user's items are ordered by time, equal times in file order; without times the
     file order counts.
 
     Args:
-        source: file with interactions.
+        source: file with interactions, or folder of benchmark files.
         output: directory of the prepared dataset.
         columns: names of the columns.
         format: format of the file, where its name does not tell.
         k_core: keep users and items with at least this many interactions, again and again until nothing changes.
         min_rating: leave out interactions rated lower.
         repeats: keep a user's repeated interactions with an item, or drop all but the first.
+        item_text: table with text of the items (CSV, TSV, Parquet, RecBole .item), or a .npy of vectors whose row number is
+            the item id.
+        text: how item text is read and encoded.
         overwrite: replace an existing dataset.
 
     Raises:
@@ -95,8 +108,15 @@ def prepare(
     table, summary = filter_and_order(interactions, k_core=k_core, min_rating=min_rating, repeats=repeats)
     if table.empty:
         raise LaresError(f"{source}: nothing is left after the filters ({_removed(summary)}). Loosen --k_core or --min_rating.")
-    sources = [{"path": str(Path(source).resolve()), "sha256": _checksum(Path(source))}]
-    summary = write_dataset(table, target, summary, {"filters": filters, "sources": sources}, overwrite)
+    descriptions = ItemDescriptions()
+    files = source_files(Path(source), format)
+    if item_text is not None:
+        descriptions = describe_items(table["item"].unique(), Path(item_text), text)
+        summary.text = descriptions.about
+        files.append(Path(item_text))
+    sources = [{"path": str(path.resolve()), "sha256": _checksum(path)} for path in files]
+    provenance = {"filters": filters, "sources": sources}
+    summary = write_dataset(table, target, summary, provenance, descriptions, overwrite)
     print(f"prepared {source} as {target}\n{summary}")
 
 
@@ -180,7 +200,12 @@ def k_core_mask(users: np.ndarray, items: np.ndarray, k: int) -> np.ndarray:
 
 
 def write_dataset(
-    table: pd.DataFrame, target: Path, summary: Summary, provenance: dict[str, Any], overwrite: bool = False
+    table: pd.DataFrame,
+    target: Path,
+    summary: Summary,
+    provenance: dict[str, Any],
+    descriptions: ItemDescriptions = ItemDescriptions(),
+    overwrite: bool = False,
 ) -> Summary:
     """Write ordered interactions as a prepared dataset and complete its summary.
 
@@ -189,6 +214,7 @@ def write_dataset(
         target: the directory to appear.
         summary: what is known of filters and order.
         provenance: filters and sources, for `dataset.json`.
+        descriptions: what is known of the items, in the order of their first appearance in `table`.
         overwrite: whether an existing dataset may be replaced.
     """
     users, user_ids = pd.factorize(table["user"])
@@ -215,13 +241,22 @@ def write_dataset(
         "item": pa.array(np.arange(1, len(item_ids) + 1, dtype=np.int32)),
         "item_id": pa.array(item_ids),
         "count": pa.array(counts.astype(np.int64)),
+        **descriptions.columns,
     }
     description = {"format_version": FORMAT_VERSION, **asdict(summary), **provenance}
     with _appearing(target, overwrite) as folder:
         pq.write_table(pa.table(sequences), folder / "sequences.parquet", compression="zstd")
-        pq.write_table(pa.table(catalogue), folder / "items.parquet", compression="zstd")
+        _write_items(catalogue, folder / "items.parquet")
         (folder / "dataset.json").write_text(json.dumps(description, indent=1) + "\n")
     return summary
+
+
+def _write_items(catalogue: dict[str, Any], path: Path) -> None:
+    """Vectors plain, so that a memory map of the file serves them as they are; the rest compressed."""
+    table = pa.table(catalogue)
+    small = [name for name in table.column_names if name != "embedding"]
+    compression = {**dict.fromkeys(small, "zstd"), "embedding.list.element": "none"}
+    pq.write_table(table, path, compression=compression, use_dictionary=small)
 
 
 @contextmanager

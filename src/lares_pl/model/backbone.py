@@ -13,10 +13,11 @@ from lares_pl.config import class_of
 from lares_pl.data.histories import Histories
 from lares_pl.errors import LaresError
 from lares_pl.model import scoring
-from lares_pl.model.blocks import BlockFactory, build_block, padding_matters
+from lares_pl.model.blocks import BlockFactory, build_block, is_causal, padding_matters
+from lares_pl.model.blocks.probe import probe
 from lares_pl.model.blocks.transformer import TransformerBlock
 from lares_pl.model.depth import DepthSchedule, PoissonLogNormal
-from lares_pl.model.embedding import ItemPositionEmbedding
+from lares_pl.model.embedding import Embedder, ItemEmbedder, ItemText
 from lares_pl.model.layout import Layout, packed, padded
 from lares_pl.model.recurrence import AddInjection, InitialState, Injection, Noise, NormalState, RandomNoise
 from lares_pl.model.scoring import DotSimilarity, Similarity
@@ -28,6 +29,7 @@ class BackboneConfig:
 
     Args:
         hidden_size: size d of item embeddings and states.
+        embedder: what turns a history into token states.
         pre_block: block that encodes the history.
         pre_layers: number of pre-blocks, one after the other.
         core_block: block that is repeated.
@@ -44,6 +46,7 @@ class BackboneConfig:
     """
 
     hidden_size: int = 64
+    embedder: Embedder = field(default_factory=ItemEmbedder)
     pre_block: BlockFactory = TransformerBlock
     pre_layers: int = 2
     core_block: BlockFactory = TransformerBlock
@@ -67,7 +70,7 @@ class BackboneConfig:
 
 
 def with_dropout(config: BackboneConfig, dropout: float) -> BackboneConfig:
-    """The same architecture with this dropout everywhere, also in blocks that set their own.
+    """The same architecture with this dropout everywhere, also where a block or the embedder sets its own.
 
     Args:
         config: the architecture.
@@ -80,7 +83,8 @@ def with_dropout(config: BackboneConfig, dropout: float) -> BackboneConfig:
         return partial(class_of(factory), **kept)
 
     pre_block, core_block = without_own(config.pre_block), without_own(config.core_block)
-    return replace(config, dropout=dropout, pre_block=pre_block, core_block=core_block)
+    embedder = config.embedder.with_dropout(dropout)
+    return replace(config, dropout=dropout, embedder=embedder, pre_block=pre_block, core_block=core_block)
 
 
 class RecurrentBackbone(nn.Module):
@@ -92,16 +96,20 @@ class RecurrentBackbone(nn.Module):
         items: catalogue size N; items are 1 … N.
         max_length: longest history L.
         config: the architecture.
+        text: text vectors of the items, for an embedder that reads them; several backbones may share them.
+
+    Raises:
+        LaresError: if a block does not keep the contract (`lares_pl.model.blocks`); says what was expected.
     """
 
-    def __init__(self, items: int, max_length: int, config: BackboneConfig | None = None) -> None:
+    def __init__(self, items: int, max_length: int, config: BackboneConfig | None = None, text: ItemText | None = None) -> None:
         super().__init__()
         config = BackboneConfig() if config is None else config
         self.items = items
         self.max_length = max_length
         self.config = config
         size = config.hidden_size
-        self.embedding = ItemPositionEmbedding(items, max_length, size, config.dropout, config.layer_norm_eps)
+        self.embedding = config.embedder.build(items, max_length, size, config.dropout, config.layer_norm_eps, text)
         self.pre_blocks = nn.ModuleList(
             build_block(config.pre_block, size, max_length, config.dropout) for _ in range(config.pre_layers)
         )
@@ -111,8 +119,15 @@ class RecurrentBackbone(nn.Module):
         if config.core_layers:
             self.injection = config.injection.build(size)
             self.core_norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
-        self.padded = any(padding_matters(block) for block in [*self.pre_blocks, *self.core_blocks])
+        self.padded = any(padding_matters(part) for part in self._parts())
         self.apply(self._initialise)
+        for role, blocks in (("pre_block", self.pre_blocks), ("core_block", self.core_blocks)):
+            for block in blocks[:1]:  # the others are of the same class
+                probe(block, role, size, max_length, self.padded)
+
+    def _parts(self) -> list[nn.Module]:
+        """What may mix positions."""
+        return [self.embedding, *self.pre_blocks, *self.core_blocks]
 
     def _initialise(self, module: nn.Module) -> None:
         if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -125,6 +140,11 @@ class RecurrentBackbone(nn.Module):
     def item_vectors(self) -> Tensor:
         """Item embeddings with the padding row, `[N + 1, d]`."""
         return self.embedding.item.weight
+
+    @property
+    def causal(self) -> bool:
+        """Whether the state at a position never depends on later items."""
+        return all(is_causal(part) for part in self._parts())
 
     # ------------------------------------------------------------ the recurrence
 
@@ -212,6 +232,35 @@ class RecurrentBackbone(nn.Module):
             for r, last in zip(active, layout.last(state).split([len(each[r]) for r in active]), strict=True):
                 trajectories[r].append(last)
         return [torch.stack(states) for states in trajectories]
+
+    def prefix_states(self, histories: Histories, depth: int, noise: Noise | None = None) -> Tensor:
+        """The user state after every item of every history, in one pass: each is that of the history cut there.
+
+        Args:
+            histories: B histories of M items together.
+            depth: number of steps.
+            noise: where initial states come from.
+
+        Returns:
+            `[M, d]`, in the order of `histories.items`.
+
+        Raises:
+            LaresError: if a part of the model is not causal, so that states would know later items.
+        """
+        leaking = sorted({type(part).__name__ for part in self._parts() if not is_causal(part)})
+        if leaking:
+            raise LaresError(
+                f"{', '.join(leaking)} lets a position see later ones: the state after an item would already know the next "
+                "item, which it is to predict. Reading every prefix at once needs causal blocks (TransformerBlock, LRUBlock, "
+                "RotaryBlock, or a block of yours that says `causal = True`); serve each prefix as a history of its own instead"
+            )
+        context, layout = self.encode(histories)
+        if depth == 0:
+            return layout.real(context)
+        state = self._initial_state([histories], [noise or RandomNoise()], context)
+        for _ in range(depth):
+            state = self.step(state, context, layout)
+        return layout.real(state)
 
     def _initial_state(self, histories: Sequence[Histories], sources: Sequence[Noise], like: Tensor) -> Tensor:
         """z_0 of all trajectories, each drawn from its own source."""

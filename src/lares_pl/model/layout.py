@@ -70,10 +70,12 @@ class Layout(ABC):
     def unpad(self, x: Tensor) -> Tensor:
         """Inverse of `pad`."""
 
-    def causal_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float) -> Tensor:
-        """Scaled dot-product attention of each token over itself and the tokens before it.
+    @abstractmethod
+    def real(self, x: Tensor) -> Tensor:
+        """States of real tokens only: `[*shape, d]` -> `[M, d]`."""
 
-        Histories are left-aligned, so the causal mask hides the padding from every real token.
+    def causal_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float) -> Tensor:
+        """Scaled dot-product attention of each token over itself and the tokens before it; padding is never attended to.
 
         Args:
             q, k, v: `[*shape, d]`.
@@ -88,8 +90,19 @@ class Layout(ABC):
         def split(x: Tensor) -> Tensor:  # [R, longest, d] -> [R, heads, longest, d / heads]
             return self.pad(x).view(rows, longest, heads, size // heads).transpose(1, 2)
 
-        out = F.scaled_dot_product_attention(split(q), split(k), split(v), dropout_p=dropout, is_causal=True)
+        visible = self._visible_keys()
+        if visible is None:
+            out = F.scaled_dot_product_attention(split(q), split(k), split(v), dropout_p=dropout, is_causal=True)
+        else:
+            out = F.scaled_dot_product_attention(split(q), split(k), split(v), attn_mask=visible, dropout_p=dropout)
         return self.unpad(out.transpose(1, 2).reshape(rows, longest, size))
+
+    def _visible_keys(self) -> Tensor | None:
+        """Which keys each query sees, `[R, 1, longest, longest]`; None where the causal mask says it all.
+
+        It does unless states at padding are looked at: histories are left-aligned, so no real token sees padding.
+        """
+        return None
 
 
 class PackedLayout(Layout):
@@ -139,6 +152,9 @@ class PackedLayout(Layout):
         padded = x.new_zeros(self.rows * self.longest, x.shape[-1])
         return padded.index_copy(0, self._slot, x).view(self.rows, self.longest, -1)
 
+    def real(self, x: Tensor) -> Tensor:
+        return x
+
     def unpad(self, x: Tensor) -> Tensor:
         flat = x.reshape(self.rows * self.longest, -1)
         return flat if self._full else flat.index_select(0, self._slot)
@@ -166,6 +182,10 @@ class PaddedLayout(Layout):
         """True at real tokens, `[R, L]`."""
         return torch.arange(self.longest, device=self.lengths.device) < self.lengths[:, None]
 
+    def _visible_keys(self) -> Tensor | None:
+        earlier = torch.ones(self.longest, self.longest, dtype=torch.bool, device=self.lengths.device).tril()
+        return earlier & self.mask[:, None, None, :]  # a query at padding still sees the whole history
+
     def arrange(self, items: Tensor) -> Tensor:
         return items.new_zeros(self.shape).masked_scatter(self.mask, items)
 
@@ -183,6 +203,9 @@ class PaddedLayout(Layout):
 
     def unpad(self, x: Tensor) -> Tensor:
         return x
+
+    def real(self, x: Tensor) -> Tensor:
+        return x[self.mask]
 
 
 def packed(histories: Histories) -> PackedLayout:

@@ -29,6 +29,7 @@ class StageCheckpoint:
         catalogue: what the data determined: `items`, `max_length`, `fingerprint`.
         data: hyperparameters of its data module: `dataset`, `max_length`.
         weights: its state dict.
+        resumable: whether it holds the state of the optimiser, so that training can go on from it.
     """
 
     path: Path
@@ -37,6 +38,7 @@ class StageCheckpoint:
     catalogue: dict[str, Any]
     data: dict[str, Any]
     weights: dict[str, Tensor]
+    resumable: bool
 
     @property
     def stage_name(self) -> str:
@@ -72,6 +74,7 @@ def read_checkpoint(path: str | Path) -> StageCheckpoint:
         own["catalogue"],
         content.get("datamodule_hyper_parameters", {}),
         content["state_dict"],
+        bool(content.get("optimizer_states")),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 import lightning as L
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
@@ -19,6 +20,7 @@ from lares_pl.data.module import SequenceDataModule
 from lares_pl.errors import LaresError
 from lares_pl.metrics import ranking_metrics
 from lares_pl.model.backbone import BackboneConfig, RecurrentBackbone
+from lares_pl.model.embedding import ItemText
 from lares_pl.model.recurrence import KeyedNoise, RandomNoise
 from lares_pl.model.scoring import Excluded
 from lares_pl.stages.checkpoint import KEY, read_checkpoint
@@ -78,6 +80,7 @@ class RankingStage(L.LightningModule):
         self.save_hyperparameters(to_plain({key: value for key, value in settings.items() if key != "init_from"}), logger=False)
         self.metrics = torch.nn.ModuleDict({split: ranking_metrics(f"{split}/", CUTOFFS) for split in ("val", "test")})
         self._catalogue: dict[str, Any] | None = None
+        self._text_vectors: Tensor | None = None  # of the dataset, until the network takes them
         self._draws: torch.Generator | None = None  # depths and step indices: the same on all processes
         self._noise = RandomNoise()
         self._since = (0.0, 0)  # time and number of instances at the last report of speed
@@ -107,15 +110,38 @@ class RankingStage(L.LightningModule):
             "max_length": data.max_length,
             "fingerprint": data.sequences.catalogue_fingerprint(),
         }
+        if self.backbone_config.embedder.reads_text:
+            found["text"] = self._read_text(data)
         if self._catalogue is not None:
             _compare_catalogues(self._catalogue, found, data.dataset_path)
         self._catalogue = found
+
+    def adopt_catalogue(self, catalogue: dict[str, Any]) -> None:
+        """Build the network for a catalogue known from elsewhere than a data module; text vectors are left to load."""
+        self._catalogue = catalogue
+        self.configure_model()
+
+    def _read_text(self, data: SequenceDataModule) -> dict[str, Any]:
+        """Size and precision of the item text; the vectors too, unless the network has them already."""
+        if hasattr(self, "backbone"):
+            assert self._catalogue is not None
+            known: dict[str, Any] = self._catalogue["text"]
+            return known
+        vectors = data.sequences.text_vectors()
+        if vectors is None:
+            raise LaresError(
+                f"{data.dataset_path}: this model reads item text ({type(self.backbone_config.embedder).__name__}) and the "
+                "dataset has none: prepare it again with --item_text"
+            )
+        self._text_vectors = torch.from_numpy(vectors)
+        return {"size": vectors.shape[1], "precision": vectors.dtype.name}
 
     def configure_model(self) -> None:
         """Build the network once the catalogue is known."""
         if hasattr(self, "backbone") or self._catalogue is None:
             return
         self.backbone = self._new_backbone()
+        self._leave_text_to_each_process()
         if self.init_from is not None:
             checkpoint = read_checkpoint(self.init_from)
             if self._catalogue["fingerprint"] != checkpoint.catalogue["fingerprint"]:
@@ -127,7 +153,27 @@ class RankingStage(L.LightningModule):
 
     def _new_backbone(self) -> RecurrentBackbone:
         assert self._catalogue is not None
-        return RecurrentBackbone(self._catalogue["items"], self._catalogue["max_length"], self.backbone_config)
+        size, length = self._catalogue["items"], self._catalogue["max_length"]
+        return RecurrentBackbone(size, length, self.backbone_config, self._item_text())
+
+    def _leave_text_to_each_process(self) -> None:
+        """Keep frozen text out of what DDP broadcasts before each pass: all processes read the same."""
+        frozen = [name for name, _ in self.named_buffers(remove_duplicate=False) if name.endswith("embedding.text.vectors")]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, frozen)
+
+    def _item_text(self) -> ItemText | None:
+        """The item text, one for all backbones of the stage, so that it is held and saved once."""
+        assert self._catalogue is not None
+        if hasattr(self, "backbone"):
+            shared: ItemText | None = getattr(self.backbone.embedding, "text", None)
+            return shared
+        text = self._catalogue.get("text")
+        if text is None:
+            return None
+        vectors, self._text_vectors = self._text_vectors, None
+        if vectors is None:  # from a checkpoint alone, which brings the values
+            vectors = torch.zeros(self._catalogue["items"] + 1, text["size"], dtype=getattr(torch, text["precision"]))
+        return ItemText(vectors)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a reader needs to rebuild this stage without its data."""
@@ -233,14 +279,25 @@ def step_residual(trajectory: Tensor) -> Tensor:
 
 def _compare_catalogues(of_model: Mapping[str, Any], of_data: Mapping[str, Any], where: str) -> None:
     """Raise if a model of one catalogue meets data of another."""
-    if of_model["items"] != of_data["items"] or of_model["fingerprint"] != of_data["fingerprint"]:
+    fingerprints = {of_model["fingerprint"], of_data["fingerprint"]} - {None}  # a checkpoint from elsewhere may not know its
+    if of_model["items"] != of_data["items"] or len(fingerprints) > 1:
         raise LaresError(
             f"{where}: the checkpoint's model knows another catalogue ({of_model['items']:,} items, fingerprint "
             f"{of_model['fingerprint']}) than this dataset ({of_data['items']:,} items, fingerprint {of_data['fingerprint']}). "
             "Use the dataset the model was trained on (--data.dataset), or train a model on this one."
+        )
+    if of_model.get("text") != of_data.get("text"):
+        raise LaresError(
+            f"{where}: the checkpoint's model reads item text of {_text(of_model)} and this dataset has {_text(of_data)}: "
+            "prepare the dataset with the encoder and precision the model was trained with"
         )
     if of_model["max_length"] != of_data["max_length"]:
         raise LaresError(
             f"the checkpoint's model reads histories of up to {of_model['max_length']} items and data.max_length is "
             f"{of_data['max_length']}: set data.max_length to {of_model['max_length']}"
         )
+
+
+def _text(catalogue: Mapping[str, Any]) -> str:
+    text = catalogue.get("text")
+    return "none" if text is None else f"{text['size']} values in {text['precision']}"

@@ -135,6 +135,7 @@ class RPT(RankingStage):
         self.reference = self._new_backbone()
         self.reference.load_state_dict(self.backbone.state_dict())
         self.reference.requires_grad_(False).eval()
+        self._leave_text_to_each_process()
 
     def train(self, mode: bool = True) -> RPT:
         """The reference policy never trains: its dropout stays off."""

@@ -1,15 +1,17 @@
 """The block contract: what may be repeated.
 
-A block is an `nn.Module` called as `block(x, layout) -> x` with token states in and out, same shape
+A block is an `nn.Module` called as `block(x, layout) -> x` with token states in and out, same shape and dtype
 (`lares_pl.model.layout` says how they lie). It is named by `class_path`; its constructor's first argument is
-`hidden_size`. Two more arguments are filled in by the backbone if the constructor has them and the user leaves them
-None: `max_length` (longest history) and `dropout` (the backbone's).
+`hidden_size`. Two more arguments are filled in by the backbone where the constructor has them with default None and
+nothing is given for them: `max_length` (longest history) and `dropout` (the backbone's).
 
 A block says two things about itself, as class or instance attributes:
 
 - `padding_matters` (True unless said otherwise): the block looks at padding, or expects `[R, L, d]`; with False it
-  gets packed tokens `[M, d]` and must keep to what `Layout` offers.
+  may get packed tokens `[M, d]` and must keep to what `Layout` offers.
 - `causal` (False unless said otherwise): a position never depends on later ones.
+
+`lares_pl.model.blocks.probe` holds a block to all of it, once, when a backbone is built.
 """
 
 from __future__ import annotations
@@ -36,7 +38,12 @@ def build_block(factory: BlockFactory, hidden_size: int, max_length: int, dropou
     given = getattr(factory, "keywords", {})
     offered = {"max_length": max_length, "dropout": dropout}
     asked = inspect.signature(class_of(factory)).parameters
-    filled = {key: value for key, value in offered.items() if key in asked and given.get(key) is None}
+    left_open = (None, inspect.Parameter.empty)
+    filled = {
+        key: value
+        for key, value in offered.items()
+        if key in asked and given.get(key) is None and asked[key].default in left_open
+    }
     return factory(hidden_size, **filled)
 
 

@@ -9,6 +9,37 @@ from lares_pl.errors import LaresError
 from lares_pl.model.layout import Layout
 
 
+class SelfAttention(nn.Module):
+    """`LN(x + dropout(W attention(x)))`: each position over itself and those before it, padding masked.
+
+    Args:
+        hidden_size: d.
+        heads: attention heads; must divide `hidden_size`.
+        dropout: on the output.
+        attention_dropout: on the attention weights.
+        layer_norm_eps: epsilon of the normalisation.
+    """
+
+    def __init__(self, hidden_size: int, heads: int, dropout: float, attention_dropout: float, layer_norm_eps: float) -> None:
+        super().__init__()
+        if heads < 1 or hidden_size % heads:
+            raise LaresError(f"self-attention: heads={heads} does not divide hidden_size={hidden_size}")
+        self.heads = heads
+        self.attention_dropout = attention_dropout
+        self.query_key_value = nn.Linear(hidden_size, 3 * hidden_size)
+        self.output = nn.Linear(hidden_size, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """`[*layout.shape, d]` -> `[*layout.shape, d]`."""
+        q, k, v = self.query_key_value(x).chunk(3, dim=-1)
+        dropped = self.attention_dropout if self.training else 0.0
+        attended = layout.causal_attention(q, k, v, self.heads, dropped)
+        y: Tensor = self.norm(x + self.dropout(self.output(attended)))
+        return y
+
+
 class FeedForward(nn.Module):
     """`LN(x + dropout(W2 gelu(W1 x)))`, GELU with erf.
 
@@ -57,22 +88,12 @@ class TransformerBlock(nn.Module):
         layer_norm_eps: float = 1e-12,
     ) -> None:
         super().__init__()
-        if hidden_size % heads:
-            raise LaresError(f"TransformerBlock: heads={heads} does not divide hidden_size={hidden_size}")
         dropout = 0.0 if dropout is None else dropout
-        self.heads = heads
-        self.query_key_value = nn.Linear(hidden_size, 3 * hidden_size)
-        self.output = nn.Linear(hidden_size, hidden_size)
-        self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
-        self.dropout = nn.Dropout(dropout)
-        self.attention_dropout = nn.Dropout(dropout if attention_dropout is None else attention_dropout)
+        attention_dropout = dropout if attention_dropout is None else attention_dropout
+        self.attention = SelfAttention(hidden_size, heads, dropout, attention_dropout, layer_norm_eps)
         self.feed_forward = FeedForward(hidden_size, inner_size, dropout, layer_norm_eps)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """`[*layout.shape, d]` -> `[*layout.shape, d]`."""
-        q, k, v = self.query_key_value(x).chunk(3, dim=-1)
-        dropped = self.attention_dropout.p if self.training else 0.0
-        attended = layout.causal_attention(q, k, v, self.heads, dropped)
-        x = self.norm(x + self.dropout(self.output(attended)))
-        y: Tensor = self.feed_forward(x)
+        y: Tensor = self.feed_forward(self.attention(x, layout))
         return y

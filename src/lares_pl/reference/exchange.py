@@ -1,0 +1,193 @@
+"""`lares import-reference` and `lares export-reference`: checkpoints of the authors' release to ours and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from lares_pl.data.dataset import SequenceDataset
+from lares_pl.errors import LaresError
+from lares_pl.files import appearing, check_free
+from lares_pl.reference.files import read_reference, read_settings
+from lares_pl.reference.names import family_of, from_reference, to_reference
+from lares_pl.reference.settings import backbone_config, complete_settings, reference_settings
+from lares_pl.stages.checkpoint import load_stage, read_checkpoint
+from lares_pl.stages.spt import SPT
+
+
+def import_reference(
+    source: str,
+    output: str = "imported.ckpt",
+    settings: str | None = None,
+    dataset: str | None = None,
+    items: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Turn a checkpoint of the authors' release into one of ours, an SPT stage.
+
+    The result works wherever one of ours does: `lares test --ckpt_path`, `--model.init_from`, `load_stage`. Nothing in the
+    file is run. What could not be mapped, and what was taken from the paper because the file does not say it, is printed.
+
+    Args:
+        source: RecBole's checkpoint, or a state dict alone.
+        output: checkpoint to write.
+        settings: YAML or JSON of the release's settings, which win over those in the checkpoint.
+        dataset: prepared dataset to use the model with.
+        items: text file with the original item id of each row of the release's item embedding but the first, one a line:
+            the rows are put into the dataset's order. Without it they are taken to be in that order.
+        overwrite: replace the file if it is there.
+
+    Raises:
+        LaresError: if the file can't be read, or its parameters do not make up a whole model.
+    """
+    check_free(Path(output), overwrite)
+    state, found = read_reference(Path(source))
+    family = family_of(state)
+    given = {**found, **(read_settings(Path(settings)) if settings else {})}
+    if "item_embedding.weight" not in state or "position_embedding.weight" not in state:
+        raise LaresError(f"{source}: parameters item_embedding.weight and position_embedding.weight are missing")
+    complete, assumed = complete_settings(given, state, family)
+    weights, unknown = from_reference(state, family)
+    catalogue, data = _catalogue(state, dataset)
+    if items is not None:
+        weights = _reordered(weights, _order(Path(items), catalogue["items"], dataset))
+    if family == "tedrec":
+        vectors = weights["embedding.text.vectors"]
+        catalogue["text"] = {"size": vectors.shape[1], "precision": str(vectors.dtype).removeprefix("torch.")}
+
+    stage = SPT(backbone_config(complete, family), alpha=complete["alpha"], gamma=complete["gamma"])
+    stage.adopt_catalogue(catalogue)
+    missing, _ = stage.backbone.load_state_dict(_fitting(source, stage, weights), strict=False)
+    if missing:
+        raise LaresError(
+            f"{source}: no value for {', '.join(missing)}; not mapped: {', '.join(unknown) or 'nothing'}. "
+            "Settings that do not belong to these weights can be the cause: give the right ones with --settings"
+        )
+    checkpoint: dict[str, Any] = {
+        "state_dict": stage.state_dict(),
+        "hyper_parameters": dict(stage.hparams),
+        "datamodule_hyper_parameters": data,
+        "pytorch-lightning_version": lightning.__version__,
+        "epoch": 0,
+        "global_step": 0,
+    }
+    stage.on_save_checkpoint(checkpoint)
+    with appearing(Path(output)) as path:
+        torch.save(checkpoint, path)
+    print(_report(source, output, family, catalogue, assumed, unknown, ordered=items is not None, known=dataset is not None))
+
+
+def _catalogue(state: dict[str, Tensor], dataset: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Our checkpoint's entries on catalogue and data."""
+    size, length = len(state["item_embedding.weight"]) - 1, len(state["position_embedding.weight"])
+    data: dict[str, Any] = {"max_length": length}
+    fingerprint = None
+    if dataset is not None:
+        sequences = SequenceDataset.load(dataset)
+        if sequences.catalogue_size != size:
+            raise LaresError(
+                f"{dataset} has {sequences.catalogue_size:,} items and the checkpoint {size:,}: prepare the data that it was "
+                "trained on, with the same filters"
+            )
+        fingerprint = sequences.catalogue_fingerprint()
+        data["dataset"] = str(Path(dataset).absolute())
+    return {"items": size, "max_length": length, "fingerprint": fingerprint}, data
+
+
+def _order(path: Path, size: int, dataset: str | None) -> Tensor:
+    """For each row of our item embedding (padding first) the row of the release's."""
+    if dataset is None:
+        raise LaresError("--items says which item each row is, and needs the --dataset whose order is wanted")
+    try:
+        ids = path.read_text().split("\n")
+    except OSError as error:
+        raise LaresError(f"{path}: can't be read: {error}") from error
+    ids = ids[:-1] if ids and not ids[-1] else ids
+    row_of = {item_id: row for row, item_id in enumerate(ids, start=1)}
+    wanted = [str(item_id) for item_id in SequenceDataset.load(dataset).item_ids.to_pylist()]
+    lacking = [item_id for item_id in wanted if item_id not in row_of]
+    if len(ids) != size or len(row_of) != size or lacking:
+        raise LaresError(
+            f"{path}: {len(ids):,} lines, {len(row_of):,} different, for {size:,} items"
+            + (f"; item {lacking[0]!r} of {dataset} is not among them" if lacking else "")
+            + ". Expected the original id of each item once, in the order of the release's rows, without padding"
+        )
+    return torch.tensor([0, *(row_of[item_id] for item_id in wanted)])
+
+
+_BY_ITEM = ("embedding.item.weight", "embedding.text.vectors")
+
+
+def _reordered(weights: dict[str, Tensor], order: Tensor) -> dict[str, Tensor]:
+    return {name: value[order] if name in _BY_ITEM else value for name, value in weights.items()}
+
+
+def _fitting(source: str, stage: SPT, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights, their shapes checked."""
+    expected = stage.backbone.state_dict()
+    for name, value in weights.items():
+        if name not in expected or expected[name].shape != value.shape:
+            wanted = list(expected[name].shape) if name in expected else "no such parameter"
+            raise LaresError(f"{source}: {name} is {list(value.shape)}, the settings make it {wanted}: give --settings")
+    return weights
+
+
+def _report(
+    source: str,
+    output: str,
+    family: str,
+    catalogue: dict[str, Any],
+    assumed: dict[str, Any],
+    unknown: list[str],
+    ordered: bool,
+    known: bool,
+) -> str:
+    size, length = catalogue["items"], catalogue["max_length"]
+    order = "put into the dataset's order" if ordered else "taken as they are: row i is item i of the dataset"
+    rows = [
+        ("family", f"{family}, {size:,} items, histories of up to {length}"),
+        ("not mapped", ", ".join(unknown) or "nothing: every parameter has its counterpart"),
+        ("not in the file", ", ".join(f"{k}={v}" for k, v in assumed.items()) + " (the paper's)" if assumed else "nothing"),
+        ("items", order + ("" if known else "; name it with --data.dataset when you use the checkpoint")),
+    ]
+    return "\n".join([f"imported {source} as {output}", *(f"  {name:<16} {value}" for name, value in rows)])
+
+
+# ---------------------------------------------------------------- and back
+
+
+def export_reference(
+    source: str, output: str = "reference.pth", dataset: str | None = None, items: str | None = None, overwrite: bool = False
+) -> None:
+    """Turn a checkpoint of ours into the form of the authors' release: `{"config", "state_dict"}` under their names.
+
+    Args:
+        source: checkpoint of a stage.
+        output: file to write.
+        dataset: the dataset the model was trained on, where `items` is given; the checkpoint's where not given.
+        items: text file with original item ids, one a line, in the order the item rows shall have; the dataset's order
+            where not given.
+        overwrite: replace the file if it is there.
+
+    Raises:
+        LaresError: if the release has no such architecture.
+    """
+    check_free(Path(output), overwrite)
+    checkpoint = read_checkpoint(source)
+    stage = load_stage(source)
+    settings, family = reference_settings(stage.backbone_config)
+    weights = stage.backbone.state_dict()
+    if items is not None:
+        order = _order(Path(items), stage.backbone.items, dataset or checkpoint.data.get("dataset"))
+        weights = _reordered(weights, order.argsort())
+    settings |= {key: checkpoint.settings[key] for key in ("alpha", "gamma") if key in checkpoint.settings}
+    state = to_reference(weights, family)
+    with appearing(Path(output)) as path:
+        torch.save({"config": settings, "state_dict": state}, path)
+    print(
+        f"exported {source} as {output}\n  family           {family}, {stage.backbone.items:,} items, {len(state)} parameters"
+    )

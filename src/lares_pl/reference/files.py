@@ -1,0 +1,120 @@
+"""Files of the authors' release, read without running anything that is in them.
+
+RecBole pickles its whole `Config` object, classes of its own included. Here only tensors and plain containers are
+rebuilt; any other class becomes an `Inert` object that keeps its state and does nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from lares_pl.errors import LaresError
+
+# all that may be called while reading; each only puts tensors or plain values together
+_ALLOWED = {
+    ("collections", "OrderedDict"),
+    ("torch", "Size"),
+    ("torch", "device"),
+    ("torch._utils", "_rebuild_parameter"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+    *(
+        ("torch", f"{kind}Storage")
+        for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+    ),
+}
+
+
+class Inert:
+    """Stands in for an object of a class that is not run: keeps what it was given, does nothing."""
+
+    state: Any = None
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        self.arguments = arguments
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def append(self, item: Any) -> None:
+        """Pickled lists of other classes are not kept."""
+
+    def extend(self, items: Any) -> None:
+        """Pickled lists of other classes are not kept."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Pickled dicts of other classes are not kept."""
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _ALLOWED:
+            return super().find_class(module, name)
+        return type(name, (Inert,), {})
+
+
+def _load(file: IO[bytes], **keywords: Any) -> Any:
+    return _Unpickler(file, **keywords).load()
+
+
+def read_reference(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """State dict and settings of a file of the release.
+
+    Args:
+        path: RecBole's checkpoint (`state_dict` beside `config`), or a state dict alone.
+
+    Returns:
+        The state dict, and the settings (empty where the file has none).
+
+    Raises:
+        LaresError: if there is no such file or it holds no state dict.
+    """
+    if not path.is_file():
+        raise LaresError(f"no such file: {path}")
+    reader = SimpleNamespace(Unpickler=_Unpickler, load=_load, __name__="inert")
+    try:
+        content = torch.load(path, map_location="cpu", pickle_module=reader, weights_only=False)
+    except Exception as error:  # torch and pickle raise whatever the bytes lead to
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise LaresError(f"{path}: can't be read as a checkpoint: {reason}") from error
+    if not isinstance(content, Mapping):
+        raise LaresError(f"{path}: holds a {type(content).__name__}; expected RecBole's checkpoint or a state dict")
+    state = content.get("state_dict", content)
+    tensors = {str(name): value.detach() for name, value in state.items() if isinstance(value, Tensor)}
+    if not tensors or not isinstance(state, (dict, OrderedDict)):
+        raise LaresError(f"{path}: no state dict in it; it has {', '.join(map(str, list(content)[:5]))}")
+    return tensors, _settings(content.get("config"))
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """RecBole's `Config` keeps the final settings in an attribute; a plain dict is taken as it is."""
+    if isinstance(config, Inert) and isinstance(config.state, Mapping):
+        config = config.state.get("final_config_dict", config.state)
+    if not isinstance(config, Mapping):
+        return {}
+    plain = (str, int, float, bool, list)
+    return {str(key): value for key, value in config.items() if isinstance(value, plain)}
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Settings of the release from a YAML or JSON file.
+
+    Raises:
+        LaresError: if there is no such file or it holds no mapping.
+    """
+    try:
+        settings = yaml.safe_load(path.read_text()) if path.suffix != ".json" else json.loads(path.read_text())
+    except (OSError, yaml.YAMLError, ValueError) as error:
+        raise LaresError(f"{path}: can't be read as settings: {error}") from error
+    if not isinstance(settings, dict):
+        raise LaresError(f"{path}: holds no settings (expected `name: value` lines)")
+    return settings

@@ -1,0 +1,249 @@
+"""Settings of the authors' release (RecBole's flat configuration) and our `BackboneConfig`, in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from lares_pl.config import class_of, to_plain
+from lares_pl.errors import LaresError
+from lares_pl.model.backbone import BackboneConfig
+from lares_pl.model.blocks.bsarec import BSARecBlock
+from lares_pl.model.blocks.fmlp import FMLPBlock
+from lares_pl.model.blocks.transformer import TransformerBlock
+from lares_pl.model.depth import BoundedPoisson, ConstantDepth, DepthSchedule, Poisson, PoissonLogNormal, UniformDepth
+from lares_pl.model.embedding import ItemEmbedder, TedRecEmbedder
+from lares_pl.model.recurrence import (
+    AddInjection,
+    ConcatInjection,
+    LinearInjection,
+    NormalState,
+    NormalZeroState,
+    ZeroState,
+)
+from lares_pl.model.scoring import CosineSimilarity, DotSimilarity
+from lares_pl.reference.names import Family
+
+_INJECTIONS = {"add": AddInjection, "concat": ConcatInjection, "linear": LinearInjection}
+_INITIAL_STATES = {"normal": NormalState, "zero": ZeroState, "normal_zero": NormalZeroState}
+_DEPTHS = {
+    "poisson-lognormal": PoissonLogNormal,
+    "poisson": Poisson,
+    "poisson-bounded": BoundedPoisson,
+    "uniform": UniformDepth,
+}
+# where a file names none: METHOD's; what shapes tell (sizes, layers, injection) is read off the weights
+_PAPER: dict[str, Any] = {
+    "n_heads": 2,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.5,
+    "attn_dropout_prob": 0.5,
+    "layer_norm_eps": 1e-12,
+    "initializer_range": 0.02,
+    "state_init_method": "normal",
+    "state_std": 1.0,
+    "state_scale": 3.0,
+    "mean_recurrence": 4,
+    "sampling_scheme": "poisson-lognormal",
+    "sem_func": "dot",
+    "tau": 1.0,
+    "alpha": 0.1,
+    "gamma": 0.5,
+}
+_OF_FAMILY: dict[Family, dict[str, Any]] = {
+    "transformer": {},
+    "fmlp": {},
+    "bsarec": {"a": 0.7, "c": 3},
+    "tedrec": {"adaptor_dropout_prob": 0.2},
+}
+
+
+def complete_settings(
+    given: Mapping[str, Any], state: Mapping[str, Tensor], family: Family
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All settings that `backbone_config` asks for, and those of them that are the paper's for want of better.
+
+    Args:
+        given: settings found with the weights, or named by the user.
+        state: the release's state dict; shapes tell sizes, layers and injection.
+        family: its block family.
+
+    Raises:
+        LaresError: if a setting contradicts the weights.
+    """
+    from_weights = _shapes(state, family)
+    for key, value in from_weights.items():
+        if key in given and given[key] != value:
+            raise LaresError(f"reference setting {key}={given[key]!r} contradicts the weights, which say {value!r}")
+    usual = {**_PAPER, **_OF_FAMILY[family]}
+    assumed = {key: value for key, value in usual.items() if given.get(key) is None}
+    if "attn_dropout_prob" in assumed and given.get("hidden_dropout_prob") is not None:
+        assumed["attn_dropout_prob"] = given["hidden_dropout_prob"]
+    return {**given, **assumed, **from_weights}, assumed
+
+
+def _shapes(state: Mapping[str, Tensor], family: Family) -> dict[str, Any]:
+    """Settings that the weights tell."""
+    adapter = [value for name, value in state.items() if name.startswith("adapter") and not name.endswith("bias")]
+    told: dict[str, Any] = {
+        "hidden_size": state["item_embedding.weight"].shape[1],
+        "n_pre_layers": _layers(state, "pre"),
+        "n_core_layers": _layers(state, "core"),
+        "adapter_type": "add" if not adapter else "linear" if adapter[0].numel() == 1 else "concat",
+    }
+    if family != "fmlp":  # FMLP-Rec's is always 4 d, whatever the settings say
+        told["inner_size"] = next(v.shape[0] for n, v in state.items() if n.endswith("feed_forward.dense_1.weight"))
+    if family == "tedrec":
+        told["n_exps"] = state["moe_adaptor.w_gate"].shape[1]
+    return told
+
+
+def _layers(state: Mapping[str, Tensor], stack: str) -> int:
+    return len({name.split(".")[2] for name in state if name.startswith(f"{stack}_encoder.")})
+
+
+# ---------------------------------------------------------------- theirs to ours
+
+
+def backbone_config(settings: Mapping[str, Any], family: Family) -> BackboneConfig:
+    """The architecture that the release's settings describe.
+
+    Args:
+        settings: the release's settings, complete.
+        family: its block family.
+
+    Raises:
+        LaresError: for a setting this package does not know.
+    """
+    if settings["hidden_act"] != "gelu":
+        raise LaresError(f"reference setting hidden_act={settings['hidden_act']!r}: only gelu is built here")
+    block = partial(_BLOCKS[family], **_block_arguments(settings, family))
+    initial = _choice(_INITIAL_STATES, settings, "state_init_method")
+    spread = {} if initial is ZeroState else {"std": settings["state_std"], "scale": settings["state_scale"]}
+    is_cosine = _choice({"dot": False, "cos": True}, settings, "sem_func")
+    return BackboneConfig(
+        hidden_size=settings["hidden_size"],
+        embedder=(
+            TedRecEmbedder(settings["n_exps"], settings["adaptor_dropout_prob"]) if family == "tedrec" else ItemEmbedder()
+        ),
+        pre_block=block,
+        pre_layers=settings["n_pre_layers"],
+        core_block=block,
+        core_layers=settings["n_core_layers"],
+        dropout=settings["hidden_dropout_prob"],
+        injection=_choice(_INJECTIONS, settings, "adapter_type")(),
+        initial_state=initial(**spread),
+        depth=_depth(settings),
+        similarity=CosineSimilarity(settings["tau"]) if is_cosine else DotSimilarity(),
+        # the release's per-step log-probabilities: plain dot products, TedRec's cosines, whatever ranks
+        policy_similarity=CosineSimilarity(1.0) if family == "tedrec" else DotSimilarity(),
+        initializer_range=settings["initializer_range"],
+        layer_norm_eps=settings["layer_norm_eps"],
+    )
+
+
+def _block_arguments(settings: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    arguments = {"dropout": settings["hidden_dropout_prob"], "layer_norm_eps": settings["layer_norm_eps"]}
+    if family == "fmlp":
+        return arguments
+    attention = {"heads": settings["n_heads"], "inner_size": settings["inner_size"]}
+    arguments |= {**attention, "attention_dropout": settings["attn_dropout_prob"]}
+    if family == "bsarec":
+        arguments |= {"frequency_share": settings["a"], "cutoff": settings["c"]}
+    return arguments
+
+
+def _choice(known: Mapping[str, Any], settings: Mapping[str, Any], key: str) -> Any:
+    """What a setting stands for; dashes and underscores are the same."""
+    named = {name.replace("-", "_"): value for name, value in known.items()}
+    name = str(settings[key]).replace("-", "_")
+    if name not in named:
+        raise LaresError(f"reference setting {key}={settings[key]!r} is unknown; known are {', '.join(known)}")
+    return named[name]
+
+
+def _depth(settings: Mapping[str, Any]) -> DepthSchedule:
+    mean, scheme = settings["mean_recurrence"], settings["sampling_scheme"]
+    if scheme in ("constant", "none"):
+        return ConstantDepth(mean if scheme == "constant" else 1)
+    schedule: DepthSchedule = _choice(_DEPTHS, settings, "sampling_scheme")(mean=mean)
+    return schedule
+
+
+# ---------------------------------------------------------------- ours to theirs
+
+
+def reference_settings(config: BackboneConfig) -> tuple[dict[str, Any], Family]:
+    """The release's settings of an architecture, and the family to write it as.
+
+    Raises:
+        LaresError: if the release has no such architecture; says what it lacks.
+    """
+    pre, core = class_of(config.pre_block), class_of(config.core_block)
+    is_tedrec = isinstance(config.embedder, TedRecEmbedder)
+    family = next((f for f, block in _BLOCKS.items() if block is core and (f == "tedrec") == is_tedrec), None)
+    arguments = _same_arguments(config) if pre is core else None
+    if family is None or arguments is None:
+        raise LaresError(
+            f"the release has no model of pre-block {pre.__name__}, core-block {core.__name__} and "
+            f"{type(config.embedder).__name__}: it knows one block, with the same options, in both places "
+            f"({', '.join(sorted({block.__name__ for block in _BLOCKS.values()}))})"
+        )
+    is_cosine = isinstance(config.similarity, CosineSimilarity)
+    initial = config.initial_state
+    settings = {
+        "hidden_size": config.hidden_size,
+        "n_pre_layers": config.pre_layers,
+        "n_core_layers": config.core_layers,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": _or(arguments.get("dropout"), config.dropout),
+        "layer_norm_eps": config.layer_norm_eps,
+        "initializer_range": config.initializer_range,
+        "adapter_type": _name_of(_INJECTIONS, type(config.injection)),
+        "state_init_method": _name_of(_INITIAL_STATES, type(initial)),
+        "state_std": initial.std if isinstance(initial, NormalState) else 1.0,
+        "state_scale": initial.scale if isinstance(initial, NormalState) else 3.0,
+        "mean_recurrence": config.depth.evaluation_depth,
+        "sampling_scheme": _name_of({"constant": ConstantDepth, **_DEPTHS}, type(config.depth)),
+        "sem_func": "cos" if is_cosine else "dot",
+        "tau": config.similarity.tau,
+    }
+    if family != "fmlp":
+        settings["n_heads"] = _or(arguments.get("heads"), 2)
+        settings["inner_size"] = _or(arguments.get("inner_size"), 256)
+        settings["attn_dropout_prob"] = _or(arguments.get("attention_dropout"), settings["hidden_dropout_prob"])
+    if family == "bsarec":
+        settings["a"] = _or(arguments.get("frequency_share"), 0.7)
+        settings["c"] = _or(arguments.get("cutoff"), 3)
+    if isinstance(config.embedder, TedRecEmbedder):
+        settings["n_exps"] = config.embedder.experts
+        settings["adaptor_dropout_prob"] = config.embedder.expert_dropout
+    return settings, family
+
+
+def _same_arguments(config: BackboneConfig) -> dict[str, Any] | None:
+    """The block's own options, if pre- and core-block have the same."""
+    pre, core = (to_plain(block)["init_args"] for block in (config.pre_block, config.core_block))
+    return core if pre == core else None
+
+
+def _or(value: Any, otherwise: Any) -> Any:
+    return otherwise if value is None else value
+
+
+def _name_of(names: Mapping[str, type], kind: type) -> str:
+    for name, known in names.items():
+        if known is kind:
+            return name
+    raise LaresError(f"the release has no {kind.__name__}; it knows {', '.join(each.__name__ for each in names.values())}")
+
+
+_BLOCKS: dict[Family, type] = {
+    "transformer": TransformerBlock,
+    "fmlp": FMLPBlock,
+    "bsarec": BSARecBlock,
+    "tedrec": TransformerBlock,
+}
