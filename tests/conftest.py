@@ -35,6 +35,11 @@ def beauty() -> Path:
     return _shared("beauty/Beauty.txt")
 
 
+@pytest.fixture(scope="session")
+def scientific() -> Path:
+    return _shared("scientific")
+
+
 def _shared(name: str) -> Path:
     path = SHARED / "data" / name
     if not path.exists():

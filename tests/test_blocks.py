@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -294,7 +295,7 @@ class Own(nn.Module):
 def broken(kind: str) -> type[nn.Module]:
     def forward(self: Own, x: Tensor, layout: Layout) -> Any:
         y = self.linear(x)
-        return {
+        returned: dict[str, Callable[[], Any]] = {
             "tuple": lambda: (y, None),
             "shape": lambda: y[..., :2],
             "dtype": lambda: y.double(),
@@ -302,7 +303,8 @@ def broken(kind: str) -> type[nn.Module]:
             "future": lambda: y.flip(1),
             "others": lambda: y - y.mean(dim=0),
             "raises": lambda: y @ torch.zeros(3, 3),
-        }[kind]()
+        }
+        return returned[kind]()
 
     return type(f"Own_{kind}", (Own,), {"forward": forward, "padding_matters": kind != "others"})
 
@@ -355,6 +357,15 @@ def test_arguments_left_open_are_filled_in_and_own_defaults_stay() -> None:
     block = build_block(partial(Own, max_length=3), 4, max_length=7, dropout=0.9)
     assert isinstance(block, Own)
     assert block.max_length == 3
+
+
+def test_a_constructor_that_takes_no_size_is_named() -> None:
+    class NoSize(Own):
+        def __init__(self) -> None:
+            super().__init__(4)
+
+    with pytest.raises(LaresError, match=r"NoSize\(hidden_size\).*its first argument is hidden_size"):
+        made(core_block=NoSize)
 
 
 def test_packed_tokens_reach_blocks_that_take_them() -> None:

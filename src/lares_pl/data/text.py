@@ -95,7 +95,9 @@ def describe_items(item_ids: np.ndarray, source: Path, options: TextOptions) -> 
         has_text = place >= 0
         vectors = np.where(has_text[:, None], vectors[place], 0)
     kind = np.float16 if options.half else np.float32
-    if not np.isfinite(vectors := vectors.astype(kind)).all():
+    with np.errstate(over="ignore"):  # said below
+        vectors = vectors.astype(kind)
+    if not np.isfinite(vectors).all():
         raise LaresError(f"{source}: some text vectors are not finite numbers{' in half precision' if options.half else ''}")
     size = vectors.shape[1]
     about = {

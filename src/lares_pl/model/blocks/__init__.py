@@ -22,6 +22,7 @@ from collections.abc import Callable
 from torch import nn
 
 from lares_pl.config import class_of
+from lares_pl.errors import LaresError
 
 BlockFactory = Callable[[int], nn.Module]
 
@@ -34,6 +35,9 @@ def build_block(factory: BlockFactory, hidden_size: int, max_length: int, dropou
         hidden_size: d.
         max_length: longest history L, passed on where the constructor asks for it.
         dropout: the backbone's dropout, passed on where the constructor asks for it.
+
+    Raises:
+        LaresError: if the constructor does not take these arguments.
     """
     given = getattr(factory, "keywords", {})
     offered = {"max_length": max_length, "dropout": dropout}
@@ -44,7 +48,14 @@ def build_block(factory: BlockFactory, hidden_size: int, max_length: int, dropou
         for key, value in offered.items()
         if key in asked and given.get(key) is None and asked[key].default in left_open
     }
-    return factory(hidden_size, **filled)
+    try:
+        return factory(hidden_size, **filled)
+    except TypeError as error:
+        called = ", ".join(["hidden_size", *(f"{key}={value!r}" for key, value in {**given, **filled}.items())])
+        raise LaresError(
+            f"{class_of(factory).__module__}.{class_of(factory).__qualname__}({called}) failed: {error}. A block's constructor "
+            "takes the options named for it; its first argument is hidden_size"
+        ) from error
 
 
 def padding_matters(block: nn.Module) -> bool:
