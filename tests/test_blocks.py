@@ -32,7 +32,7 @@ from lares_pl.model.blocks import build_block
 from lares_pl.model.blocks.lru import linear_scan
 from lares_pl.model.blocks.rotary import rotate
 from lares_pl.model.layout import Layout, padded
-from tests.test_backbone import HISTORIES, _Call
+from tests.test_backbone import HISTORIES
 
 LENGTH, SIZE, ITEMS = 6, 8, 9
 TEXT = torch.randn(ITEMS + 1, 5, generator=torch.Generator().manual_seed(1))
@@ -99,6 +99,18 @@ def test_gradients_by_finite_differences(family: str) -> None:
 
     inputs = tuple(parameter.detach().clone().requires_grad_() for parameter in parameters)
     assert torch.autograd.gradcheck(loss, inputs, fast_mode=True)
+
+
+class _Call(nn.Module):
+    """A closure over a backbone as a module, for `functional_call`."""
+
+    def __init__(self, backbone: RecurrentBackbone, run: Callable[[], Tensor]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.run = run
+
+    def forward(self) -> Tensor:
+        return self.run()
 
 
 @pytest.mark.parametrize("block", CAUSAL)
