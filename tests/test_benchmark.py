@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,22 @@ def test_one_of_the_files_names_them_all_and_columns_can_be_named(tmp_path: Path
         prepare(str(tmp_path), str(tmp_path / "out2"))
     with pytest.raises(LaresError, match=r"no column 'who'; it has user_id, item_id_list, item_id"):
         prepare(str(tmp_path / "Toy.valid.inter"), str(tmp_path / "out2"), Columns(user="who"))
+
+
+def test_compressed_parts_and_parts_under_another_name(tmp_path: Path) -> None:
+    users = {"x": list("abcd"), "y": list("bcda")}
+    write(tmp_path, split(users, 50, True))
+    for part in ("train", "test"):
+        path = tmp_path / f"Toy.{part}.inter"
+        with gzip.open(f"{path}.gz", "wb") as file:
+            file.write(path.read_bytes())
+        path.unlink()
+    for number, source in enumerate((tmp_path, tmp_path / "Toy.train.inter.gz", tmp_path / "Toy.valid.inter")):
+        prepare(str(source), str(tmp_path / f"out{number}"))
+        assert sequences(tmp_path / f"out{number}") == users
+    (tmp_path / "Toy.valid.inter").rename(tmp_path / "valid.inter")
+    with pytest.raises(LaresError, match=r"a part of RecBole benchmark files\. Call the parts NAME\.train\.inter"):
+        prepare(str(tmp_path / "valid.inter"), str(tmp_path / "out"))
 
 
 def test_what_is_no_leave_one_out_split_is_refused(tmp_path: Path) -> None:

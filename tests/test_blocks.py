@@ -324,14 +324,14 @@ def broken(kind: str) -> type[nn.Module]:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("tuple", r"core_block tests\.test_blocks\.Own_tuple: returned a tuple .*take \[0\].*tensor \[2, 6, 8\] \[histories"),
+        ("tuple", r"core_block tests\.test_blocks\.Own_tuple: returned a tuple .*take \[0\].*tensor \[3, 6, 8\] \[histories"),
         (
             "shape",
-            r"returned a tensor \[2, 6, 2\] of torch\.float32; expected token states like its input: a tensor \[2, 6, 8\]",
+            r"returned a tensor \[3, 6, 2\] of torch\.float32; expected token states like its input: a tensor \[3, 6, 8\]",
         ),
         ("dtype", r"of torch\.float64; expected"),
         ("nan", r"not finite"),
-        ("future", r"says `causal = True`, but states change with a later item.*leak each target"),
+        ("future", r"says `causal = True`, but states change when a later part.*leak each target"),
         ("others", r"states of one history change with the items of another.*layout\.pad"),
         ("raises", r"failed with RuntimeError: .*expected token states"),
     ],
@@ -355,11 +355,80 @@ def test_the_check_changes_nothing() -> None:
         ITEMS, LENGTH, BackboneConfig(hidden_size=SIZE, pre_block=Counting, core_layers=0, depth=ConstantDepth(0))
     )
     after = torch.rand(1)
-    assert Counting.calls == 2  # once for what it returns, once for what it says of itself; of one of its two layers
+    assert Counting.calls == 6  # of one of its two layers: together, three times alone, twice cut
     assert all(module.training for module in backbone.modules())
     torch.manual_seed(5)
     RecurrentBackbone(ITEMS, LENGTH, BackboneConfig(hidden_size=SIZE, pre_block=Own, core_layers=0, depth=ConstantDepth(0)))
     assert torch.equal(after, torch.rand(1))
+
+
+class Leaky(nn.Module):
+    """Blocks that break the contract in ways people do; `kind` says how."""
+
+    causal = True
+
+    def __init__(self, hidden_size: int, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.padding_matters = kind != "packed rnn"
+        self.gru = nn.GRU(hidden_size, hidden_size, batch_first=kind != "batch first")
+        self.attention = nn.MultiheadAttention(hidden_size, 1, batch_first=True)
+        self.norm = nn.LayerNorm(hidden_size)
+        for parameter in self.attention.parameters():
+            nn.init.normal_(parameter, std=0.02)
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        if self.kind == "unmasked":
+            y: Tensor = self.norm(x + self.attention(x, x, x)[0])
+        elif self.kind == "from the end":
+            y = x + (layout.lengths[:, None] - layout.positions)[..., None]
+        else:
+            y = self.norm(x + self.gru(x)[0])
+        return y
+
+
+@pytest.mark.parametrize(
+    ("kind", "length", "size", "message"),
+    [
+        ("batch first", 20, 16, r"one history change with the items of another.*batch_first=True"),
+        ("packed rnn", 20, 16, r"one history change with the items of another.*layout\.pad"),
+        ("unmasked", 20, 16, r"when a later part of their history changes"),
+        ("unmasked", 100, 64, r"when a later part of their history changes"),
+        ("from the end", 20, 16, r"when a later part of their history is cut off"),
+    ],
+)
+def test_leaks_are_found(kind: str, length: int, size: int, message: str) -> None:
+    leaky = partial(Leaky, kind=kind)
+    # in company of its own: nothing else asks for the padded form
+    config = BackboneConfig(hidden_size=size, pre_block=leaky, core_block=leaky, pre_layers=1, core_layers=1)
+    with pytest.raises(LaresError, match=message):
+        RecurrentBackbone(9, length, config)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_honest_blocks_pass(length: int) -> None:
+    class Honest(Own):
+        def __init__(self, hidden_size: int) -> None:
+            super().__init__(hidden_size)
+            self.conv = nn.Conv1d(hidden_size, hidden_size, 3)
+            self.batch_norm = nn.BatchNorm1d(hidden_size)
+
+        def forward(self, x: Tensor, layout: Layout) -> Tensor:
+            x += layout.positions[..., None]  # in place: what came in is the block's
+            y: Tensor = self.conv(self.batch_norm(nn.functional.pad(x.transpose(1, 2), (2, 0)))).transpose(1, 2)
+            return y
+
+    RecurrentBackbone(9, length, BackboneConfig(hidden_size=4, pre_block=Honest, core_block=Honest))
+
+
+def test_layers_without_a_size_are_refused() -> None:
+    class Lazy(Own):
+        def __init__(self, hidden_size: int) -> None:
+            super().__init__(hidden_size)
+            self.lazy = nn.LazyLinear(hidden_size)
+
+    with pytest.raises(LaresError, match=r"Lazy: parameter lazy\.weight has no size yet"):
+        made(core_block=Lazy)
 
 
 def test_arguments_left_open_are_filled_in_and_own_defaults_stay() -> None:

@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lares_pl import load_stage, prepare
 from tests.console import error, lares
@@ -111,3 +112,20 @@ class Wide(nn.Module):
     assert "heads=8 inner_size=77" in error(tmp_path, *arguments)
     assert "heads=4 inner_size=77" in error(tmp_path, *arguments, "--model.backbone.core_block.heads", "4")
     assert "module 'wide_model' has no attribute 'Nothing'" in error(tmp_path, *arguments[:-1], "wide_model.Nothing")
+
+
+def test_a_block_overlay_does_not_belong_to_rpt(few: Path, tmp_path: Path) -> None:
+    best = tmp_path / "runs" / "default" / "spt" / "checkpoints" / "best.ckpt"
+    best.parent.mkdir(parents=True)
+    best.touch()
+    said = error(tmp_path, "fit", "--config", "rpt.yaml", "--config", "fmlp.yaml", "--data.dataset", str(few))
+    assert "RPT takes its architecture from the SPT checkpoint; leave model.backbone out" in said
+    assert best.is_file()
+
+
+@pytest.mark.slow
+def test_own_stages_keep_the_options_of_the_stage_they_replace(tmp_path: Path) -> None:
+    (tmp_path / "my_stage.py").write_text("from lares_pl import SPT\n\n\nclass MySPT(SPT):\n    pass\n")
+    printed = lares(tmp_path, "fit", "--config", "spt.yaml", "--model", "my_stage.MySPT", "--print_config").stdout
+    init_args = yaml.safe_load(printed)["model"]["init_args"]
+    assert init_args["backbone"]["dropout"] == 0.2  # spt.yaml's

@@ -21,9 +21,11 @@ from lares_pl import (
     BSARecBlock,
     FMLPBlock,
     Histories,
+    ItemEmbedder,
     LaresError,
     LinearInjection,
     LRUBlock,
+    PoissonLogNormal,
     RecurrentBackbone,
     SequenceDataset,
     TransformerBlock,
@@ -106,6 +108,15 @@ def test_architectures_that_the_release_does_not_know_are_refused() -> None:
     ):
         with pytest.raises(LaresError, match="the release has no model of pre-block"):
             reference_settings(config)
+    fmlp = partial(FMLPBlock, inner_size=20)
+    for config, lost in (
+        (BackboneConfig(embedder=ItemEmbedder(positions=False)), r"embedder\.positions=False"),
+        (BackboneConfig(pre_block=fmlp, core_block=fmlp), r"pre_block\.inner_size=20"),
+        (BackboneConfig(layer_norm_eps=1e-6), r"pre_block\.layer_norm_eps=1e-12"),
+        (BackboneConfig(depth=PoissonLogNormal(sigma=0.9)), r"depth\.sigma=0\.9"),
+    ):
+        with pytest.raises(LaresError, match=f"the release can't express .*{lost}"):
+            reference_settings(config)
     settings, family = reference_settings(BackboneConfig(pre_block=BSARecBlock, core_block=BSARecBlock))
     assert (family, settings["a"], settings["c"], settings["n_heads"]) == ("bsarec", 0.7, 3, 2)
 
@@ -155,6 +166,7 @@ def test_in_and_back_gives_the_same_file(path: Path, form: str, tmp_path: Path, 
     assert "not in the file  nothing" in said
 
     stage = load_stage(tmp_path / "ours.ckpt")
+    assert stage.hparams["tau"] == settings["tau"]
     values = np.load(path)
     states = torch.from_numpy(values["in/initial_states"])[0]
     histories = Histories.from_padded(torch.from_numpy(values["in/history"]).long())
@@ -167,7 +179,7 @@ def test_in_and_back_gives_the_same_file(path: Path, form: str, tmp_path: Path, 
     again, config = read_reference(tmp_path / "back.pth")
     assert again.keys() == state.keys()
     assert all(torch.equal(again[name], state[name]) for name in state)
-    for key in ("hidden_size", "n_heads", "sem_func", "tau", "mean_recurrence", "adapter_type", "alpha", "gamma"):
+    for key in ("hidden_size", "n_heads", "tau", "sem_func", "tau", "mean_recurrence", "adapter_type", "alpha", "gamma"):
         if key in config:
             assert config[key] == settings[key], key
     assert (config["alpha"], config["gamma"]) == (0.1, 0.5)
@@ -215,6 +227,30 @@ def test_settings_that_a_bare_state_dict_lacks_are_the_papers_and_said(
         import_reference(str(tmp_path / "bare.pth"), str(tmp_path / "other.ckpt"))
     with pytest.raises(LaresError, match=r"ours\.ckpt exists"):
         import_reference(str(tmp_path / "bare.pth"), str(tmp_path / "ours.ckpt"))
+
+
+def test_settings_as_people_write_them(tmp_path: Path) -> None:
+    state, _ = recorded(next(path for path in golden_files() if path.stem == "bsarec_add"))
+    torch.save({f"module.{name}": value for name, value in state.items()}, tmp_path / "bare.pth")
+    (tmp_path / "x.yaml").write_text("layer_norm_eps: 1e-12\nn_heads: 4.0\nmean_recurrence: '6'\ntau: 2\n")
+    import_reference(str(tmp_path / "bare.pth"), str(tmp_path / "ours.ckpt"), settings=str(tmp_path / "x.yaml"))
+    stage = load_stage(tmp_path / "ours.ckpt")
+    assert stage.backbone.pre_blocks[0].attention.heads == 4  # type: ignore[union-attr]
+    assert (stage.evaluation_depth, stage.hparams["tau"]) == (6, 2.0)
+
+    def said(settings: str, state: dict[str, Tensor] = state) -> str:
+        torch.save(state, tmp_path / "other.pth")
+        (tmp_path / "y.yaml").write_text(settings)
+        with pytest.raises(LaresError) as caught:
+            import_reference(str(tmp_path / "other.pth"), str(tmp_path / "z.ckpt"), settings=str(tmp_path / "y.yaml"))
+        assert not (tmp_path / "z.ckpt").exists()
+        return str(caught.value)
+
+    assert "n_heads=2.5: expected int, such as 2" in said("n_heads: 2.5")
+    assert "n_heads='two': expected int" in said("n_heads: two")
+    less = {name: value for name, value in state.items() if "dense_1" not in name}
+    assert "not the parameters of a whole bsarec model" in said("tau: 1", less)
+    assert "not finite in layernorm_1.bias" in said("tau: 1", {**state, "layernorm_1.bias": torch.full((16,), torch.nan)})
 
 
 @pytest.mark.slow

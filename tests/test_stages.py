@@ -332,6 +332,44 @@ def test_the_policys_dropout_reaches_blocks_that_set_their_own(spt_checkpoint: P
     assert {block.attention.dropout.p, block.attention.attention_dropout, block.feed_forward.dropout.p} == {0.25}
 
 
+class Untyped(TransformerBlock):
+    """As people write blocks: no types, a dropout of its own, one more by name."""
+
+    def __init__(self, hidden_size, dropout=0.5, state_dropout=0.3):  # type: ignore[no-untyped-def]
+        super().__init__(hidden_size, dropout=dropout, attention_dropout=state_dropout)
+
+
+def test_an_untyped_block_comes_back_and_takes_the_policys_dropout(toy_dataset: Path, tmp_path: Path) -> None:
+    block = partial(Untyped, dropout=0.05)
+    fit = trainer(tmp_path, limit_train_batches=2)
+    fit.fit(SPT(BackboneConfig(hidden_size=16, pre_block=block, core_block=block)), data(toy_dataset))
+    fit.save_checkpoint(tmp_path / "spt.ckpt")
+    spt: Any = load_stage(tmp_path / "spt.ckpt").backbone.core_blocks[0]
+    assert (spt.attention.dropout.p, spt.attention.attention_dropout) == (0.05, 0.3)
+    rpt = RPT(init_from=str(tmp_path / "spt.ckpt"), dropout=0.1)
+    policy: Any = RecurrentBackbone(9, 5, rpt.backbone_config).core_blocks[0]
+    assert (policy.attention.dropout.p, policy.attention.attention_dropout) == (0.1, 0.1)
+
+
+def test_what_could_not_be_rebuilt_is_refused_before_training() -> None:
+    class Local(TransformerBlock):
+        """Inside a function: no checkpoint could name it."""
+
+    with pytest.raises(LaresError, match=r"could not be rebuilt from a checkpoint: .*importable by name"):
+        SPT(BackboneConfig(core_block=Local))
+    with pytest.raises(LaresError, match=r"could not be rebuilt from a checkpoint"):
+        SPT(BackboneConfig(core_block=partial(Untyped, width=3)))  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
+def test_other_precisions_train(precision: str, toy_dataset: Path, tmp_path: Path) -> None:
+    fit = trainer(tmp_path, limit_train_batches=2, max_epochs=1, precision=precision)
+    stage = SPT(SMALL)
+    fit.fit(stage, data(toy_dataset))
+    fit.test(stage, data(toy_dataset), verbose=False)
+    assert math.isfinite(float(fit.callback_metrics["test/mrr"]))
+
+
 def test_depth_zero_with_a_core_block_is_refused() -> None:
     with pytest.raises(LaresError, match="set core_layers to 0"):
         BackboneConfig(depth=ConstantDepth(0))

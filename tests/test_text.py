@@ -132,6 +132,10 @@ def test_errors_name_the_place_and_leave_what_is_there(shop: Path) -> None:
     assert "data row 3 names item 'a' a second time" in said("twice.tsv", item="sku", encoder="x")
     (shop / "untitled.tsv").write_text("sku\tcolour\na\tblue\n")
     assert "no column of text (title, description, text); it has sku, colour" in said("untitled.tsv", item="sku", encoder="x")
+    (shop / "empty.tsv").write_text("sku\ttitle\n")
+    assert "no rows below its header" in said("empty.tsv", item="sku", encoder="x")
+    pd.DataFrame({"sku": ["a", "b"], "vector": [["x"], ["y"]]}).to_parquet(shop / "words.parquet")
+    assert "does not hold lists of numbers" in said("words.parquet", item="sku", vectors="vector")
     np.save(shop / "big.npy", np.full((5, 2), 1e6))
     assert "not finite numbers in half precision" in said("items.tsv", item="sku", vectors=str(shop / "big.npy"), half=True)
 
@@ -147,6 +151,19 @@ def test_an_encoder_that_is_not_there_is_an_error(shop: Path, monkeypatch: pytes
 
 
 # ---------------------------------------------------------------- in the model
+
+
+def test_a_quote_is_a_character_in_a_tab_separated_file(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {"a": '"3 inch ruler', "b": 'bolt 5"', "c": "plain", "d": '"9 inch ruler'}
+    (shop / "q.tsv").write_text("item_id\ttitle\n" + "".join(f"{item}\t{title}\n" for item, title in rows.items()))
+    seen: list[str] = []
+    monkeypatch.setattr(
+        text_module,
+        "load_encoder",
+        lambda *_: lambda texts: seen.extend(texts) or np.ones((len(texts), 1)),  # type: ignore[func-returns-value]
+    )
+    prepared(shop, "q.tsv", columns="title")
+    assert seen == list(rows.values())
 
 
 @pytest.fixture
@@ -187,17 +204,27 @@ def test_text_is_frozen_held_once_and_travels_in_the_checkpoint(with_text: Path,
     trainer(tmp_path).test(load_stage(tmp_path / "rpt.ckpt"), data, verbose=False)
 
 
-def test_a_dataset_without_text_or_with_other_text_is_refused(with_text: Path, shop: Path, tmp_path: Path) -> None:
+def test_a_dataset_without_text_serves_a_trained_model_only(with_text: Path, shop: Path, tmp_path: Path) -> None:
     fit = trainer(tmp_path)
-    fit.fit(SPT(TEDREC), SequenceDataModule(str(with_text), max_length=6, batch_size=16))
+    stage = SPT(TEDREC)
+    fit.fit(stage, SequenceDataModule(str(with_text), max_length=6, batch_size=16))
     fit.save_checkpoint(tmp_path / "spt.ckpt")
+    fit.test(stage, datamodule=SequenceDataModule(str(with_text), max_length=6), verbose=False)
+    expected = dict(fit.callback_metrics)
     prepare(str(shop / "x.txt"), str(tmp_path / "plain"))
+    plain = SequenceDataModule(str(tmp_path / "plain"), max_length=6)
     with pytest.raises(LaresError, match=r"reads item text \(TedRecEmbedder\) and the dataset has none.*--item_text"):
-        trainer(tmp_path).fit(SPT(TEDREC), SequenceDataModule(str(tmp_path / "plain"), max_length=6))
+        trainer(tmp_path).fit(SPT(TEDREC), plain)
     prepared(shop, "v.parquet", vectors="v", half=False)
     data = SequenceDataModule(str(with_text), max_length=6)
-    with pytest.raises(LaresError, match=r"6 values in float16 and this dataset has 6 values in float32"):
-        trainer(tmp_path).test(SPT(TEDREC), data, ckpt_path=str(tmp_path / "spt.ckpt"), weights_only=True)
+    other = trainer(tmp_path)
+    other.test(SPT(TEDREC), data, ckpt_path=str(tmp_path / "spt.ckpt"), weights_only=True, verbose=False)
+    assert other.callback_metrics == expected  # the checkpoint's own text counts
+    # and a dataset of the same items needs none
+    other.test(SPT(TEDREC), plain, ckpt_path=str(tmp_path / "spt.ckpt"), weights_only=True, verbose=False)
+    assert other.callback_metrics == expected
+    other = trainer(tmp_path)
+    other.fit(RPT(init_from=str(tmp_path / "spt.ckpt"), group_size=2, pruning=None), plain)
 
 
 @pytest.mark.slow
@@ -219,4 +246,5 @@ def test_tedrec_on_real_text_through_the_console(scientific: Path, tmp_path: Pat
     lares(tmp_path, "predict", "--ckpt_path", best, "--k", "3")
     assert pq.read_table(tmp_path / "predictions.parquet").num_rows == 60
     prepare(str(tmp_path / "part"), str(tmp_path / "plain"))
-    assert "dataset has none" in error(tmp_path, "test", "--ckpt_path", best, "--data.dataset", "plain")
+    new = ["--config", "spt.yaml", "--config", "tedrec.yaml", "--run", "new", "--data.dataset", "plain"]
+    assert "dataset has none: prepare it again with --item_text" in error(tmp_path, "fit", *new)

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from inspect import Parameter, Signature
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, _typehints
@@ -98,13 +99,13 @@ def own_defaults() -> Iterator[None]:
     """While parsing: a block named in place of another starts from its own defaults.
 
     jsonargparse keeps options of the same name, so that `class_path: my_model.MyBlock` would silently get the `heads` and
-    `inner_size` of the TransformerBlock it replaces. Other choices (optimisers, depth schedules) keep theirs.
+    `inner_size` of the TransformerBlock it replaces. Other choices (stages, optimisers, depth schedules) keep theirs.
     """
     keep: Callable[..., None] = _typehints.discard_init_args_on_class_path_change
 
     def discard(parser: Any, former: Any, named: Any) -> None:
         changes = former and "init_args" in former and former["class_path"] != named["class_path"]
-        if changes and _is_module(named["class_path"]):
+        if changes and _is_block(named["class_path"]):
             former["init_args"] = Namespace()
         keep(parser, former, named)
 
@@ -115,11 +116,12 @@ def own_defaults() -> Iterator[None]:
         _typehints.discard_init_args_on_class_path_change = keep
 
 
-def _is_module(class_path: str) -> bool:
+def _is_block(class_path: str) -> bool:
     from torch import nn
 
     try:
-        return issubclass(import_class(class_path), nn.Module)
+        kind = import_class(class_path)
+        return issubclass(kind, nn.Module) and not hasattr(kind, "training_step")
     except LaresError:  # a short name, or a mistake that the parser reports itself
         return False
 
@@ -153,6 +155,17 @@ def readable(message: str) -> str:
     return f"{place}: {' '.join(kept)}" if keys and kept else " ".join(kept) or message
 
 
+def _holder(key: str, kind: Any) -> Callable[..., None]:
+    """A function with one argument: only so does jsonargparse accept classes whose own arguments have no types."""
+
+    def holder(**_: Any) -> None:
+        """Take one value."""
+
+    holder.__signature__ = Signature([Parameter(key, Parameter.KEYWORD_ONLY, annotation=kind)])  # type: ignore[attr-defined]
+    holder.__annotations__ = {key: kind}
+    return holder
+
+
 def from_plain(kind: Any, plain: Any, key: str) -> Any:
     """Typed configuration from its plain form; what is not a dict is taken for typed already.
 
@@ -167,7 +180,7 @@ def from_plain(kind: Any, plain: Any, key: str) -> Any:
     if not isinstance(plain, Mapping):
         return plain
     parser = Parser()
-    parser.add_argument(f"--{key}", type=kind)
+    parser.add_function_arguments(_holder(key, kind), fail_untyped=False)
     try:
         with own_defaults():
             return parser.instantiate(parser.parse_object({key: dict(plain)}))[key]

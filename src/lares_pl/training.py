@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
+from lares_pl import BSARecBlock, FMLPBlock, LRUBlock, RotaryBlock, TransformerBlock  # noqa: F401  (`class_path: FMLPBlock`)
 from lares_pl.callbacks.predictions import PredictionWriter
 from lares_pl.callbacks.progress import Progress
 from lares_pl.callbacks.record import ConfigRecord
@@ -215,7 +216,13 @@ class Command(LightningCLI):
                 config.data[key] = value
             rank_zero_info(f"resuming {config.ckpt_path}: architecture, dataset and history length are the checkpoint's")
             return
-        if issubclass(import_class(config.model.class_path), RPT) and arguments.get("init_from") is None:
+        is_rpt = issubclass(import_class(config.model.class_path), RPT)
+        if is_rpt and arguments.get("backbone") is not None:
+            raise LaresError(
+                "RPT takes its architecture from the SPT checkpoint; leave model.backbone out. (Configs that choose a block "
+                "belong to the first stage: lares fit --config spt.yaml --config fmlp.yaml, then lares fit --config rpt.yaml.)"
+            )
+        if is_rpt and arguments.get("init_from") is None:
             arguments["init_from"] = str(RUNS / config.run / "spt" / BEST)
             if not Path(arguments["init_from"]).is_file():
                 raise LaresError(
@@ -284,7 +291,7 @@ class Command(LightningCLI):
         """A new run never writes over an old one: what is there is moved aside, once the network could be built."""
         assert self.folder is not None
         self.datamodule.setup("fit")
-        self.model.take_catalogue(self.datamodule)
+        self.model.take_catalogue(self.datamodule, self.chosen.get("ckpt_path"))
         self.model.configure_model()
         fresh = self.chosen.get("ckpt_path") is None and not self.chosen.trainer.fast_dev_run
         if fresh and getattr(rank_zero_only, "rank", 0) == 0 and (former := move_aside(self.folder)) is not None:

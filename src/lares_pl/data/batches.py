@@ -17,7 +17,7 @@ from lares_pl.data.dataset import Instances, SequenceDataset
 from lares_pl.data.histories import Histories
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning's true-precision plugins rebuild a batch field by field
 class Batch:
     """B instances.
 

@@ -6,6 +6,7 @@ leave-one-out split is the files' own: the test row's target comes last, the val
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pandas as pd
 from lares_pl.errors import LaresError
 
 PARTS = ("train", "valid", "test")
+_NAME = re.compile(rf"(.+)\.(?:{'|'.join(PARTS)})\.inter(?:\.gz)?")
 
 
 def benchmark_files(source: Path) -> list[Path] | None:
@@ -24,22 +26,23 @@ def benchmark_files(source: Path) -> list[Path] | None:
         LaresError: if some of the three are missing, or the folder holds several benchmarks.
     """
     if source.is_dir():
-        stems = {path.name.removesuffix(f".{part}.inter") for part in PARTS for path in source.glob(f"*.{part}.inter")}
-        if len(stems) != 1:
-            found = f"those of {', '.join(sorted(stems))}: name one of the files instead" if stems else "none"
+        names = {found[1] for path in source.iterdir() if (found := _NAME.fullmatch(path.name))}
+        if len(names) != 1:
+            there = f"those of {', '.join(sorted(names))}: name one of the files instead" if names else "none"
             raise LaresError(
                 f"{source} is a folder; expected the RecBole benchmark files NAME.train.inter, NAME.valid.inter and "
-                f"NAME.test.inter of one NAME in it, found {found}"
+                f"NAME.test.inter of one NAME in it, found {there}"
             )
-        folder, stem = source, stems.pop()
+        folder, name = source, names.pop()
     else:
-        part = next((part for part in PARTS if source.name.endswith(f".{part}.inter")), None)
-        if part is None:
+        found = _NAME.fullmatch(source.name)
+        if found is None:
             return None
-        folder, stem = source.parent, source.name.removesuffix(f".{part}.inter")
-    files = [folder / f"{stem}.{part}.inter" for part in PARTS]
+        folder, name = source.parent, found[1]
+    choices = [[folder / f"{name}.{part}.inter{end}" for end in ("", ".gz")] for part in PARTS]
+    files = [next((path for path in choice if path.is_file()), choice[0]) for choice in choices]
     if missing := [path.name for path in files if not path.is_file()]:
-        raise LaresError(f"{folder}: {', '.join(missing)} of the benchmark {stem} is missing; all three parts are needed")
+        raise LaresError(f"{folder}: {', '.join(missing)} of the benchmark {name} is missing; all three parts are needed")
     return files
 
 

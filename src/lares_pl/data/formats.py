@@ -136,7 +136,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 
 def _read_tsv(path: Path) -> pd.DataFrame:
-    return _read_delimited(path, "\t", csv.QUOTE_MINIMAL)
+    return _read_delimited(path, "\t", csv.QUOTE_NONE)  # a quote is a character there: 3" bolts
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
@@ -181,6 +181,11 @@ def _named(table: pd.DataFrame, columns: Columns, path: Path) -> pd.DataFrame:
             raise LaresError(f"{path}: no column {name!r}; it has {there}. Name the right one with --columns.{option}")
         return table[name]
 
+    if f"{columns.item}_list" in table.columns:
+        raise LaresError(
+            f"{path}: its rows are histories with a target ({columns.item}_list), a part of RecBole benchmark files. "
+            "Call the parts NAME.train.inter, NAME.valid.inter and NAME.test.inter and give their folder"
+        )
     named = {
         "user": _ids(column(columns.user, "user"), path, columns.user),
         "item": _ids(column(columns.item, "item"), path, columns.item),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning's true-precision plugins rebuild a batch field by field
 class Histories:
     """B item histories, oldest item first, packed one after the other without padding.
 

@@ -32,7 +32,8 @@ class TextOptions:
 
     Args:
         item: column with the item ids.
-        columns: columns that make up an item's text, joined in this order; `title`, `description` and `text` where None.
+        columns: columns that make up an item's text, joined in this order, a list or names with commas between them; `title`,
+            `description` and `text` where None.
         encoder: sentence encoder: a model directory, an installed package that carries one, or a name on the Hugging Face
             hub.
         vectors: ready vectors instead: a `.npy` file with a row for each row of the table, or a column of lists in it.
@@ -41,7 +42,7 @@ class TextOptions:
     """
 
     item: str = "item_id"
-    columns: list[str] | None = None
+    columns: list[str] | str | None = None
     encoder: str | None = None
     vectors: str | None = None
     half: bool = False
@@ -119,6 +120,8 @@ def describe_items(item_ids: np.ndarray, source: Path, options: TextOptions) -> 
 
 def _read_items(source: Path, options: TextOptions) -> pd.DataFrame:
     table = read_table(source)
+    if table.empty:
+        raise LaresError(f"{source}: no rows below its header; expected one an item")
     _check_column(table, options.item, source, "item")
     table[options.item] = table[options.item].astype(str)
     twice = table[options.item].duplicated()
@@ -137,12 +140,14 @@ def _check_column(table: pd.DataFrame, name: str, source: Path, option: str) -> 
 def _texts(table: pd.DataFrame, source: Path, options: TextOptions) -> np.ndarray:
     """The text of each row, `[rows]`; empty where there is none."""
     names = options.columns
+    if isinstance(names, str):
+        names = [name.strip() for name in names.split(",")]
     if names is None:
         names = [name for name in USUAL_COLUMNS if name in table.columns]
         if not names:
             raise LaresError(
                 f"{source}: no column of text ({', '.join(USUAL_COLUMNS)}); it has {', '.join(map(str, table.columns))}. "
-                "Name those to encode: --text.columns [NAME,…]"
+                "Name those to encode: --text.columns NAME,…"
             )
     for name in names:
         _check_column(table, name, source, "columns")
@@ -175,7 +180,10 @@ def _ready_vectors(table: pd.DataFrame, source: Path, options: TextOptions) -> n
         lengths = {len(value) if isinstance(value, (list, np.ndarray)) else -1 for value in column}
         if len(lengths) != 1 or lengths <= {-1, 0}:
             raise LaresError(f"{source}: column {options.vectors!r} does not hold lists of one length, as vectors would be")
-        return np.stack([np.asarray(value, dtype=np.float32) for value in column])
+        try:
+            return np.stack([np.asarray(value, dtype=np.float32) for value in column])
+        except (ValueError, TypeError) as error:
+            raise LaresError(f"{source}: column {options.vectors!r} does not hold lists of numbers: {error}") from error
     vectors = _read_npy(Path(options.vectors))
     if len(vectors) != len(table):
         raise LaresError(f"{options.vectors} holds {len(vectors):,} vectors for the {len(table):,} rows of {source}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -77,12 +78,12 @@ def with_dropout(config: BackboneConfig, dropout: float) -> BackboneConfig:
         dropout: the new dropout.
     """
 
-    def without_own(factory: BlockFactory) -> BlockFactory:
-        given = getattr(factory, "keywords", {})
-        kept = {key: value for key, value in given.items() if key != "dropout" and not key.endswith("_dropout")}
-        return partial(class_of(factory), **kept)
+    def with_own(factory: BlockFactory) -> BlockFactory:
+        kind, given = class_of(factory), getattr(factory, "keywords", {})
+        own = [name for name in inspect.signature(kind).parameters if name == "dropout" or name.endswith("_dropout")]
+        return partial(kind, **{**given, **dict.fromkeys(own, dropout)})
 
-    pre_block, core_block = without_own(config.pre_block), without_own(config.core_block)
+    pre_block, core_block = with_own(config.pre_block), with_own(config.core_block)
     embedder = config.embedder.with_dropout(dropout)
     return replace(config, dropout=dropout, embedder=embedder, pre_block=pre_block, core_block=core_block)
 

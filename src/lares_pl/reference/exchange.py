@@ -50,7 +50,12 @@ def import_reference(
     given = {**found, **(read_settings(Path(settings)) if settings else {})}
     if "item_embedding.weight" not in state or "position_embedding.weight" not in state:
         raise LaresError(f"{source}: parameters item_embedding.weight and position_embedding.weight are missing")
-    complete, assumed = complete_settings(given, state, family)
+    try:
+        complete, assumed = complete_settings(given, state, family)
+    except (KeyError, IndexError, StopIteration) as error:
+        raise LaresError(f"{source}: not the parameters of a whole {family} model: {error!r} is not to be found") from error
+    if broken := [name for name, value in state.items() if not bool(value.isfinite().all())]:
+        raise LaresError(f"{source}: values that are not finite in {', '.join(broken[:5])}")
     weights, unknown = from_reference(state, family)
     catalogue, data = _catalogue(state, dataset)
     if items is not None:
@@ -59,7 +64,8 @@ def import_reference(
         vectors = weights["embedding.text.vectors"]
         catalogue["text"] = {"size": vectors.shape[1], "precision": str(vectors.dtype).removeprefix("torch.")}
 
-    stage = SPT(backbone_config(complete, family), alpha=complete["alpha"], gamma=complete["gamma"])
+    losses = {key: complete[key] for key in ("alpha", "gamma", "tau")}
+    stage = SPT(backbone_config(complete, family), **losses)
     stage.adopt_catalogue(catalogue)
     missing, _ = stage.backbone.load_state_dict(_fitting(source, stage, weights), strict=False)
     if missing:
@@ -184,7 +190,12 @@ def export_reference(
     if items is not None:
         order = _order(Path(items), stage.backbone.items, dataset or checkpoint.data.get("dataset"))
         weights = _reordered(weights, order.argsort())
-    settings |= {key: checkpoint.settings[key] for key in ("alpha", "gamma") if key in checkpoint.settings}
+    losses: dict[str, Any] = {key: checkpoint.settings[key] for key in ("alpha", "gamma", "tau") if key in checkpoint.settings}
+    if settings["sem_func"] == "cos" and losses.get("tau", settings["tau"]) != settings["tau"]:
+        raise LaresError(
+            f"the release has one tau for scores and alignment; this stage has {settings['tau']} and {losses['tau']}"
+        )
+    settings |= losses
     state = to_reference(weights, family)
     with appearing(Path(output)) as path:
         torch.save({"config": settings, "state_dict": state}, path)

@@ -90,6 +90,8 @@ def read_reference(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise LaresError(f"{path}: holds a {type(content).__name__}; expected RecBole's checkpoint or a state dict")
     state = content.get("state_dict", content)
     tensors = {str(name): value.detach() for name, value in state.items() if isinstance(value, Tensor)}
+    if tensors and all(name.startswith("module.") for name in tensors):  # of a model wrapped for several devices
+        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     if not tensors or not isinstance(state, (dict, OrderedDict)):
         raise LaresError(f"{path}: no state dict in it; it has {', '.join(map(str, list(content)[:5]))}")
     return tensors, _settings(content.get("config"))
@@ -117,4 +119,12 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise LaresError(f"{path}: can't be read as settings: {error}") from error
     if not isinstance(settings, dict):
         raise LaresError(f"{path}: holds no settings (expected `name: value` lines)")
-    return settings
+    return {str(key): _number(value) for key, value in settings.items()}
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 takes `1e-12` for a string."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from torch import Tensor
@@ -79,10 +80,24 @@ def complete_settings(
         if key in given and given[key] != value:
             raise LaresError(f"reference setting {key}={given[key]!r} contradicts the weights, which say {value!r}")
     usual = {**_PAPER, **_OF_FAMILY[family]}
-    assumed = {key: value for key, value in usual.items() if given.get(key) is None}
+    given = {key: _of_kind(key, value, usual.get(key)) for key, value in given.items() if value is not None}
+    assumed = {key: value for key, value in usual.items() if key not in given}
     if "attn_dropout_prob" in assumed and given.get("hidden_dropout_prob") is not None:
         assumed["attn_dropout_prob"] = given["hidden_dropout_prob"]
     return {**given, **assumed, **from_weights}, assumed
+
+
+def _of_kind(key: str, value: Any, usual: Any) -> Any:
+    """A setting as the kind of value it is: RecBole's files hold `2.0` and `"2"` for 2 as well."""
+    if usual is None or isinstance(value, type(usual)):
+        return value
+    try:
+        converted = type(usual)(value)
+        if isinstance(usual, str) or float(value) != float(converted):
+            raise ValueError
+    except (TypeError, ValueError) as error:
+        raise LaresError(f"reference setting {key}={value!r}: expected {type(usual).__name__}, such as {usual!r}") from error
+    return converted
 
 
 def _shapes(state: Mapping[str, Tensor], family: Family) -> dict[str, Any]:
@@ -221,7 +236,37 @@ def reference_settings(config: BackboneConfig) -> tuple[dict[str, Any], Family]:
     if isinstance(config.embedder, TedRecEmbedder):
         settings["n_exps"] = config.embedder.experts
         settings["adaptor_dropout_prob"] = config.embedder.expert_dropout
+    if lost := _differences(config, backbone_config({**settings, "n_exps": settings.get("n_exps")}, family)):
+        raise LaresError(f"the release can't express {', '.join(lost)}")
     return settings, family
+
+
+def _differences(config: BackboneConfig, again: BackboneConfig) -> list[str]:
+    """Options, as `key=value`, in which an architecture differs from what its settings in the release describe."""
+    ours, theirs = _flat(config), _flat(again)
+    return [f"{key}={value}" for key, value in ours.items() if theirs.get(key) != value]
+
+
+def _flat(config: BackboneConfig) -> dict[str, Any]:
+    """All options that the release has to express, one level, what is left open filled in."""
+    flat: dict[str, Any] = {}
+    for name, value in to_plain(config).items():
+        if name == "policy_similarity":  # RPT's, which the release fixes
+            continue
+        flat[name] = value["class_path"] if isinstance(value, dict) else value
+        options = dict(value["init_args"]) if isinstance(value, dict) else {}
+        if name.endswith("_block"):
+            kind = class_of(getattr(config, name))
+            usual = {key: option.default for key, option in signature(kind).parameters.items() if key != "hidden_size"}
+            options = {**usual, **options}
+            options.pop("max_length", None)
+            options["dropout"] = _or(options["dropout"], config.dropout)
+            if "attention_dropout" in options:
+                options["attention_dropout"] = _or(options["attention_dropout"], options["dropout"])
+            if kind is FMLPBlock:
+                options["inner_size"] = _or(options["inner_size"], 4 * config.hidden_size)
+        flat |= {f"{name}.{key}": option for key, option in options.items()}
+    return flat
 
 
 def _same_arguments(config: BackboneConfig) -> dict[str, Any] | None:

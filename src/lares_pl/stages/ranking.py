@@ -67,6 +67,7 @@ class RankingStage(L.LightningModule):
     ) -> None:
         super().__init__()
         self.backbone_config = from_plain(BackboneConfig, backbone, "backbone")
+        _check_that_it_comes_back(self.backbone_config)
         self.optimizer = from_plain(OptimizerFactory, optimizer, "optimizer")
         self.scheduler = None if scheduler is None else from_plain(SchedulerFactory, scheduler, "scheduler")
         self.exclude_seen = exclude_seen
@@ -101,17 +102,22 @@ class RankingStage(L.LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if data is None:
             raise LaresError("this stage takes the catalogue from a data module: trainer.fit(stage, SequenceDataModule(…))")
-        self.take_catalogue(data)
+        self.take_catalogue(data, self.trainer.ckpt_path)
 
-    def take_catalogue(self, data: SequenceDataModule) -> None:
-        """Take catalogue size and history length from this data module; raises as `setup`."""
+    def take_catalogue(self, data: SequenceDataModule, checkpoint: Any = None) -> None:
+        """Take catalogue size and history length from this data module; raises as `setup`.
+
+        Args:
+            data: the data module.
+            checkpoint: path of a checkpoint whose weights will be loaded.
+        """
         found = {
             "items": data.sequences.catalogue_size,
             "max_length": data.max_length,
             "fingerprint": data.sequences.catalogue_fingerprint(),
         }
         if self.backbone_config.embedder.reads_text:
-            found["text"] = self._read_text(data)
+            found["text"] = self._read_text(data, checkpoint or self.init_from)
         if self._catalogue is not None:
             _compare_catalogues(self._catalogue, found, data.dataset_path)
         self._catalogue = found
@@ -121,11 +127,15 @@ class RankingStage(L.LightningModule):
         self._catalogue = catalogue
         self.configure_model()
 
-    def _read_text(self, data: SequenceDataModule) -> dict[str, Any]:
-        """Size and precision of the item text; the vectors too, unless the network has them already."""
+    def _read_text(self, data: SequenceDataModule, checkpoint: Any) -> dict[str, Any]:
+        """Size and precision of the item text; the vectors too, unless the network has them or a checkpoint brings them."""
+        known: dict[str, Any] | None = None
         if hasattr(self, "backbone"):
             assert self._catalogue is not None
-            known: dict[str, Any] = self._catalogue["text"]
+            known = self._catalogue["text"]
+        elif checkpoint is not None:
+            known = read_checkpoint(checkpoint).catalogue.get("text")
+        if known is not None:
             return known
         vectors = data.sequences.text_vectors()
         if vectors is None:
@@ -277,6 +287,17 @@ def step_residual(trajectory: Tensor) -> Tensor:
     return residual
 
 
+def _check_that_it_comes_back(config: BackboneConfig) -> None:
+    """Refuse before training what could be written into a checkpoint but not be built from it again."""
+    try:
+        from_plain(BackboneConfig, to_plain(config), "backbone")
+    except LaresError as error:
+        raise LaresError(
+            f"this architecture could not be rebuilt from a checkpoint: {error}. A block's class must be importable by name "
+            "(not defined inside a function), its options named in its constructor, plain numbers, strings, lists or dicts"
+        ) from error
+
+
 def _compare_catalogues(of_model: Mapping[str, Any], of_data: Mapping[str, Any], where: str) -> None:
     """Raise if a model of one catalogue meets data of another."""
     fingerprints = {of_model["fingerprint"], of_data["fingerprint"]} - {None}  # a checkpoint from elsewhere may not know its
@@ -286,18 +307,8 @@ def _compare_catalogues(of_model: Mapping[str, Any], of_data: Mapping[str, Any],
             f"{of_model['fingerprint']}) than this dataset ({of_data['items']:,} items, fingerprint {of_data['fingerprint']}). "
             "Use the dataset the model was trained on (--data.dataset), or train a model on this one."
         )
-    if of_model.get("text") != of_data.get("text"):
-        raise LaresError(
-            f"{where}: the checkpoint's model reads item text of {_text(of_model)} and this dataset has {_text(of_data)}: "
-            "prepare the dataset with the encoder and precision the model was trained with"
-        )
     if of_model["max_length"] != of_data["max_length"]:
         raise LaresError(
             f"the checkpoint's model reads histories of up to {of_model['max_length']} items and data.max_length is "
             f"{of_data['max_length']}: set data.max_length to {of_model['max_length']}"
         )
-
-
-def _text(catalogue: Mapping[str, Any]) -> str:
-    text = catalogue.get("text")
-    return "none" if text is None else f"{text['size']} values in {text['precision']}"

@@ -20,6 +20,7 @@ import inspect
 from collections.abc import Callable
 
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from lares_pl.config import class_of
 from lares_pl.errors import LaresError
@@ -49,13 +50,20 @@ def build_block(factory: BlockFactory, hidden_size: int, max_length: int, dropou
         if key in asked and given.get(key) is None and asked[key].default in left_open
     }
     try:
-        return factory(hidden_size, **filled)
-    except TypeError as error:
+        block = factory(hidden_size, **filled)
+    except LaresError:
+        raise
+    except Exception as error:  # whatever a user's own code raises
         called = ", ".join(["hidden_size", *(f"{key}={value!r}" for key, value in {**given, **filled}.items())])
         raise LaresError(
-            f"{class_of(factory).__module__}.{class_of(factory).__qualname__}({called}) failed: {error}. A block's constructor "
+            f"{class_of(factory).__module__}.{class_of(factory).__qualname__}({called}) failed with "
+            f"{type(error).__name__}: {error}. A block's constructor "
             "takes the options named for it; its first argument is hidden_size"
         ) from error
+    lazy = [name for name, value in block.named_parameters() if isinstance(value, UninitializedParameter)]
+    if lazy:
+        raise LaresError(f"{class_of(factory).__qualname__}: parameter {lazy[0]} has no size yet; give lazy layers their sizes")
+    return block
 
 
 def padding_matters(block: nn.Module) -> bool:
