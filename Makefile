@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 DATA ?=
 
-.PHONY: demo test lint unit clean
+.PHONY: demo test bench lint unit clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -24,6 +24,9 @@ lint: $(VENV)/.installed
 
 unit: $(VENV)/.installed
 	$(RUN)/python -m pytest -n 2
+
+bench: $(VENV)/.installed  ## the slow side against ours: CPU seconds, peak memory, ratios
+	$(RUN)/python benchmarks/bench.py $(DATA)
 
 clean:
 	rm -rf $(VENV) dist build

@@ -17,8 +17,9 @@ SIMILARITIES = [DotSimilarity(), CosineSimilarity(0.2)]
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several chunks even for small matrices."""
+    """Several tiles even for small matrices."""
     monkeypatch.setattr(scoring, "CHUNK", 30)
+    monkeypatch.setattr(scoring, "_tile", lambda states, items: (3, 5))
 
 
 def material(rows: int = 7, items: int = 12, size: int = 4) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,3 +94,21 @@ def test_top_k_never_gives_padding_or_excluded_items() -> None:
 def test_temperature_must_be_positive() -> None:
     with pytest.raises(LaresError, match="above 0"):
         CosineSimilarity(0.0)
+
+
+def test_a_copy_of_the_target_counts_against_it_whatever_tile_it_lies_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "_tile", lambda states, items: (256, 1024))
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(3000, 64, generator=generator)
+    states = torch.randn(300, 64, generator=generator)
+    targets = torch.randint(1, 1000, (300,), generator=generator)
+    alone = scoring.target_rank(states, vectors, targets, DotSimilarity())
+    twice = scoring.target_rank(states, torch.cat([vectors, vectors[targets.unique()]]), targets, DotSimilarity())
+    scores = states @ vectors.T
+    better = torch.stack([(scores[r, 1:] > scores[r, targets[r]]).sum() for r in range(300)])
+    assert torch.equal(alone, better + 1)
+    copies = states @ vectors[targets.unique()].T
+    own = scores.gather(1, targets[:, None])
+    expected = alone + (copies >= own - 1e-5).sum(dim=1)
+    assert (twice - expected).abs().max() <= 1  # scores within round-off of the target's aside
+    assert (twice > alone).all()

@@ -14,7 +14,7 @@ from lares_pl.config import class_of
 from lares_pl.data.histories import Histories
 from lares_pl.errors import LaresError
 from lares_pl.model import scoring
-from lares_pl.model.blocks import BlockFactory, build_block, is_causal, padding_matters
+from lares_pl.model.blocks import BlockFactory, build_block, is_causal, last_states, padding_matters
 from lares_pl.model.blocks.probe import probe
 from lares_pl.model.blocks.transformer import TransformerBlock
 from lares_pl.model.depth import DepthSchedule, PoissonLogNormal
@@ -165,11 +165,15 @@ class RecurrentBackbone(nn.Module):
 
     def step(self, state: Tensor, context: Tensor, layout: Layout) -> Tensor:
         """One reasoning step: `CoreBlock(LN(inject(z, h)))`, all `[*layout.shape, d]`."""
-        x = self.core_norm(self.injection(state, context))
-        for block in self.core_blocks:
-            x = block(x, layout)
-        out: Tensor = x
+        out: Tensor = self.core_blocks[-1](self._before_last_block(state, context, layout), layout)
         return out
+
+    def _before_last_block(self, state: Tensor, context: Tensor, layout: Layout) -> Tensor:
+        """What the last block of a step reads; at the end of a trajectory only its last positions are asked for."""
+        x: Tensor = self.core_norm(self.injection(state, context))
+        for block in self.core_blocks[:-1]:
+            x = block(x, layout)
+        return x
 
     def rollout(
         self,
@@ -222,16 +226,26 @@ class RecurrentBackbone(nn.Module):
             if initial_states is None
             else torch.cat([initial_states[r] for r in order])
         )
+
+        def size_of(some: list[int]) -> tuple[int, int]:
+            """Histories and tokens of some trajectories."""
+            return sum(len(each[r]) for r in some), sum(each[r].tokens for r in some)
+
         active = order
         for t in range(1, max(depths) + 1):
-            still = [r for r in active if depths[r] >= t]
-            if len(still) < len(active):
-                rows = sum(len(each[r]) for r in still)
-                layout, active = layout.prefix(rows, sum(each[r].tokens for r in still)), still
-                context, state = context[: layout.shape[0]], state[: layout.shape[0]]
-            state = self.step(state, context, layout)
-            for r, last in zip(active, layout.last(state).split([len(each[r]) for r in active]), strict=True):
-                trajectories[r].append(last)
+            going_on, ending = [r for r in active if depths[r] > t], [r for r in active if depths[r] == t]
+            x = self._before_last_block(state, context, layout)
+            last = []
+            if ending:
+                ended = layout.suffix(*size_of(ending)) if going_on else layout
+                last.append(last_states(self.core_blocks[-1], x[x.shape[0] - ended.shape[0] :], ended))
+            if going_on:
+                layout = layout.prefix(*size_of(going_on)) if ending else layout
+                state, context = self.core_blocks[-1](x[: layout.shape[0]], layout), context[: layout.shape[0]]
+                last.insert(0, layout.last(state))
+            for r, states in zip(active, torch.cat(last).split([len(each[r]) for r in active]), strict=True):
+                trajectories[r].append(states)
+            active = going_on
         return [torch.stack(states) for states in trajectories]
 
     def prefix_states(self, histories: Histories, depth: int, noise: Noise | None = None) -> Tensor:

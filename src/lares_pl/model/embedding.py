@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lares_pl.errors import LaresError
+from lares_pl.model.dropout import Dropout
 from lares_pl.model.layout import Layout
 from lares_pl.model.spectral import SpectralFilter, signal, spectrum
 
@@ -58,7 +59,7 @@ class ItemPositionEmbedding(nn.Module):
         self.item = nn.Embedding(items + 1, hidden_size, padding_idx=0)
         self.position = nn.Embedding(max_length, hidden_size) if positions else None
         self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def represent(self, items: Tensor) -> Tensor:
         """What stands for each item before its position is added, `[*layout.shape]` -> `[*layout.shape, d]`."""
@@ -88,7 +89,7 @@ class Expert(nn.Module):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(max_length, text_size))
         self.linear = nn.Linear(text_size, hidden_size, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, text: Tensor) -> Tensor:
         """`[R, L, p]` -> `[R, L, d]`."""

@@ -7,12 +7,14 @@ A block is called as `block(x, layout)` and need not know which of the two it ge
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lares_pl.data.histories import Histories
+from lares_pl.model.dropout import dropout
 
 
 class Layout(ABC):
@@ -59,6 +61,10 @@ class Layout(ABC):
         """Layout of the first `rows` histories, which hold `tokens` real tokens; their states are `x[:shape[0]]`."""
 
     @abstractmethod
+    def suffix(self, rows: int, tokens: int) -> Layout:
+        """Layout of the last `rows` histories, which hold `tokens` real tokens; their states are `x[-shape[0]:]`."""
+
+    @abstractmethod
     def repeat(self, times: int) -> Layout:
         """Layout of the same histories, `times` times in a row."""
 
@@ -74,28 +80,38 @@ class Layout(ABC):
     def real(self, x: Tensor) -> Tensor:
         """States of real tokens only: `[*shape, d]` -> `[M, d]`."""
 
-    def causal_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float) -> Tensor:
+    def causal_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, p: float) -> Tensor:
         """Scaled dot-product attention of each token over itself and the tokens before it; padding is never attended to.
 
         Args:
             q, k, v: `[*shape, d]`.
             heads: number of heads; must divide d.
-            dropout: probability of dropping an attention weight.
+            p: probability of dropping an attention weight.
 
         Returns:
             `[*shape, d]`.
         """
-        rows, longest, size = self.rows, self.longest, q.shape[-1]
+        return self.unpad(_attention(self.pad(q), self.pad(k), self.pad(v), heads, p, self._visible_keys()))
 
-        def split(x: Tensor) -> Tensor:  # [R, longest, d] -> [R, heads, longest, d / heads]
-            return self.pad(x).view(rows, longest, heads, size // heads).transpose(1, 2)
+    def last_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, p: float) -> Tensor:
+        """Attention of the last token of each history over the whole of it.
 
-        visible = self._visible_keys()
-        if visible is None:
-            out = F.scaled_dot_product_attention(split(q), split(k), split(v), dropout_p=dropout, is_causal=True)
-        else:
-            out = F.scaled_dot_product_attention(split(q), split(k), split(v), attn_mask=visible, dropout_p=dropout)
-        return self.unpad(out.transpose(1, 2).reshape(rows, longest, size))
+        Args:
+            q: of the last tokens, `[R, d]`.
+            k, v: of all tokens, `[*shape, d]`.
+            heads: number of heads; must divide d.
+            p: probability of dropping an attention weight.
+
+        Returns:
+            `[R, d]`.
+        """
+        rows, size = q.shape
+        split = (rows, self.longest, heads, size // heads)
+        queries = q.view(rows, heads, 1, size // heads) * (size // heads) ** -0.5
+        keys, values = self.pad(k).view(split).transpose(1, 2), self.pad(v).view(split).transpose(1, 2)
+        real = torch.arange(self.longest, device=q.device) < self.lengths[:, None]
+        scores = (queries @ keys.transpose(-1, -2)).masked_fill(~real[:, None, None], -torch.inf)  # [R, heads, 1, L]
+        return (dropout(scores.softmax(dim=-1), p) @ values).view(rows, size)
 
     def _visible_keys(self) -> Tensor | None:
         """Which keys each query sees, `[R, 1, longest, longest]`; None where the causal mask says it all.
@@ -103,6 +119,27 @@ class Layout(ABC):
         It does unless states at padding are looked at: histories are left-aligned, so no real token sees padding.
         """
         return None
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int, p: float, visible: Tensor | None) -> Tensor:
+    """Causal attention of padded rows.
+
+    Args:
+        q, k, v: `[R, L, d]`.
+        heads: number of heads.
+        p: probability of dropping an attention weight.
+        visible: which keys each query sees, `[R, 1, L, L]`; all up to itself where None.
+    """
+    rows, length, size = q.shape
+    q, k, v = (x.view(rows, length, heads, size // heads).transpose(1, 2) for x in (q, k, v))
+    if p > 0 and q.device.type == "cpu":  # PyTorch's own path would write the weights down as well, and draw them dearly
+        scores = (q * (size // heads) ** -0.5) @ k.transpose(-1, -2)
+        if visible is None:
+            visible = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
+        out = dropout(scores.masked_fill(~visible, -torch.inf).softmax(dim=-1), p) @ v
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=p, is_causal=visible is None)
+    return out.transpose(1, 2).reshape(rows, length, size)
 
 
 class PackedLayout(Layout):
@@ -143,8 +180,49 @@ class PackedLayout(Layout):
         # keep `longest`: the slots stay valid and nothing has to be asked of the device
         return PackedLayout(self.lengths[:rows], self.longest, tokens)
 
+    def suffix(self, rows: int, tokens: int) -> Layout:
+        return PackedLayout(self.lengths[self.rows - rows :], self.longest, tokens)
+
     def repeat(self, times: int) -> Layout:
         return PackedLayout(self.lengths.repeat(times), self.longest, self.tokens * times)
+
+    def causal_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, p: float) -> Tensor:
+        if q.device.type != "cpu" or self._full:
+            return super().causal_attention(q, k, v, heads, p)
+        # histories of about one length together, so that hardly anything is padded
+        groups, gather, scatter = self._by_length
+        q, k, v = (x.index_select(0, gather) for x in (q, k, v))
+        parts, start = [], 0
+        for rows, length in groups:
+            part = slice(start, start := start + rows * length)
+            rows_q, rows_k, rows_v = (x[part].view(rows, length, -1) for x in (q, k, v))
+            parts.append(_attention(rows_q, rows_k, rows_v, heads, p, None).flatten(0, 1))
+        return torch.cat(parts).index_select(0, scatter)
+
+    @cached_property
+    def _by_length(self) -> tuple[list[tuple[int, int]], Tensor, Tensor]:
+        """Rows sorted into groups of about one length.
+
+        Lengths are rounded up to an eighth of their size at most. What fills a row up is its last token again: causal
+        attention shows it to no real one.
+
+        Returns:
+            `(rows, length)` of each group; the token at each place of the groups; the place of each token.
+        """
+        lengths = self.lengths
+        step = 2 ** (lengths.float().log2().floor() - 2).clamp(min=0).long()
+        rounded = ((lengths + step - 1) // step * step).clamp(max=self.longest)
+        order = torch.argsort(rounded, stable=True)
+        widths, counts = rounded[order].unique_consecutive(return_counts=True)
+        groups = list(zip(counts.tolist(), widths.tolist(), strict=True))
+        width_of_row = rounded[order]
+        row_of_place = torch.repeat_interleave(order, width_of_row)
+        first_place = width_of_row.cumsum(0) - width_of_row
+        position = torch.arange(len(row_of_place)) - torch.repeat_interleave(first_place, width_of_row)
+        starts = self._last + 1 - lengths
+        gather = starts[row_of_place] + torch.minimum(position, lengths[row_of_place] - 1)
+        place_of_row = torch.empty_like(order).index_copy_(0, order, first_place)
+        return groups, gather, place_of_row[self._row] + self._positions
 
     def pad(self, x: Tensor) -> Tensor:
         if self._full:
@@ -194,6 +272,9 @@ class PaddedLayout(Layout):
 
     def prefix(self, rows: int, tokens: int) -> Layout:
         return PaddedLayout(self.lengths[:rows], self.longest)
+
+    def suffix(self, rows: int, tokens: int) -> Layout:
+        return PaddedLayout(self.lengths[self.rows - rows :], self.longest)
 
     def repeat(self, times: int) -> Layout:
         return PaddedLayout(self.lengths.repeat(times), self.longest)

@@ -1,7 +1,7 @@
 """Scores of states against the catalogue, without ever writing all of them down.
 
-Three questions: the log-probability of the target, its rank, the best k. Each goes through the rows in chunks, so that
-memory is O(chunk * N) whatever the number of rows; the gradient of the log-probability recomputes its chunk.
+Three questions: the log-probability of the target, its rank, the best k. Each goes through the scores tile by tile, so that
+memory does not grow with rows times catalogue; the gradient of the log-probability computes its tiles again.
 `scores` gives the whole matrix, for small catalogues and tests.
 
 Item 0 (padding) is a class of the softmax, as in the reference implementation; it is never ranked or recommended.
@@ -64,40 +64,51 @@ class CosineSimilarity(Similarity):
         return F.normalize(x, dim=-1)
 
 
-def _row_chunks(rows: int, classes: int) -> Iterator[slice]:
-    step = max(1, CHUNK // classes)
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
+def _slices(count: int, step: int) -> Iterator[slice]:
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
+
+
+def _tile(states: Tensor, items: Tensor) -> tuple[int, int]:
+    """Rows and classes of one tile of scores.
+
+    On a CPU a tile stays in the second-level cache (1 MiB of float32: the products run several times faster than into
+    memory); elsewhere it is as large as memory allows, so that few kernels are started.
+    """
+    if states.device.type == "cpu":
+        return 256, 1024
+    return max(1, CHUNK // items.shape[0]), items.shape[0]
 
 
 class _TargetLogProb(torch.autograd.Function):
-    """`log softmax(states items^T)[target]`; the backward pass computes each chunk's scores again."""
+    """`log softmax(states items^T)[target]`; the backward pass computes each tile's scores again."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, items: Tensor, targets: Tensor) -> Tensor:
+        rows_step, classes_step = _tile(states, items)
+        parts = list(_slices(items.shape[0], classes_step))
         normaliser = states.new_empty(states.shape[0], dtype=torch.float32)
-        target_score = torch.empty_like(normaliser)
-        for rows in _row_chunks(states.shape[0], items.shape[0]):
-            scores = (states[rows] @ items.T).float()
-            target_score[rows] = scores.gather(1, targets[rows, None]).squeeze(1)
-            normaliser[rows] = torch.logsumexp(scores, dim=1)
+        for rows in _slices(states.shape[0], rows_step):
+            sums = [torch.logsumexp((states[rows] @ items[part].T).float(), dim=1) for part in parts]
+            normaliser[rows] = torch.logsumexp(torch.stack(sums), dim=0)
         ctx.save_for_backward(states, items, targets, normaliser)
-        return target_score - normaliser
+        return (states * items[targets]).sum(dim=1, dtype=torch.float32) - normaliser
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         (gradient,) = gradients
         states, items, targets, normaliser = ctx.saved_tensors
-        to_states = torch.empty_like(states)
-        to_items = torch.zeros_like(items)
-        for rows in _row_chunks(states.shape[0], items.shape[0]):
-            scores = (states[rows] @ items.T).float()
-            # d log p(y) / d scores = onehot(y) - softmax(scores)
-            by_score = scores.sub_(normaliser[rows, None]).exp_().mul_(-gradient[rows, None])
-            by_score.scatter_add_(1, targets[rows, None], gradient[rows, None].to(by_score.dtype))
-            by_score = by_score.to(items.dtype)
-            to_states[rows] = by_score @ items
-            to_items.addmm_(by_score.T, states[rows])
+        rows_step, classes_step = _tile(states, items)
+        # d log p(y) / d scores = onehot(y) - softmax(scores)
+        weight = gradient.to(states.dtype)[:, None]
+        to_states = weight * items[targets]
+        to_items = torch.zeros_like(items).index_add_(0, targets, weight * states)
+        for rows in _slices(states.shape[0], rows_step):
+            for part in _slices(items.shape[0], classes_step):
+                scores = (states[rows] @ items[part].T).float()
+                shares = scores.sub_(normaliser[rows, None]).exp_().mul_(gradient[rows, None]).to(items.dtype)
+                to_states[rows].addmm_(shares, items[part], alpha=-1)
+                to_items[part].addmm_(shares.T, states[rows], alpha=-1)
         return to_states, to_items, None
 
 
@@ -130,17 +141,20 @@ class Excluded:
     rows: Tensor
     items: Tensor
 
-    def within(self, rows: slice) -> tuple[Tensor, Tensor]:
-        """The pairs of a range of rows, with rows counted from its start."""
+    def within(self, rows: slice, classes: slice) -> tuple[Tensor, Tensor]:
+        """The pairs of a range of rows and of classes, counted from their starts."""
         start, stop = torch.searchsorted(self.rows, self.rows.new_tensor([rows.start, rows.stop])).tolist()
-        return self.rows[start:stop] - rows.start, self.items[start:stop]
+        of_rows, items = self.rows[start:stop] - rows.start, self.items[start:stop] - classes.start
+        inside = (items >= 0) & (items < classes.stop - classes.start)
+        return of_rows[inside], items[inside]
 
 
-def _leave_out(chunk: Tensor, rows: slice, excluded: Excluded | None) -> None:
-    """Put padding and excluded items of `[rows, N + 1]` scores at -inf, in place."""
-    chunk[:, 0] = -torch.inf
+def _leave_out(scores: Tensor, rows: slice, classes: slice, excluded: Excluded | None) -> None:
+    """Put padding and excluded items of a tile of scores at -inf, in place."""
+    if classes.start == 0:
+        scores[:, 0] = -torch.inf
     if excluded is not None:
-        chunk[excluded.within(rows)] = -torch.inf
+        scores[excluded.within(rows, classes)] = -torch.inf
 
 
 @torch.no_grad()
@@ -159,16 +173,29 @@ def target_rank(
     Returns:
         `[R]`, int64.
     """
-    ranks = targets.new_empty(states.shape[0], dtype=torch.int64)
     left, right = similarity.transform(states, items)
-    for rows in _row_chunks(states.shape[0], items.shape[0]):
-        chunk = (left[rows] @ right.T).float()
-        target_score = chunk.gather(1, targets[rows, None])
-        _leave_out(chunk, rows, excluded)
-        chunk.scatter_(1, targets[rows, None], target_score)
-        # counts the target itself; a score that is not a number puts its target last instead of first
-        ranks[rows] = (~(chunk < target_score)).sum(dim=1)
+    rows_step, classes_step = _tile(left, right)
+    ranks = torch.empty_like(targets)
+    for rows in _slices(states.shape[0], rows_step):
+        chunk, own_items = left[rows], targets[rows]
+        # by the same product as the scores it is compared with, so that ties are ties
+        own = (chunk @ right[own_items].T).diagonal().float()[:, None]
+        not_below = torch.zeros_like(own_items)
+        for part in _slices(items.shape[0], classes_step):
+            scores = (chunk @ right[part].T).float()
+            _leave_out(scores, rows, part, excluded)
+            _set(scores, own_items - part.start, torch.inf)  # counts the target itself, whatever is excluded
+            # a score that is not a number puts its target last instead of first
+            not_below += scores.shape[1] - torch.lt(scores, own, out=scores).sum(dim=1).long()
+        ranks[rows] = not_below
     return ranks
+
+
+def _set(scores: Tensor, places: Tensor, value: float) -> None:
+    """Put one value a row of `[rows, classes]` scores, in place, where the row's place is within it."""
+    within = (places >= 0) & (places < scores.shape[1])
+    places = places.clamp(0, scores.shape[1] - 1)[:, None]
+    scores.scatter_(1, places, torch.where(within[:, None], value, scores.gather(1, places)))
 
 
 @torch.no_grad()
@@ -190,8 +217,9 @@ def top_k(
     best_scores = states.new_empty(states.shape[0], k, dtype=torch.float32)
     best_items = torch.empty(states.shape[0], k, dtype=torch.int64, device=states.device)
     left, right = similarity.transform(states, items)
-    for rows in _row_chunks(states.shape[0], items.shape[0]):
+    everything = slice(0, items.shape[0])
+    for rows in _slices(states.shape[0], max(1, CHUNK // items.shape[0])):
         chunk = (left[rows] @ right.T).float()
-        _leave_out(chunk, rows, excluded)
+        _leave_out(chunk, rows, everything, excluded)
         best_scores[rows], best_items[rows] = chunk.topk(k, dim=1)
     return best_scores, best_items

@@ -11,6 +11,9 @@ A block says two things about itself, as class or instance attributes:
   may get packed tokens `[M, d]` and must keep to what `Layout` offers.
 - `causal` (False unless said otherwise): a position never depends on later ones.
 
+It may offer `last(x, layout) -> [R, d]`, the states it would return at the last position of each history alone: at the end
+of a trajectory nothing else is read.
+
 `lares_pl.model.blocks.probe` holds a block to all of it, once, when a backbone is built.
 """
 
@@ -19,11 +22,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from lares_pl.config import class_of
 from lares_pl.errors import LaresError
+from lares_pl.model.layout import Layout
 
 BlockFactory = Callable[[int], nn.Module]
 
@@ -64,6 +68,14 @@ def build_block(factory: BlockFactory, hidden_size: int, max_length: int, dropou
     if lazy:
         raise LaresError(f"{class_of(factory).__qualname__}: parameter {lazy[0]} has no size yet; give lazy layers their sizes")
     return block
+
+
+def last_states(block: nn.Module, x: Tensor, layout: Layout) -> Tensor:
+    """What a block returns at the last position of each history: `[*layout.shape, d]` -> `[R, d]`."""
+    shortcut: Callable[[Tensor, Layout], Tensor] | None = getattr(block, "last", None)
+    if shortcut is not None:
+        return shortcut(x, layout)
+    return layout.last(block(x, layout))
 
 
 def padding_matters(block: nn.Module) -> bool:

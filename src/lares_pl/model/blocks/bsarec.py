@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lares_pl.errors import LaresError
 from lares_pl.model.blocks.transformer import FeedForward, SelfAttention
+from lares_pl.model.dropout import Dropout
 from lares_pl.model.layout import Layout
 from lares_pl.model.spectral import signal, spectrum
 
@@ -30,7 +31,7 @@ class FrequencyRescaler(nn.Module):
         self.kept = cutoff // 2 + 1
         self.beta = nn.Parameter(torch.randn(hidden_size))
         self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[R, L, d]` -> `[R, L, d]`."""

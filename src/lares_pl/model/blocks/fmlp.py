@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lares_pl.model.blocks.transformer import FeedForward
+from lares_pl.model.dropout import Dropout
 from lares_pl.model.layout import Layout
 from lares_pl.model.spectral import SpectralFilter
 
@@ -42,7 +43,7 @@ class FMLPBlock(nn.Module):
         dropout = 0.0 if dropout is None else dropout
         self.filter = SpectralFilter(max_length, hidden_size)
         self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.feed_forward = FeedForward(hidden_size, inner_size or 4 * hidden_size, dropout, layer_norm_eps)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:

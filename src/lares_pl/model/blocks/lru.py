@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lares_pl.errors import LaresError
 from lares_pl.model.blocks.transformer import FeedForward
+from lares_pl.model.dropout import Dropout
 from lares_pl.model.layout import Layout
 
 
@@ -72,7 +73,7 @@ class LRUBlock(nn.Module):
         self.into = nn.Linear(hidden_size, 3 * hidden_size)  # real part, imaginary part, gate
         self.output = nn.Linear(2 * hidden_size, hidden_size)
         self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.feed_forward = FeedForward(hidden_size, inner_size or 4 * hidden_size, dropout, layer_norm_eps)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lares_pl.errors import LaresError
+from lares_pl.model.dropout import Dropout
 from lares_pl.model.layout import Layout
 
 
@@ -73,7 +74,7 @@ class RotaryBlock(nn.Module):
         self.gate_and_value = nn.Linear(hidden_size, 2 * inner_size, bias=False)
         self.outer = nn.Linear(inner_size, hidden_size, bias=False)
         self.outer_norm = nn.RMSNorm(hidden_size, eps=norm_eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """`[*layout.shape, d]` -> `[*layout.shape, d]`."""

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lares_pl.errors import LaresError
+from lares_pl.model.dropout import Dropout
 from lares_pl.model.layout import Layout
 
 
@@ -29,13 +30,25 @@ class SelfAttention(nn.Module):
         self.query_key_value = nn.Linear(hidden_size, 3 * hidden_size)
         self.output = nn.Linear(hidden_size, hidden_size)
         self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """`[*layout.shape, d]` -> `[*layout.shape, d]`."""
         q, k, v = self.query_key_value(x).chunk(3, dim=-1)
-        dropped = self.attention_dropout if self.training else 0.0
-        attended = layout.causal_attention(q, k, v, self.heads, dropped)
+        return self._joined(x, layout.causal_attention(q, k, v, self.heads, self._dropped()))
+
+    def last(self, x: Tensor, layout: Layout) -> Tensor:
+        """The same at the last position of each history alone: `[*layout.shape, d]` -> `[R, d]`."""
+        size, own = x.shape[-1], layout.last(x)
+        weight, bias = self.query_key_value.weight, self.query_key_value.bias
+        q = F.linear(own, weight[:size], bias[:size])
+        k, v = F.linear(x, weight[size:], bias[size:]).chunk(2, dim=-1)
+        return self._joined(own, layout.last_attention(q, k, v, self.heads, self._dropped()))
+
+    def _dropped(self) -> float:
+        return self.attention_dropout if self.training else 0.0
+
+    def _joined(self, x: Tensor, attended: Tensor) -> Tensor:
         y: Tensor = self.norm(x + self.dropout(self.output(attended)))
         return y
 
@@ -55,7 +68,7 @@ class FeedForward(nn.Module):
         self.inner = nn.Linear(hidden_size, inner_size)
         self.outer = nn.Linear(inner_size, hidden_size)
         self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[*, d]` -> `[*, d]`."""
@@ -96,4 +109,9 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """`[*layout.shape, d]` -> `[*layout.shape, d]`."""
         y: Tensor = self.feed_forward(self.attention(x, layout))
+        return y
+
+    def last(self, x: Tensor, layout: Layout) -> Tensor:
+        """The same at the last position of each history alone: `[*layout.shape, d]` -> `[R, d]`."""
+        y: Tensor = self.feed_forward(self.attention.last(x, layout))
         return y

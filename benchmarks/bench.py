@@ -1,0 +1,304 @@
+"""The slow side against ours: CPU seconds in one process, peak memory in a process each; ratios as a table.
+
+    python benchmarks/bench.py [DATASET] [--case NAME …] [--json FILE]
+
+DATASET is a prepared dataset; by default Beauty is prepared from ../shared/data. One thread; medians of ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lares_pl import BackboneConfig, Pruning, RecallReward, RecurrentBackbone, SequenceDataset, TransformerBlock, prepare
+from lares_pl.data.batches import BatchLoader, SameTargetPartners
+from lares_pl.data.dataset import Instances
+from lares_pl.model.backbone import with_dropout
+from lares_pl.model.recurrence import KeyedNoise
+from lares_pl.stages.pruning import kept_instances
+from lares_pl.stages.rpt import group_loss
+from lares_pl.stages.spt import alignment_loss
+from slow_side import PaddedRows, SlowSide
+
+L = 20
+BEAUTY = Path(__file__).resolve().parents[2] / "shared" / "data" / "beauty" / "Beauty.txt"
+CONFIG = BackboneConfig(
+    hidden_size=64,
+    pre_layers=2,
+    core_layers=2,
+    dropout=0.5,
+    pre_block=partial(TransformerBlock, heads=2, inner_size=256),
+    core_block=partial(TransformerBlock, heads=2, inner_size=256),
+)
+
+Side = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing that both sides do, on the same instances and depths in each repetition.
+
+    Args:
+        slow, fast: do it, given the number of the repetition.
+        what: said in the table.
+        at_least, aim: the ratios wanted.
+    """
+
+    slow: Side
+    fast: Side
+    what: str
+    at_least: float
+    aim: float
+
+
+def backbone(items: int, dropout: float) -> RecurrentBackbone:
+    torch.manual_seed(0)
+    return RecurrentBackbone(items, L, with_dropout(CONFIG, dropout))
+
+
+def chosen(instances: Instances, count: int, seed: int = 0) -> Instances:
+    return instances.take(np.random.default_rng(seed).permutation(len(instances))[:count])
+
+
+def batches(data: SequenceDataset, instances: Instances, size: int, partners: bool = False) -> BatchLoader:
+    same = SameTargetPartners(data.targets(instances)) if partners else None
+    return BatchLoader(data, instances, size, L, partners=same)
+
+
+def depths_of(repetition: int, count: int) -> list[int]:
+    generator = torch.Generator().manual_seed(repetition)
+    return [CONFIG.depth.sample(generator) for _ in range(count)]
+
+
+# ---------------------------------------------------------------- the cases
+
+
+def spt_step(data: SequenceDataset) -> Case:
+    instances = chosen(data.training_instances(), 8192)
+    model = backbone(data.catalogue_size, 0.5).train()
+    slow_model = SlowSide(model)
+    slow_batch = next(iter(PaddedRows(data, instances, L, partners=True).loader(1024)))
+    batch = next(iter(batches(data, instances, 1024, partners=True)))
+    optimizer = torch.optim.Adam(model.parameters())
+
+    def update(loss: torch.Tensor) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    def slow(repetition: int) -> None:
+        depth, pair = depths_of(repetition, 2)
+        update(slow_model.spt_loss(slow_batch, depth, pair, repetition % pair))
+
+    def fast(repetition: int) -> None:
+        depth, pair = depths_of(repetition, 2)
+        assert batch.partners is not None
+        prediction, a, b = model.rollout([batch.histories, batch.histories, batch.partners], [depth, pair, pair])
+        cross_entropy = -model.target_log_prob(prediction[-1], batch.targets).mean()
+        trajectory, step = alignment_loss(a, b, repetition % pair, 1.0)
+        update(cross_entropy + 0.1 * trajectory + 0.5 * step)
+
+    return Case(slow, fast, "SPT step, batch 1,024", 2.5, 4)
+
+
+def rpt_step(data: SequenceDataset) -> Case:
+    instances = chosen(data.training_instances(), 8192)
+    policy, frozen = backbone(25_000, 0.1).train(), backbone(25_000, 0.1).eval()
+    slow_policy, slow_frozen = SlowSide(policy), SlowSide(frozen)
+    slow_frozen.eval()
+    slow_batch = next(iter(PaddedRows(data, instances, L).loader(400)))
+    batch = next(iter(batches(data, instances, 400)))
+    optimizer = torch.optim.Adam(policy.parameters())
+
+    def update(loss: torch.Tensor) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    def slow(repetition: int) -> None:
+        update(slow_policy.rpt_loss(slow_frozen, slow_batch, depths_of(repetition, 4)))
+
+    def fast(repetition: int) -> None:
+        depths = depths_of(repetition, 4)
+        update(group_loss(policy, frozen, batch.histories, batch.targets, depths, RecallReward(10), 1.0).loss)
+
+    return Case(slow, fast, "RPT step, batch 400, G 4, catalogue 25,000", 2, 3)
+
+
+def validation(data: SequenceDataset) -> Case:
+    instances = data.held_out("validation")
+    model = backbone(data.catalogue_size, 0.5).eval()
+    slow_model = SlowSide(model).eval()
+    rows = PaddedRows(data, instances, L)
+
+    def slow(repetition: int) -> None:
+        for batch in rows.loader(1024):
+            slow_model.ranks(batch, 4)
+
+    def fast(repetition: int) -> None:
+        with torch.no_grad():
+            for batch in batches(data, instances, 1024):
+                (states,) = model.rollout(batch.histories, [4], KeyedNoise(batch.histories))
+                model.target_rank(states[-1], batch.targets)
+
+    return Case(slow, fast, f"validation over {len(instances):,} users", 2.5, 4)
+
+
+def pruning(data: SequenceDataset) -> Case:
+    instances = chosen(data.training_instances(), 8192)
+    model = backbone(data.catalogue_size, 0.5).eval()
+    slow_model = SlowSide(model).eval()
+    rows = PaddedRows(data, instances, L)
+
+    def slow(repetition: int) -> None:
+        for _ in range(3):
+            for batch in rows.loader(1024):
+                slow_model.ranks(batch, 4, longest=100)
+
+    def fast(repetition: int) -> None:
+        kept_instances(model, batches(data, instances, 1024), len(instances), 4, Pruning(3, 100))
+
+    return Case(slow, fast, "pruning, 3 passes (8,192 training instances drawn from all)", 6, 10)
+
+
+def data_module(data: SequenceDataset) -> Case:
+    instances = data.training_instances()
+    rows, loader = PaddedRows(data, instances, L, partners=True).loader(1024, shuffle=True), _shuffled(data, instances)
+
+    def run(served: Iterator[Any]) -> None:
+        for _ in islice(served, 16):
+            pass
+
+    return Case(lambda _: run(iter(rows)), lambda _: run(iter(loader)), "16 training batches of 1,024 with partners", 20, 50)
+
+
+def _shuffled(data: SequenceDataset, instances: Instances) -> BatchLoader:
+    partners = SameTargetPartners(data.targets(instances))
+    return BatchLoader(data, instances, 1024, L, shuffle=True, partners=partners)
+
+
+CASES: dict[str, tuple[Callable[[SequenceDataset], Case], int]] = {  # and how often it is repeated
+    "spt_step": (spt_step, 5),
+    "rpt_step": (rpt_step, 5),
+    "validation": (validation, 3),
+    "pruning": (pruning, 3),
+    "data_module": (data_module, 5),
+}
+
+# ---------------------------------------------------------------- measuring
+
+
+def cpu_seconds(side: Side, repetition: int) -> float:
+    started = time.process_time()
+    side(repetition)
+    return time.process_time() - started
+
+
+def compare(data: SequenceDataset, name: str) -> dict[str, Any]:
+    """Both sides in this process, in turns; medians."""
+    build, repeats = CASES[name]
+    case = build(data)
+    slow, fast = [], []
+    for repetition in range(repeats + 1):
+        both = cpu_seconds(case.slow, repetition), cpu_seconds(case.fast, repetition)
+        if repetition:  # the first one warms up
+            slow.append(both[0])
+            fast.append(both[1])
+    ratios = [a / b for a, b in zip(slow, fast, strict=True)]
+    return {
+        "case": name,
+        "what": case.what,
+        "slow_cpu_s": statistics.median(slow),
+        "fast_cpu_s": statistics.median(fast),
+        "cpu_ratio": statistics.median(ratios),
+        "at_least": case.at_least,
+        "aim": case.aim,
+    }
+
+
+def peak_mib(data: SequenceDataset, name: str, side: str) -> float:
+    """Peak memory of one side above the idle process, in MiB; to be called in a process of its own."""
+    build, repeats = CASES[name]
+    case = build(data)
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far (Linux)
+    before = _resident("VmRSS")
+    for repetition in range(repeats):
+        (case.slow if side == "slow" else case.fast)(repetition)
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> float:
+    """Memory of this process in MiB: now (`VmRSS`) or at its peak (`VmHWM`)."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
+    return int(line.split()[1]) / 1024
+
+
+def memory(dataset: Path, name: str, side: str) -> float:
+    """`peak_mib` in a new process."""
+    command = [sys.executable, __file__, str(dataset), "--peak", name, side]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [
+        "| what | CPU s, slow side | ours | times less | at least / aim | peak MiB, slow side | ours | times less |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in results:
+        cpu = f"{r['slow_cpu_s']:.2f} | {r['fast_cpu_s']:.2f} | **{r['cpu_ratio']:.1f}** | {r['at_least']:g} / {r['aim']:g}"
+        peak = f"{r['slow_mib']:.0f} | {r['fast_mib']:.0f} | {r['memory_ratio']:.1f}" if "slow_mib" in r else "| |"
+        lines.append(f"| {r['what']} | {cpu} | {peak} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure and print."""
+    torch.set_num_threads(1)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", nargs="?", type=Path, help="prepared dataset")
+    parser.add_argument("--case", nargs="*", choices=list(CASES), default=list(CASES), help="which to measure")
+    parser.add_argument("--json", type=Path, help="file to write the figures to as well")
+    parser.add_argument("--no-memory", action="store_true", help="leave out peak memory")
+    parser.add_argument("--peak", nargs=2, metavar=("CASE", "SIDE"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = options.dataset
+        if dataset is None:
+            dataset = Path(folder) / "beauty"
+            prepare(str(BEAUTY), str(dataset))
+        data = SequenceDataset.load(dataset)
+        if options.peak:
+            print(peak_mib(data, *options.peak))
+            return
+        results = []
+        for name in options.case:
+            result = compare(data, name)
+            if not options.no_memory:
+                slow, fast = (memory(dataset, name, side) for side in ("slow", "fast"))
+                result |= {"slow_mib": slow, "fast_mib": fast, "memory_ratio": slow / max(fast, 1.0)}
+            results.append(result)
+            print(json.dumps(result), file=sys.stderr, flush=True)
+    machine = f"{platform.machine()}, one thread, torch {torch.__version__}, Python {platform.python_version()}"
+    print(f"{machine}\n\n{table(results)}")
+    if options.json:
+        options.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Attention over packed tokens: whatever is grouped, each token sees its own history up to itself."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lares_pl import Histories
+from lares_pl.model.layout import packed, padded
+
+
+def by_hand(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], heads: int) -> Tensor:
+    """One token after the other."""
+    out, start, size = torch.zeros_like(q), 0, q.shape[1] // heads
+    for length in lengths:
+        for t in range(length):
+            for h in range(heads):
+                channels = slice(h * size, (h + 1) * size)
+                keys, values = k[start : start + t + 1, channels], v[start : start + t + 1, channels]
+                shares = (keys @ q[start + t, channels] / size**0.5).softmax(0)
+                out[start + t, channels] = shares @ values
+        start += length
+    return out
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=9), st.integers(1, 2))
+def test_attention_equals_attention_by_hand(lengths: list[int], heads: int) -> None:
+    histories = Histories.from_lists([[1] * length for length in lengths])
+    layout = packed(histories)
+    generator = torch.Generator().manual_seed(len(lengths))
+    q, k, v = (torch.randn(sum(lengths), 4, generator=generator, requires_grad=True) for _ in range(3))
+    expected = by_hand(q, k, v, lengths, heads)
+    wanted = torch.autograd.grad(expected.pow(2).sum(), (q, k, v))
+    last = torch.tensor(lengths).cumsum(0) - 1
+    for training in (False, True):  # the two paths: fused, and with the weights at hand for dropout (here of almost nothing)
+        out = layout.causal_attention(q, k, v, heads, 1e-9 if training else 0.0)
+        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+        for ours, theirs in zip(torch.autograd.grad(out.pow(2).sum(), (q, k, v)), wanted, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(layout.last_attention(q[last], k, v, heads, 0.0), expected[last], rtol=1e-4, atol=1e-5)
+    wide = padded(histories, 41)
+    real = wide.mask
+
+    def spread(x: Tensor) -> Tensor:
+        return torch.zeros(*real.shape, 4).masked_scatter(real[..., None].expand(-1, -1, 4), x.detach())
+
+    rows_q, rows_k, rows_v = spread(q), spread(k), spread(v)
+    out = wide.causal_attention(rows_q, rows_k, rows_v, heads, 0.0)
+    torch.testing.assert_close(out[real], expected, rtol=1e-4, atol=1e-5)
+    out = wide.last_attention(q[last], rows_k, rows_v, heads, 0.0)
+    torch.testing.assert_close(out, expected[last], rtol=1e-4, atol=1e-5)
+
+
+def test_groups_waste_little() -> None:
+    lengths = torch.arange(1, 201)
+    layout = packed(Histories(torch.ones(int(lengths.sum()), dtype=torch.int64), lengths, 200))
+    groups, gather, scatter = layout._by_length
+    assert len(groups) < 30
+    assert sum(rows for rows, _ in groups) == 200
+    assert len(gather) < 1.15 * layout.tokens
+    assert torch.equal(gather[scatter], torch.arange(layout.tokens))
