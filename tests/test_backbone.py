@@ -79,10 +79,13 @@ class PaddedTransformer(TransformerBlock):
 
 @pytest.mark.parametrize("block", [TransformerBlock, PaddedTransformer, LRUBlock, FMLPBlock])
 @pytest.mark.parametrize("training", [False, True])
-def test_trajectories_run_together_equal_trajectories_run_alone(block: type[nn.Module], training: bool) -> None:
+@pytest.mark.parametrize("depths", [[1, 4, 2], [3, 3, 3], [0, 3, 1], [2, 0, 2], [0, 0, 0]])
+def test_trajectories_run_together_equal_trajectories_run_alone(
+    block: type[nn.Module], training: bool, depths: list[int]
+) -> None:
     backbone = made(pre_block=block, core_block=block).train(training)
     other = Histories.from_lists([[2, 2], [8], [6], [1, 2, 3, 4, 5, 6]])
-    parts, depths = [HISTORIES, other, HISTORIES], [1, 4, 2]
+    parts = [HISTORIES, other, HISTORIES]
     starts = []
     for part in parts:
         shape = (len(part), 6) if backbone.padded else (part.tokens,)
@@ -90,7 +93,7 @@ def test_trajectories_run_together_equal_trajectories_run_alone(block: type[nn.M
     together = backbone.rollout(parts, depths, initial_states=starts)
     for part, depth, start, states in zip(parts, depths, starts, together, strict=True):
         (alone,) = backbone.rollout(part, [depth], initial_states=[start])
-        assert len(states) == depth
+        assert len(states) == max(depth, 1)
         torch.testing.assert_close(states, alone, rtol=1e-5, atol=1e-5)
 
 

@@ -231,7 +231,10 @@ class RecurrentBackbone(nn.Module):
             """Histories and tokens of some trajectories."""
             return sum(len(each[r]) for r in some), sum(each[r].tokens for r in some)
 
-        active = order
+        active = [r for r in order if depths[r] > 0]
+        if 0 < len(active) < count:
+            layout = layout.prefix(*size_of(active))
+            context, state = context[: layout.shape[0]], state[: layout.shape[0]]
         for t in range(1, max(depths) + 1):
             going_on, ending = [r for r in active if depths[r] > t], [r for r in active if depths[r] == t]
             x = self._before_last_block(state, context, layout)
