@@ -75,9 +75,23 @@ def chosen(instances: Instances, count: int, seed: int = 0) -> Instances:
     return instances.take(np.random.default_rng(seed).permutation(len(instances))[:count])
 
 
-def batches(data: SequenceDataset, instances: Instances, size: int, partners: bool = False) -> BatchLoader:
+def batches(
+    data: SequenceDataset, instances: Instances, size: int, partners: bool = False, shuffle: bool = False
+) -> BatchLoader:
     same = SameTargetPartners(data.targets(instances)) if partners else None
-    return BatchLoader(data, instances, size, L, partners=same)
+    return BatchLoader(data, instances, size, L, partners=same, shuffle=shuffle)
+
+
+def updates(model: torch.nn.Module) -> Callable[[torch.Tensor], None]:
+    """One update of the model from a loss."""
+    optimizer = torch.optim.Adam(model.parameters())
+
+    def update(loss: torch.Tensor) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return update
 
 
 def depths_of(repetition: int, count: int) -> list[int]:
@@ -94,12 +108,7 @@ def spt_step(data: SequenceDataset) -> Case:
     slow_model = SlowSide(model)
     slow_batch = next(iter(PaddedRows(data, instances, L, partners=True).loader(1024)))
     batch = next(iter(batches(data, instances, 1024, partners=True)))
-    optimizer = torch.optim.Adam(model.parameters())
-
-    def update(loss: torch.Tensor) -> None:
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    update = updates(model)
 
     def slow(repetition: int) -> None:
         depth, pair = depths_of(repetition, 2)
@@ -123,12 +132,7 @@ def rpt_step(data: SequenceDataset) -> Case:
     slow_frozen.eval()
     slow_batch = next(iter(PaddedRows(data, instances, L).loader(400)))
     batch = next(iter(batches(data, instances, 400)))
-    optimizer = torch.optim.Adam(policy.parameters())
-
-    def update(loss: torch.Tensor) -> None:
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    update = updates(policy)
 
     def slow(repetition: int) -> None:
         update(slow_policy.rpt_loss(slow_frozen, slow_batch, depths_of(repetition, 4)))
@@ -178,18 +182,14 @@ def pruning(data: SequenceDataset) -> Case:
 
 def data_module(data: SequenceDataset) -> Case:
     instances = data.training_instances()
-    rows, loader = PaddedRows(data, instances, L, partners=True).loader(1024, shuffle=True), _shuffled(data, instances)
+    rows = PaddedRows(data, instances, L, partners=True).loader(1024, shuffle=True)
+    loader = batches(data, instances, 1024, partners=True, shuffle=True)
 
     def run(served: Iterator[Any]) -> None:
         for _ in islice(served, 16):
             pass
 
     return Case(lambda _: run(iter(rows)), lambda _: run(iter(loader)), "16 training batches of 1,024 with partners", 20, 50)
-
-
-def _shuffled(data: SequenceDataset, instances: Instances) -> BatchLoader:
-    partners = SameTargetPartners(data.targets(instances))
-    return BatchLoader(data, instances, 1024, L, shuffle=True, partners=partners)
 
 
 CASES: dict[str, tuple[Callable[[SequenceDataset], Case], int]] = {  # and how often it is repeated

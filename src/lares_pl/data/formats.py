@@ -54,7 +54,7 @@ def read_interactions(path: Path, columns: Columns, kind: Format | None = None) 
     """
     if kind is None and (parts := benchmark_files(path)) is not None:
         return join_parts((part, _benchmark_rows(part, columns)) for part in parts)
-    kind = _format_of(path) if kind is None and path.is_file() else kind
+    kind = _resolved(path, kind)
     table = read_table(path, kind)
     interactions = table if kind == "lines" else _named(table, columns, path)
     if interactions.empty:
@@ -77,9 +77,7 @@ def read_table(path: Path, kind: Format | None = None) -> pd.DataFrame:
     Raises:
         LaresError: for a missing file, an unknown format, or a file that can't be read.
     """
-    if not path.is_file():
-        raise LaresError(f"no such file: {path}. Give the path of a file in one of the formats {', '.join(_READERS)}.")
-    kind = _format_of(path) if kind is None else kind
+    kind = _resolved(path, kind)
     try:
         return _READERS[kind](path)
     except LaresError:
@@ -88,6 +86,31 @@ def read_table(path: Path, kind: Format | None = None) -> pd.DataFrame:
         raise LaresError(f"{path}: its rows have more fields than its header; mend the header or the rows") from error
     except (OSError, EOFError, UnicodeDecodeError, ValueError) as error:  # ParserError and ArrowInvalid are ValueErrors
         raise LaresError(f"{path}: can't be read as {kind}: {error}. Name another --format if it is another one.") from error
+
+
+def named_column(table: pd.DataFrame, name: str, path: Path, option: str) -> pd.Series:
+    """A column of a table.
+
+    Args:
+        table: the table.
+        name: the column's name.
+        path: where the table was read from, for the message.
+        option: option that names the column, for the message.
+
+    Raises:
+        LaresError: if there is none; says which there are.
+    """
+    if name not in table.columns:
+        there = ", ".join(map(str, table.columns))
+        raise LaresError(f"{path}: no column {name!r}; it has {there}. Name the right one with --{option}")
+    return table[name]
+
+
+def _resolved(path: Path, kind: Format | None) -> Format:
+    """The format of a file that is there."""
+    if not path.is_file():
+        raise LaresError(f"no such file: {path}. Give the path of a file in one of the formats {', '.join(_READERS)}.")
+    return _format_of(path) if kind is None else kind
 
 
 def _format_of(path: Path) -> Format:
@@ -176,10 +199,7 @@ def _named(table: pd.DataFrame, columns: Columns, path: Path) -> pd.DataFrame:
     """The columns asked for, under our names, checked."""
 
     def column(name: str, option: str) -> pd.Series:
-        if name not in table.columns:
-            there = ", ".join(map(str, table.columns))
-            raise LaresError(f"{path}: no column {name!r}; it has {there}. Name the right one with --columns.{option}")
-        return table[name]
+        return named_column(table, name, path, f"columns.{option}")
 
     if f"{columns.item}_list" in table.columns:
         raise LaresError(
@@ -200,14 +220,16 @@ def _named(table: pd.DataFrame, columns: Columns, path: Path) -> pd.DataFrame:
 def _benchmark_rows(path: Path, columns: Columns) -> pd.DataFrame:
     """Rows of one part of a benchmark: `user`, `history`, `item`."""
     table = read_table(path, "inter")
-    names = {"user": columns.user, "history": f"{columns.item}_list", "item": columns.item}
-    for option, name in names.items():
-        if name not in table.columns:
-            there = ", ".join(map(str, table.columns))
-            option = "item" if option == "history" else option
-            raise LaresError(f"{path}: no column {name!r}; it has {there}. Name the right one with --columns.{option}")
-    rows = {ours: _ids(table[name], path, name) for ours, name in names.items() if ours != "history"}
-    return pd.DataFrame({**rows, "history": table[names["history"]].str.split().str.join(" ")})
+    users = named_column(table, columns.user, path, "columns.user")
+    histories = named_column(table, f"{columns.item}_list", path, "columns.item")
+    items = named_column(table, columns.item, path, "columns.item")
+    return pd.DataFrame(
+        {
+            "user": _ids(users, path, columns.user),
+            "item": _ids(items, path, columns.item),
+            "history": histories.str.split().str.join(" "),
+        }
+    )
 
 
 def _ids(values: pd.Series, path: Path, name: str) -> pd.Series:

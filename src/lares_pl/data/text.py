@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from lares_pl.data.formats import read_table
+from lares_pl.data.formats import named_column, read_table
 from lares_pl.errors import LaresError
 
 USUAL_COLUMNS = ("title", "description", "text")
@@ -122,19 +122,12 @@ def _read_items(source: Path, options: TextOptions) -> pd.DataFrame:
     table = read_table(source)
     if table.empty:
         raise LaresError(f"{source}: no rows below its header; expected one an item")
-    _check_column(table, options.item, source, "item")
-    table[options.item] = table[options.item].astype(str)
+    table[options.item] = named_column(table, options.item, source, "text.item").astype(str)
     twice = table[options.item].duplicated()
     if twice.any():
         row = int(np.argmax(twice))
         raise LaresError(f"{source}: data row {row + 1} names item {table[options.item].iloc[row]!r} a second time")
     return table
-
-
-def _check_column(table: pd.DataFrame, name: str, source: Path, option: str) -> None:
-    if name not in table.columns:
-        there = ", ".join(map(str, table.columns))
-        raise LaresError(f"{source}: no column {name!r}; it has {there}. Name the right one with --text.{option}")
 
 
 def _texts(table: pd.DataFrame, source: Path, options: TextOptions) -> np.ndarray:
@@ -149,10 +142,8 @@ def _texts(table: pd.DataFrame, source: Path, options: TextOptions) -> np.ndarra
                 f"{source}: no column of text ({', '.join(USUAL_COLUMNS)}); it has {', '.join(map(str, table.columns))}. "
                 "Name those to encode: --text.columns NAME,…"
             )
-    for name in names:
-        _check_column(table, name, source, "columns")
-    parts = table[names].fillna("").astype(str).apply(lambda column: column.str.strip())
-    joined = parts.apply(lambda row: " ".join(text for text in row if text), axis=1)
+    parts = [named_column(table, name, source, "text.columns").fillna("").astype(str).str.strip() for name in names]
+    joined = pd.concat(parts, axis=1).apply(lambda row: " ".join(text for text in row if text), axis=1)
     texts: np.ndarray = joined.to_numpy(dtype=object)
     return texts
 
@@ -175,8 +166,7 @@ def _ready_vectors(table: pd.DataFrame, source: Path, options: TextOptions) -> n
     """Vectors of the table's rows, `[rows, p]`."""
     assert options.vectors is not None
     if not options.vectors.endswith(".npy"):
-        _check_column(table, options.vectors, source, "vectors")
-        column = table[options.vectors]
+        column = named_column(table, options.vectors, source, "text.vectors")
         lengths = {len(value) if isinstance(value, (list, np.ndarray)) else -1 for value in column}
         if len(lengths) != 1 or lengths <= {-1, 0}:
             raise LaresError(f"{source}: column {options.vectors!r} does not hold lists of one length, as vectors would be")

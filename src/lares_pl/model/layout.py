@@ -34,6 +34,11 @@ class Layout(ABC):
         """Number of histories (R)."""
         return int(self.lengths.shape[0])
 
+    @cached_property
+    def mask(self) -> Tensor:
+        """True at real tokens of the padded form, `[R, longest]`."""
+        return torch.arange(self.longest, device=self.lengths.device) < self.lengths[:, None]
+
     @property
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
@@ -91,7 +96,7 @@ class Layout(ABC):
         Returns:
             `[*shape, d]`.
         """
-        return self.unpad(_attention(self.pad(q), self.pad(k), self.pad(v), heads, p, self._visible_keys()))
+        return self.unpad(_attention(self.pad(q), self.pad(k), self.pad(v), heads, p, self._visible_keys))
 
     def last_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, p: float) -> Tensor:
         """Attention of the last token of each history over the whole of it.
@@ -109,10 +114,10 @@ class Layout(ABC):
         split = (rows, self.longest, heads, size // heads)
         queries = q.view(rows, heads, 1, size // heads) * (size // heads) ** -0.5
         keys, values = self.pad(k).view(split).transpose(1, 2), self.pad(v).view(split).transpose(1, 2)
-        real = torch.arange(self.longest, device=q.device) < self.lengths[:, None]
-        scores = (queries @ keys.transpose(-1, -2)).masked_fill(~real[:, None, None], -torch.inf)  # [R, heads, 1, L]
+        scores = (queries @ keys.transpose(-1, -2)).masked_fill(~self.mask[:, None, None], -torch.inf)  # [R, heads, 1, L]
         return (dropout(scores.softmax(dim=-1), p) @ values).view(rows, size)
 
+    @cached_property
     def _visible_keys(self) -> Tensor | None:
         """Which keys each query sees, `[R, 1, longest, longest]`; None where the causal mask says it all.
 
@@ -255,11 +260,7 @@ class PaddedLayout(Layout):
     def row_of_token(self) -> Tensor:
         return torch.arange(self.rows, device=self.lengths.device)[:, None].expand(self.shape)
 
-    @property
-    def mask(self) -> Tensor:
-        """True at real tokens, `[R, L]`."""
-        return torch.arange(self.longest, device=self.lengths.device) < self.lengths[:, None]
-
+    @cached_property
     def _visible_keys(self) -> Tensor | None:
         earlier = torch.ones(self.longest, self.longest, dtype=torch.bool, device=self.lengths.device).tril()
         return earlier & self.mask[:, None, None, :]  # a query at padding still sees the whole history

@@ -57,9 +57,10 @@ def import_reference(
     if broken := [name for name, value in state.items() if not bool(value.isfinite().all())]:
         raise LaresError(f"{source}: values that are not finite in {', '.join(broken[:5])}")
     weights, unknown = from_reference(state, family)
-    catalogue, data = _catalogue(state, dataset)
+    known = None if dataset is None else SequenceDataset.load(dataset)
+    catalogue, data = _catalogue(state, known)
     if items is not None:
-        weights = _reordered(weights, _order(Path(items), catalogue["items"], dataset))
+        weights = _reordered(weights, _order(Path(items), catalogue["items"], known))
     if family == "tedrec":
         vectors = weights["embedding.text.vectors"]
         catalogue["text"] = {"size": vectors.shape[1], "precision": str(vectors.dtype).removeprefix("torch.")}
@@ -84,27 +85,26 @@ def import_reference(
     stage.on_save_checkpoint(checkpoint)
     with appearing(Path(output)) as path:
         torch.save(checkpoint, path)
-    print(_report(source, output, family, catalogue, assumed, unknown, ordered=items is not None, known=dataset is not None))
+    print(_report(source, output, family, catalogue, assumed, unknown, ordered=items is not None, known=known is not None))
 
 
-def _catalogue(state: dict[str, Tensor], dataset: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def _catalogue(state: dict[str, Tensor], dataset: SequenceDataset | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Our checkpoint's entries on catalogue and data."""
     size, length = len(state["item_embedding.weight"]) - 1, len(state["position_embedding.weight"])
     data: dict[str, Any] = {"max_length": length}
     fingerprint = None
     if dataset is not None:
-        sequences = SequenceDataset.load(dataset)
-        if sequences.catalogue_size != size:
+        if dataset.catalogue_size != size:
             raise LaresError(
-                f"{dataset} has {sequences.catalogue_size:,} items and the checkpoint {size:,}: prepare the data that it was "
-                "trained on, with the same filters"
+                f"{dataset.path} has {dataset.catalogue_size:,} items and the checkpoint {size:,}: prepare the data that it "
+                "was trained on, with the same filters"
             )
-        fingerprint = sequences.catalogue_fingerprint()
-        data["dataset"] = str(Path(dataset).absolute())
+        fingerprint = dataset.catalogue_fingerprint()
+        data["dataset"] = str(Path(dataset.path).absolute())
     return {"items": size, "max_length": length, "fingerprint": fingerprint}, data
 
 
-def _order(path: Path, size: int, dataset: str | None) -> Tensor:
+def _order(path: Path, size: int, dataset: SequenceDataset | None) -> Tensor:
     """For each row of our item embedding (padding first) the row of the release's."""
     if dataset is None:
         raise LaresError("--items says which item each row is, and needs the --dataset whose order is wanted")
@@ -114,12 +114,12 @@ def _order(path: Path, size: int, dataset: str | None) -> Tensor:
         raise LaresError(f"{path}: can't be read: {error}") from error
     ids = ids[:-1] if ids and not ids[-1] else ids
     row_of = {item_id: row for row, item_id in enumerate(ids, start=1)}
-    wanted = [str(item_id) for item_id in SequenceDataset.load(dataset).item_ids.to_pylist()]
+    wanted = [str(item_id) for item_id in dataset.item_ids.to_pylist()]
     lacking = [item_id for item_id in wanted if item_id not in row_of]
     if len(ids) != size or len(row_of) != size or lacking:
         raise LaresError(
             f"{path}: {len(ids):,} lines, {len(row_of):,} different, for {size:,} items"
-            + (f"; item {lacking[0]!r} of {dataset} is not among them" if lacking else "")
+            + (f"; item {lacking[0]!r} of {dataset.path} is not among them" if lacking else "")
             + ". Expected the original id of each item once, in the order of the release's rows, without padding"
         )
     return torch.tensor([0, *(row_of[item_id] for item_id in wanted)])
@@ -188,7 +188,8 @@ def export_reference(
     settings, family = reference_settings(stage.backbone_config)
     weights = stage.backbone.state_dict()
     if items is not None:
-        order = _order(Path(items), stage.backbone.items, dataset or checkpoint.data.get("dataset"))
+        folder = dataset or checkpoint.data.get("dataset")
+        order = _order(Path(items), stage.backbone.items, None if folder is None else SequenceDataset.load(folder))
         weights = _reordered(weights, order.argsort())
     losses: dict[str, Any] = {key: checkpoint.settings[key] for key in ("alpha", "gamma", "tau") if key in checkpoint.settings}
     if settings["sem_func"] == "cos" and losses.get("tau", settings["tau"]) != settings["tau"]:

@@ -119,12 +119,4 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise LaresError(f"{path}: can't be read as settings: {error}") from error
     if not isinstance(settings, dict):
         raise LaresError(f"{path}: holds no settings (expected `name: value` lines)")
-    return {str(key): _number(value) for key, value in settings.items()}
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 takes `1e-12` for a string."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+    return settings

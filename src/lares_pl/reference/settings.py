@@ -12,6 +12,7 @@ from torch import Tensor
 from lares_pl.config import class_of, to_plain
 from lares_pl.errors import LaresError
 from lares_pl.model.backbone import BackboneConfig
+from lares_pl.model.blocks import BlockFactory
 from lares_pl.model.blocks.bsarec import BSARecBlock
 from lares_pl.model.blocks.fmlp import FMLPBlock
 from lares_pl.model.blocks.transformer import TransformerBlock
@@ -76,11 +77,12 @@ def complete_settings(
         LaresError: if a setting contradicts the weights.
     """
     from_weights = _shapes(state, family)
+    usual = {**_PAPER, **_OF_FAMILY[family]}
+    kinds = {**usual, **from_weights}
+    given = {key: _of_kind(key, value, kinds.get(key)) for key, value in given.items() if value is not None}
     for key, value in from_weights.items():
         if key in given and given[key] != value:
             raise LaresError(f"reference setting {key}={given[key]!r} contradicts the weights, which say {value!r}")
-    usual = {**_PAPER, **_OF_FAMILY[family]}
-    given = {key: _of_kind(key, value, usual.get(key)) for key, value in given.items() if value is not None}
     assumed = {key: value for key, value in usual.items() if key not in given}
     if "attn_dropout_prob" in assumed and given.get("hidden_dropout_prob") is not None:
         assumed["attn_dropout_prob"] = given["hidden_dropout_prob"]
@@ -88,12 +90,13 @@ def complete_settings(
 
 
 def _of_kind(key: str, value: Any, usual: Any) -> Any:
-    """A setting as the kind of value it is: RecBole's files hold `2.0` and `"2"` for 2 as well."""
+    """A setting as the kind of value it is: files hold `2.0` and `"2"` for 2 as well, and YAML takes `1e-12` for a string."""
     if usual is None or isinstance(value, type(usual)):
         return value
     try:
-        converted = type(usual)(value)
-        if isinstance(usual, str) or float(value) != float(converted):
+        number = float(value)
+        converted = type(usual)(number)
+        if isinstance(usual, str) or number != converted:
             raise ValueError
     except (TypeError, ValueError) as error:
         raise LaresError(f"reference setting {key}={value!r}: expected {type(usual).__name__}, such as {usual!r}") from error
@@ -200,13 +203,13 @@ def reference_settings(config: BackboneConfig) -> tuple[dict[str, Any], Family]:
     pre, core = class_of(config.pre_block), class_of(config.core_block)
     is_tedrec = isinstance(config.embedder, TedRecEmbedder)
     family = next((f for f, block in _BLOCKS.items() if block is core and (f == "tedrec") == is_tedrec), None)
-    arguments = _same_arguments(config) if pre is core else None
-    if family is None or arguments is None:
+    if family is None or to_plain(config.pre_block) != to_plain(config.core_block):
         raise LaresError(
             f"the release has no model of pre-block {pre.__name__}, core-block {core.__name__} and "
             f"{type(config.embedder).__name__}: it knows one block, with the same options, in both places "
             f"({', '.join(sorted({block.__name__ for block in _BLOCKS.values()}))})"
         )
+    options = _options(config, config.core_block)
     is_cosine = isinstance(config.similarity, CosineSimilarity)
     initial = config.initial_state
     settings = {
@@ -214,7 +217,7 @@ def reference_settings(config: BackboneConfig) -> tuple[dict[str, Any], Family]:
         "n_pre_layers": config.pre_layers,
         "n_core_layers": config.core_layers,
         "hidden_act": "gelu",
-        "hidden_dropout_prob": _or(arguments.get("dropout"), config.dropout),
+        "hidden_dropout_prob": options["dropout"],
         "layer_norm_eps": config.layer_norm_eps,
         "initializer_range": config.initializer_range,
         "adapter_type": _name_of(_INJECTIONS, type(config.injection)),
@@ -227,16 +230,16 @@ def reference_settings(config: BackboneConfig) -> tuple[dict[str, Any], Family]:
         "tau": config.similarity.tau,
     }
     if family != "fmlp":
-        settings["n_heads"] = _or(arguments.get("heads"), 2)
-        settings["inner_size"] = _or(arguments.get("inner_size"), 256)
-        settings["attn_dropout_prob"] = _or(arguments.get("attention_dropout"), settings["hidden_dropout_prob"])
+        settings["n_heads"] = options["heads"]
+        settings["inner_size"] = options["inner_size"]
+        settings["attn_dropout_prob"] = options["attention_dropout"]
     if family == "bsarec":
-        settings["a"] = _or(arguments.get("frequency_share"), 0.7)
-        settings["c"] = _or(arguments.get("cutoff"), 3)
+        settings["a"] = options["frequency_share"]
+        settings["c"] = options["cutoff"]
     if isinstance(config.embedder, TedRecEmbedder):
         settings["n_exps"] = config.embedder.experts
         settings["adaptor_dropout_prob"] = config.embedder.expert_dropout
-    if lost := _differences(config, backbone_config({**settings, "n_exps": settings.get("n_exps")}, family)):
+    if lost := _differences(config, backbone_config(settings, family)):
         raise LaresError(f"the release can't express {', '.join(lost)}")
     return settings, family
 
@@ -256,23 +259,23 @@ def _flat(config: BackboneConfig) -> dict[str, Any]:
         flat[name] = value["class_path"] if isinstance(value, dict) else value
         options = dict(value["init_args"]) if isinstance(value, dict) else {}
         if name.endswith("_block"):
-            kind = class_of(getattr(config, name))
-            usual = {key: option.default for key, option in signature(kind).parameters.items() if key != "hidden_size"}
-            options = {**usual, **options}
-            options.pop("max_length", None)
-            options["dropout"] = _or(options["dropout"], config.dropout)
-            if "attention_dropout" in options:
-                options["attention_dropout"] = _or(options["attention_dropout"], options["dropout"])
-            if kind is FMLPBlock:
-                options["inner_size"] = _or(options["inner_size"], 4 * config.hidden_size)
+            options = _options(config, getattr(config, name))
         flat |= {f"{name}.{key}": option for key, option in options.items()}
     return flat
 
 
-def _same_arguments(config: BackboneConfig) -> dict[str, Any] | None:
-    """The block's own options, if pre- and core-block have the same."""
-    pre, core = (to_plain(block)["init_args"] for block in (config.pre_block, config.core_block))
-    return core if pre == core else None
+def _options(config: BackboneConfig, block: BlockFactory) -> dict[str, Any]:
+    """All options of a block, what is left open filled in as the backbone and the block would."""
+    kind = class_of(block)
+    options = {key: option.default for key, option in signature(kind).parameters.items() if key != "hidden_size"}
+    options |= to_plain(block)["init_args"]
+    options.pop("max_length", None)
+    options["dropout"] = _or(options["dropout"], config.dropout)
+    if "attention_dropout" in options:
+        options["attention_dropout"] = _or(options["attention_dropout"], options["dropout"])
+    if kind is FMLPBlock:
+        options["inner_size"] = _or(options["inner_size"], 4 * config.hidden_size)
+    return options
 
 
 def _or(value: Any, otherwise: Any) -> Any:

@@ -78,12 +78,13 @@ class LRUBlock(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """`[*layout.shape, d]` -> `[*layout.shape, d]`."""
-        real, imaginary, gate = self.into(x).chunk(3, dim=-1)
+        size = x.shape[-1]
+        parts, gate = self.into(x).split([2 * size, size], dim=-1)
         exact = torch.float64 if x.dtype == torch.float64 else torch.float32  # no complex numbers in half precision
-        scale = self.scale.to(exact).exp()
-        inputs = torch.complex(layout.pad(real.to(exact) * scale), layout.pad(imaginary.to(exact) * scale))
-        size = (-self.nu.to(exact).exp()).exp()
-        states = linear_scan(inputs, torch.polar(size, self.theta.to(exact).exp()))
+        real, imaginary = layout.pad(parts.to(exact)).chunk(2, dim=-1)
+        scale, decay = self.scale.to(exact).exp(), (-self.nu.to(exact).exp()).exp()
+        inputs = torch.complex(real * scale, imaginary * scale)
+        states = linear_scan(inputs, torch.polar(decay, self.theta.to(exact).exp()))
         recurrent = layout.unpad(torch.cat([states.real, states.imag], dim=-1)).to(gate.dtype)
         y: Tensor = self.norm(x + self.dropout(self.output(recurrent) * F.silu(gate)))
         y = self.feed_forward(y)

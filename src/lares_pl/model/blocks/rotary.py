@@ -78,14 +78,13 @@ class RotaryBlock(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """`[*layout.shape, d]` -> `[*layout.shape, d]`."""
-        q, k, v = self.query_key_value(x).chunk(3, dim=-1)
-        q, k = (self._rotated(each, layout) for each in (q, k))
+        size = x.shape[-1]
+        queries_keys, v = self.query_key_value(x).split([2 * size, size], dim=-1)
+        both = queries_keys.unflatten(-1, (2 * self.heads, -1))  # the heads of the queries, then those of the keys
+        q, k = rotate(both, layout.positions, self.base).flatten(-2).chunk(2, dim=-1)
         dropped = self.attention_dropout if self.training else 0.0
         attended = layout.causal_attention(q, k, v, self.heads, dropped)
         x = self.attention_norm(x + self.dropout(self.output(attended)))
         gate, value = self.gate_and_value(x).chunk(2, dim=-1)
         y: Tensor = self.outer_norm(x + self.dropout(self.outer(F.silu(gate) * value)))
         return y
-
-    def _rotated(self, x: Tensor, layout: Layout) -> Tensor:
-        return rotate(x.unflatten(-1, (self.heads, -1)), layout.positions, self.base).flatten(-2)
