@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from lares_pl import BackboneConfig, Pruning, RecallReward, RecurrentBackbone, SequenceDataset, TransformerBlock, prepare
-from lares_pl.data.batches import BatchLoader, SameTargetPartners
+from lares_pl.data.batches import InstanceLoader, SameTargetPartners
 from lares_pl.data.dataset import Instances
 from lares_pl.model.backbone import with_dropout
 from lares_pl.model.recurrence import KeyedNoise
@@ -77,9 +77,9 @@ def chosen(instances: Instances, count: int, seed: int = 0) -> Instances:
 
 def batches(
     data: SequenceDataset, instances: Instances, size: int, partners: bool = False, shuffle: bool = False
-) -> BatchLoader:
+) -> InstanceLoader:
     same = SameTargetPartners(data.targets(instances)) if partners else None
-    return BatchLoader(data, instances, size, L, partners=same, shuffle=shuffle)
+    return InstanceLoader(data, instances, size, L, partners=same, shuffle=shuffle)
 
 
 def updates(model: torch.nn.Module) -> Callable[[torch.Tensor], None]:

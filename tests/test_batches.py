@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lares_pl import Histories, SequenceDataset
-from lares_pl.data.batches import BatchLoader, EpochOrder, SameTargetPartners, Shard, cut_histories
+from lares_pl.data.batches import EpochOrder, InstanceLoader, SameTargetPartners, Shard, cut_histories
 
 
 def unpacked(histories: Histories) -> list[list[int]]:
@@ -90,7 +90,7 @@ def test_an_epochs_order_depends_on_seed_and_epoch_alone() -> None:
 def test_batches_bring_what_they_promise(toy_dataset: Path) -> None:
     data = SequenceDataset.load(toy_dataset)
     instances = data.training_instances()
-    loader = BatchLoader(
+    loader = InstanceLoader(
         data, instances, 16, 5, shuffle=True, partners=SameTargetPartners(data.targets(instances)), with_seen=True
     )
     served = []

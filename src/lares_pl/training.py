@@ -293,6 +293,7 @@ class Command(LightningCLI):
         self.datamodule.setup("fit")
         self.model.take_catalogue(self.datamodule, self.chosen.get("ckpt_path"))
         self.model.configure_model()
+        self.model.check_instances(self.datamodule)
         fresh = self.chosen.get("ckpt_path") is None and not self.chosen.trainer.fast_dev_run
         if fresh and getattr(rank_zero_only, "rank", 0) == 0 and (former := move_aside(self.folder)) is not None:
             rank_zero_info(f"{self.folder} held a run already: moved it to {former}")

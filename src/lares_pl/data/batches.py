@@ -5,6 +5,7 @@ All of it is vectorised: no Python loop over rows, no worker processes.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from lares_pl.data.dataset import Instances, SequenceDataset
 from lares_pl.data.histories import Histories
+from lares_pl.data.windows import Windows
 
 
 @dataclass  # not frozen: Lightning's true-precision plugins rebuild a batch field by field
@@ -22,11 +24,14 @@ class Batch:
     """B instances.
 
     Args:
-        histories: their histories.
+        histories: their histories, B of them; or, with `places`, windows of which each holds several.
         targets: target items, `[B]`; 0 where there is none to predict.
         instances: index of each instance in its split, `[B]`.
         valid: False for rows that only fill up the last batch of a process, `[B]`.
-        partners: histories of other training instances with the same target, for trajectory alignment.
+        places: tokens of `histories` (indices into its items) at which the instances' histories end, `[B]`, ascending; the
+            last of each history where None.
+        aligned: histories of the instances that are aligned, S of them; those of all instances where None.
+        partners: for each aligned history that of another training instance with the same target.
         seen_rows, seen_items: pairs (row, item) of what each user had before the target, rows ascending, `[E]` each.
     """
 
@@ -34,12 +39,14 @@ class Batch:
     targets: Tensor
     instances: Tensor
     valid: Tensor
+    places: Tensor | None = None
+    aligned: Histories | None = None
     partners: Histories | None = None
     seen_rows: Tensor | None = None
     seen_items: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.histories)
+        return len(self.targets)
 
     def _each(self, move: Callable[[Any], Any]) -> Batch:
         moved = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -151,19 +158,17 @@ class EpochOrder:
         return order[rank::world_size][: len(self)]
 
 
-class BatchLoader:
+class BatchLoader(ABC):
     """Serves batches of one split to one process; an iterable that Lightning takes as a data loader.
 
     Args:
         dataset: the sequences.
-        instances: the split.
-        batch_size: instances a batch and process.
+        count: how many things (instances, windows) there are to serve.
+        batch_size: things a batch and process.
         max_length: longest history L.
         shuffle: draw a new order each epoch (training).
         seed: seed of order and partners.
         shard: this process's share.
-        partners: where set, each batch brings same-target partners.
-        with_seen: whether each batch brings the items each user had before the target.
         pin: whether batches come in page-locked memory.
     """
 
@@ -172,24 +177,19 @@ class BatchLoader:
     def __init__(
         self,
         dataset: SequenceDataset,
-        instances: Instances,
+        count: int,
         batch_size: int,
         max_length: int,
         shuffle: bool = False,
         seed: int = 0,
         shard: Shard = Shard(),
-        partners: SameTargetPartners | None = None,
-        with_seen: bool = False,
         pin: bool = False,
     ) -> None:
         self.dataset = dataset
-        self.instances = instances
         self.batch_size = batch_size
         self.max_length = max_length
-        self.partners = partners
-        self.with_seen = with_seen
         self.pin = pin
-        self.sampler = EpochOrder(len(instances), shuffle, seed, shard)  # Lightning calls `sampler.set_epoch`
+        self.sampler = EpochOrder(count, shuffle, seed, shard)  # Lightning calls `sampler.set_epoch`
 
     def __len__(self) -> int:
         return -(-len(self.sampler) // self.batch_size)
@@ -201,26 +201,131 @@ class BatchLoader:
             batch = self.cut(indices[start : start + self.batch_size], randomness)
             yield batch.pin_memory() if self.pin else batch
 
+    @abstractmethod
     def cut(self, indices: np.ndarray, randomness: np.random.Generator) -> Batch:
-        """The batch of these instances (-1: a row that only fills up)."""
+        """The batch of these (-1: a row that only fills up)."""
+
+    def histories(self, instances: Instances) -> Histories:
+        """What each of these instances reads."""
+        return cut_histories(self.dataset.items, instances.starts, instances.ends, self.max_length)
+
+
+class InstanceLoader(BatchLoader):
+    """Each instance with a history of its own.
+
+    Args:
+        dataset: the sequences.
+        instances: the split.
+        batch_size: instances a batch and process.
+        max_length: longest history L.
+        partners: where set, each batch brings same-target partners.
+        with_seen: whether each batch brings the items each user had before the target.
+        options: of every loader.
+    """
+
+    def __init__(
+        self,
+        dataset: SequenceDataset,
+        instances: Instances,
+        batch_size: int,
+        max_length: int,
+        partners: SameTargetPartners | None = None,
+        with_seen: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(dataset, len(instances), batch_size, max_length, **options)
+        self.instances = instances
+        self.partners = partners
+        self.with_seen = with_seen
+
+    def cut(self, indices: np.ndarray, randomness: np.random.Generator) -> Batch:
+        """The batch of these instances."""
         valid = indices >= 0
-        chosen = self.instances.take(np.maximum(indices, 0))
-        items = self.dataset.items
-        targets = items[chosen.ends] if chosen.has_target else np.zeros(len(chosen), dtype=np.int32)
-        partners = seen_rows = seen_items = None
+        indices = np.maximum(indices, 0)
+        chosen = self.instances.take(indices)
+        targets = self.dataset.targets(chosen) if chosen.has_target else np.zeros(len(chosen))
+        batch = Batch(self.histories(chosen), _tensor(targets), _tensor(indices), torch.from_numpy(valid))
         if self.partners is not None:
-            other = self.instances.take(self.partners.draw(np.maximum(indices, 0), randomness))
-            partners = cut_histories(items, other.starts, other.ends, self.max_length)
+            batch.partners = self.histories(self.instances.take(self.partners.draw(indices, randomness)))
         if self.with_seen:
             index, lengths = _ranges(chosen.starts, chosen.ends)
-            seen_items = torch.from_numpy(items[index].astype(np.int64))
-            seen_rows = torch.repeat_interleave(torch.from_numpy(lengths))
-        return Batch(
-            cut_histories(items, chosen.starts, chosen.ends, self.max_length),
-            torch.from_numpy(targets.astype(np.int64)),
-            torch.from_numpy(np.maximum(indices, 0)),
-            torch.from_numpy(valid),
-            partners,
-            seen_rows,
-            seen_items,
+            batch.seen_items = _tensor(self.dataset.items[index])
+            batch.seen_rows = torch.repeat_interleave(_tensor(lengths))
+        return batch
+
+
+class WindowLoader(BatchLoader):
+    """Windows of which each position is a training instance.
+
+    Args:
+        dataset: the sequences.
+        windows: the windows.
+        batch_size: windows a batch and process.
+        max_length: longest history L.
+        kept: which training instances count (a mask); all where None.
+        aligned: how many instances of each window are aligned, drawn anew for each batch; those it has if it has fewer.
+        partners: where set, each batch brings same-target partners of the aligned instances.
+        options: of every loader.
+    """
+
+    def __init__(
+        self,
+        dataset: SequenceDataset,
+        windows: Windows,
+        batch_size: int,
+        max_length: int,
+        kept: np.ndarray | None = None,
+        aligned: int = 0,
+        partners: SameTargetPartners | None = None,
+        **options: Any,
+    ) -> None:
+        self.windows = windows if kept is None else windows.keeping(kept)
+        super().__init__(dataset, len(self.windows), batch_size, max_length, **options)
+        self.instances = dataset.training_instances()
+        self.kept = kept
+        self.aligned = aligned
+        self.partners = partners
+
+    def cut(self, indices: np.ndarray, randomness: np.random.Generator) -> Batch:
+        """The batch of these windows."""
+        chosen = self.windows.take(np.maximum(indices, 0))
+        histories = cut_histories(self.dataset.items, chosen.starts, chosen.ends, self.max_length)
+        instances, _ = _ranges(chosen.firsts, chosen.firsts + chosen.counts)
+        behind = (chosen.ends - chosen.starts).cumsum()  # tokens up to the end of each window
+        places, _ = _ranges(behind - chosen.counts, behind)
+        window = np.repeat(np.arange(len(chosen)), chosen.counts)
+        if self.kept is not None:
+            counted = self.kept[instances]
+            instances, places, window = instances[counted], places[counted], window[counted]
+        batch = Batch(
+            histories,
+            _tensor(self.dataset.targets(self.instances.take(instances))),
+            _tensor(instances),
+            torch.from_numpy(indices[window] >= 0),
+            _tensor(places),
         )
+        if self.aligned:
+            some = instances[_some_of_each(window, self.aligned, randomness)]
+            batch.aligned = self.histories(self.instances.take(some))
+            if self.partners is not None:
+                batch.partners = self.histories(self.instances.take(self.partners.draw(some, randomness)))
+        return batch
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values.astype(np.int64, copy=False))
+
+
+def _some_of_each(group: np.ndarray, most: int, randomness: np.random.Generator) -> np.ndarray:
+    """Indices of at most `most` members of each group, drawn uniformly without replacement.
+
+    Args:
+        group: ascending group of each member, `[n]`.
+        most: how many of each.
+        randomness: where the draws come from.
+    """
+    order = np.lexsort((randomness.random(len(group)), group))
+    sizes = np.bincount(group)
+    number = np.arange(len(group)) - np.repeat(sizes.cumsum() - sizes, sizes)
+    drawn: np.ndarray = order[number < most]
+    return drawn

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
 
-from lares_pl.data.batches import BatchLoader, SameTargetPartners, Shard
+from lares_pl.data.batches import BatchLoader, InstanceLoader, SameTargetPartners, Shard, WindowLoader
 from lares_pl.data.dataset import Instances, SequenceDataset, check_dataset
 from lares_pl.data.formats import Columns
 from lares_pl.data.unseen import read_histories
+from lares_pl.data.windows import training_windows
 from lares_pl.errors import LaresError
 
 
 class SequenceDataModule(L.LightningDataModule):
     """Serves leave-one-out sequences: training on every prefix, validation and test once per user.
 
-    What a batch brings beside histories and targets (partners, seen items) is what the stage says it needs.
+    What a batch brings beside histories and targets (aligned instances, partners, seen items) is what the stage says it needs.
 
     Args:
         dataset: directory of a prepared dataset (`lares prepare`); a later stage takes it from the checkpoint.
         max_length: longest history L, older items are cut off; 20, or the checkpoint's, where None.
-        batch_size: training instances a batch and process.
+        batch_size: training instances, or sequences, a batch and process.
+        instances: how training instances are read. `prefix`: each target with a history of its own, the paper's.
+            `sequence`, for causal blocks: a user's training items once, with a target at each position; users with more than
+            `max_length + 1` training items in windows that overlap by half.
+        aligned_positions: with `sequence`, how many targets of each sequence SPT aligns; 1 where None.
         eval_batch_size: users a batch and process in validation, test and prediction.
         predict: whose next item `predict` ranks for: after a user's whole sequence (`next`), or in place of the held-out
             item (`validation`, `test`).
@@ -42,6 +47,8 @@ class SequenceDataModule(L.LightningDataModule):
         dataset: str | None = None,
         max_length: int | None = None,
         batch_size: int = 1024,
+        instances: Literal["prefix", "sequence"] = "prefix",
+        aligned_positions: int | None = None,
         eval_batch_size: int = 1024,
         predict: Literal["next", "validation", "test"] = "next",
         histories: str | None = None,
@@ -52,9 +59,15 @@ class SequenceDataModule(L.LightningDataModule):
         max_length = 20 if max_length is None else max_length
         if min(max_length, batch_size, eval_batch_size) < 1:
             raise LaresError("data: max_length, batch_size and eval_batch_size must be at least 1")
+        if instances not in ("prefix", "sequence"):
+            raise LaresError(f"data.instances must be prefix or sequence, got {instances}")
+        if aligned_positions is not None and (aligned_positions < 1 or instances == "prefix"):
+            raise LaresError("data.aligned_positions must be at least 1, and says something with data.instances: sequence only")
         self.dataset_path = str(check_dataset(dataset).absolute())
         self.max_length = max_length
         self.batch_size = batch_size
+        self.instances = instances
+        self.aligned_positions = 1 if aligned_positions is None else aligned_positions
         self.eval_batch_size = eval_batch_size
         self.predict = predict
         self.histories = histories
@@ -88,13 +101,13 @@ class SequenceDataModule(L.LightningDataModule):
 
     def _loader(self, instances: Instances, dataset: SequenceDataset | None = None) -> BatchLoader:
         """Evaluation batches, in order."""
-        return BatchLoader(
+        return InstanceLoader(
             self.sequences if dataset is None else dataset,
             instances,
             self.eval_batch_size,
             self.max_length,
-            shard=self._shard,
             with_seen=self._asked("needs_seen"),
+            shard=self._shard,
             pin=self._pin,
         )
 
@@ -108,27 +121,39 @@ class SequenceDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> BatchLoader:
         """Training instances in an order drawn anew each epoch."""
-        instances = self.sequences.training_instances()
-        if self._kept is not None:
-            instances = instances.take(self._kept)
-        if len(instances) < self._shard.world_size:
-            raise LaresError(f"{len(instances)} training instances for {self._shard.world_size} processes: use fewer devices")
-        partners = SameTargetPartners(self.sequences.targets(instances)) if self._asked("needs_partners") else None
-        return BatchLoader(
-            self.sequences,
-            instances,
-            self.batch_size,
-            self.max_length,
-            shuffle=True,
-            seed=self.seed,
-            shard=self._shard,
-            partners=partners,
-            pin=self._pin,
-        )
+        data = self.sequences
+        order: dict[str, Any] = {"shuffle": True, "seed": self.seed, "shard": self._shard, "pin": self._pin}
+        loader: BatchLoader
+        if self.instances == "sequence":
+            windows, aligned = training_windows(data, self.max_length), self._asked("needs_aligned") * self.aligned_positions
+            partners = self._partners(data.training_instances())
+            loader = WindowLoader(data, windows, self.batch_size, self.max_length, self._kept, aligned, partners, **order)
+        else:
+            instances = data.training_instances()
+            instances = instances if self._kept is None else instances.take(self._kept)
+            partners = self._partners(instances)
+            loader = InstanceLoader(data, instances, self.batch_size, self.max_length, partners, **order)
+        if loader.sampler.count < self._shard.world_size:
+            raise LaresError(
+                f"{loader.sampler.count} training instances for {self._shard.world_size} processes: use fewer devices"
+            )
+        return loader
 
-    def instances_loader(self) -> BatchLoader:
-        """All training instances once, in order, for pruning."""
-        return self._loader(self.sequences.training_instances())
+    def _partners(self, instances: Instances) -> SameTargetPartners | None:
+        return SameTargetPartners(self.sequences.targets(instances)) if self._asked("needs_partners") else None
+
+    def instances_loader(self, causal: bool = False) -> BatchLoader:
+        """All training instances once, in order, for pruning.
+
+        Args:
+            causal: the model is, so that a user's first L instances may be read in one go.
+        """
+        if not causal:
+            return self._loader(self.sequences.training_instances())
+        # with prefix instances what lies beyond the first L is read from exactly the history that METHOD defines
+        overlap = None if self.instances == "sequence" else self.max_length
+        windows = training_windows(self.sequences, self.max_length, overlap)
+        return WindowLoader(self.sequences, windows, self.eval_batch_size, self.max_length, shard=self._shard, pin=self._pin)
 
     def val_dataloader(self) -> BatchLoader:
         """One validation instance a user."""

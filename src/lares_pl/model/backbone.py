@@ -88,6 +88,21 @@ def with_dropout(config: BackboneConfig, dropout: float) -> BackboneConfig:
     return replace(config, dropout=dropout, embedder=embedder, pre_block=pre_block, core_block=core_block)
 
 
+def _places(histories: Sequence[Histories], reads: Sequence[Tensor | None]) -> tuple[Tensor, list[int]]:
+    """Tokens to read, counted over all histories of all trajectories, and how many they are of each trajectory.
+
+    Args:
+        histories: of each trajectory.
+        reads: tokens counted within a trajectory's own histories; the last of each history where None.
+    """
+    places, start = [], 0
+    for part, tokens in zip(histories, reads, strict=True):
+        own = part.lengths.cumsum(0) - 1 if tokens is None else tokens
+        places.append(own + start if start else own)
+        start += part.tokens
+    return torch.cat(places), [len(own) for own in places]
+
+
 class RecurrentBackbone(nn.Module):
     """Embeds histories, encodes them once (pre-block), refines every token step by step (core-block).
 
@@ -181,6 +196,7 @@ class RecurrentBackbone(nn.Module):
         depths: Sequence[int],
         noise: Noise | Sequence[Noise] | None = None,
         initial_states: Sequence[Tensor] | None = None,
+        read: Tensor | Sequence[Tensor | None] | None = None,
     ) -> list[Tensor]:
         """User states of every step of several trajectories, run together, each to its own depth.
 
@@ -191,13 +207,17 @@ class RecurrentBackbone(nn.Module):
             depths: number of steps of each trajectory.
             noise: where initial states come from: one source for all trajectories or one for each.
             initial_states: z_0 of each trajectory, in the layout's form, instead of drawing it.
+            read: which tokens' states to give, as indices `[R]` into `histories.items`, for all trajectories or for each
+                one; the last of each history where None. The state at an inner token of a causal model is the user state of
+                the history that ends there.
 
         Returns:
-            For each trajectory the user states `[T, B, d]` of steps 1 … T; for depth 0 the single state `[1, B, d]` of
+            For each trajectory the user states `[T, R, d]` of steps 1 … T; for depth 0 the single state `[1, R, d]` of
             the pre-block.
 
         Raises:
-            LaresError: if a depth is negative, or above 0 in a model without core-block.
+            LaresError: if a depth is negative, or above 0 in a model without core-block; if inner tokens are read of a model
+                that is not causal, so that their states would know later items.
         """
         if min(depths) < 0:
             raise LaresError(f"depth must not be negative, got {min(depths)}")
@@ -207,19 +227,25 @@ class RecurrentBackbone(nn.Module):
         shared = isinstance(histories, Histories)
         each = [histories] * count if isinstance(histories, Histories) else list(histories)
         sources = list(noise) if isinstance(noise, Sequence) else [noise or RandomNoise()] * count
+        reads = [read] * count if read is None or isinstance(read, Tensor) else list(read)
+        if any(tokens is not None for tokens in reads):
+            self.check_causal()
 
-        # deepest first, so that those still reasoning are always the first rows
-        order = sorted(range(count), key=lambda r: -depths[r])
+        # deepest first, so that those still reasoning are always the first rows; then those that need all of the last layer
+        order = sorted(range(count), key=lambda r: (-depths[r], reads[r] is None))
         if shared and not self.training:
             context, layout = self.encode(each[0])
             context, layout = context.repeat(count, *[1] * (context.ndim - 1)), layout.repeat(count)
         else:
             context, layout = self.encode(Histories.concatenate([each[r] for r in order]))
+        places, counts = _places([each[r] for r in order], [reads[r] for r in order])
+        counts_of = dict(zip(order, counts, strict=True))
 
         trajectories: list[list[Tensor]] = [[] for _ in range(count)]
-        for r, state in zip(order, layout.last(context).split([len(each[r]) for r in order]), strict=True):
-            if depths[r] == 0:
-                trajectories[r].append(state)
+        if min(depths) == 0:
+            for r, state in zip(order, layout.at(context, places).split(counts), strict=True):
+                if depths[r] == 0:
+                    trajectories[r].append(state)
 
         state = (
             self._initial_state([each[r] for r in order], [sources[r] for r in order], context)
@@ -236,18 +262,23 @@ class RecurrentBackbone(nn.Module):
             layout = layout.prefix(*size_of(active))
             context, state = context[: layout.shape[0]], state[: layout.shape[0]]
         for t in range(1, max(depths) + 1):
-            going_on, ending = [r for r in active if depths[r] > t], [r for r in active if depths[r] == t]
             x = self._before_last_block(state, context, layout)
-            last = []
+            going_on = [r for r in active if depths[r] > t]
+            whole = [r for r in active if depths[r] > t or reads[r] is not None]
+            ending = active[len(whole) :]  # of these nothing but the last positions is asked for any more
+            states = []
+            if whole:
+                layout_of_whole = layout.prefix(*size_of(whole)) if ending else layout
+                state = self.core_blocks[-1](x[: layout_of_whole.shape[0]], layout_of_whole)
+                states.append(layout_of_whole.at(state, places[: sum(counts_of[r] for r in whole)]))
             if ending:
-                ended = layout.suffix(*size_of(ending)) if going_on else layout
-                last.append(last_states(self.core_blocks[-1], x[x.shape[0] - ended.shape[0] :], ended))
-            if going_on:
-                layout = layout.prefix(*size_of(going_on)) if ending else layout
-                state, context = self.core_blocks[-1](x[: layout.shape[0]], layout), context[: layout.shape[0]]
-                last.insert(0, layout.last(state))
-            for r, states in zip(active, torch.cat(last).split([len(each[r]) for r in active]), strict=True):
-                trajectories[r].append(states)
+                ended = layout.suffix(*size_of(ending)) if whole else layout
+                states.append(last_states(self.core_blocks[-1], x[x.shape[0] - ended.shape[0] :], ended))
+            for r, of_step in zip(active, torch.cat(states).split([counts_of[r] for r in active]), strict=True):
+                trajectories[r].append(of_step)
+            if 0 < len(going_on) < len(active):
+                layout = layout.prefix(*size_of(going_on))
+                context, state = context[: layout.shape[0]], state[: layout.shape[0]]
             active = going_on
         return [torch.stack(states) for states in trajectories]
 
@@ -263,6 +294,16 @@ class RecurrentBackbone(nn.Module):
             `[M, d]`, in the order of `histories.items`.
 
         Raises:
+            LaresError: as `check_causal`.
+        """
+        everywhere = torch.arange(histories.tokens, device=histories.items.device)
+        (states,) = self.rollout(histories, [depth], noise, read=everywhere)
+        return states[-1]
+
+    def check_causal(self) -> None:
+        """Whether states after every prefix of a history can come out of one pass.
+
+        Raises:
             LaresError: if a part of the model is not causal, so that states would know later items.
         """
         leaking = sorted({type(part).__name__ for part in self._parts() if not is_causal(part)})
@@ -270,15 +311,9 @@ class RecurrentBackbone(nn.Module):
             raise LaresError(
                 f"{', '.join(leaking)} lets a position see later ones: the state after an item would already know the next "
                 "item, which it is to predict. Reading every prefix at once needs causal blocks (TransformerBlock, LRUBlock, "
-                "RotaryBlock, or a block of yours that says `causal = True`); serve each prefix as a history of its own instead"
+                "RotaryBlock, or a block of yours that says `causal = True`); serve each prefix as its own history instead "
+                "(data.instances: prefix)"
             )
-        context, layout = self.encode(histories)
-        if depth == 0:
-            return layout.real(context)
-        state = self._initial_state([histories], [noise or RandomNoise()], context)
-        for _ in range(depth):
-            state = self.step(state, context, layout)
-        return layout.real(state)
 
     def _initial_state(self, histories: Sequence[Histories], sources: Sequence[Noise], like: Tensor) -> Tensor:
         """z_0 of all trajectories, each drawn from its own source."""

@@ -7,6 +7,7 @@ A block is called as `block(x, layout)` and need not know which of the two it ge
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from lares_pl.data.histories import Histories
 from lares_pl.model.dropout import dropout
+
+FILLING = 256  # tokens that a group of histories may be filled up with in any case, on a CPU
 
 
 class Layout(ABC):
@@ -60,6 +63,10 @@ class Layout(ABC):
     @abstractmethod
     def last(self, x: Tensor) -> Tensor:
         """State at the last real position of each history: `[*shape, d]` -> `[R, d]`."""
+
+    @abstractmethod
+    def at(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """States of some tokens, counted over all histories without padding: `[*shape, d]`, `[R]` -> `[R, d]`."""
 
     @abstractmethod
     def prefix(self, rows: int, tokens: int) -> Layout:
@@ -181,6 +188,9 @@ class PackedLayout(Layout):
     def last(self, x: Tensor) -> Tensor:
         return x.index_select(0, self._last)
 
+    def at(self, x: Tensor, tokens: Tensor) -> Tensor:
+        return x.index_select(0, tokens)
+
     def prefix(self, rows: int, tokens: int) -> Layout:
         # keep `longest`: the slots stay valid and nothing has to be asked of the device
         return PackedLayout(self.lengths[:rows], self.longest, tokens)
@@ -208,15 +218,13 @@ class PackedLayout(Layout):
     def _by_length(self) -> tuple[list[tuple[int, int]], Tensor, Tensor]:
         """Rows sorted into groups of about one length.
 
-        Lengths are rounded up to an eighth of their size at most. What fills a row up is its last token again: causal
-        attention shows it to no real one.
+        What fills a row up is its last token again: causal attention shows it to no real one.
 
         Returns:
             `(rows, length)` of each group; the token at each place of the groups; the place of each token.
         """
         lengths = self.lengths
-        step = 2 ** (lengths.float().log2().floor() - 2).clamp(min=0).long()
-        rounded = ((lengths + step - 1) // step * step).clamp(max=self.longest)
+        rounded = torch.tensor(_widths(lengths.bincount().tolist()))[lengths]
         order = torch.argsort(rounded, stable=True)
         widths, counts = rounded[order].unique_consecutive(return_counts=True)
         groups = list(zip(counts.tolist(), widths.tolist(), strict=True))
@@ -271,6 +279,11 @@ class PaddedLayout(Layout):
     def last(self, x: Tensor) -> Tensor:
         return x[torch.arange(self.rows, device=x.device), self.lengths - 1]
 
+    def at(self, x: Tensor, tokens: Tensor) -> Tensor:
+        ends = self.lengths.cumsum(0)
+        rows = torch.searchsorted(ends, tokens, right=True)
+        return x[rows, tokens - (ends - self.lengths)[rows]]
+
     def prefix(self, rows: int, tokens: int) -> Layout:
         return PaddedLayout(self.lengths[:rows], self.longest)
 
@@ -288,6 +301,25 @@ class PaddedLayout(Layout):
 
     def real(self, x: Tensor) -> Tensor:
         return x[self.mask]
+
+
+def _widths(counts: Sequence[int]) -> list[int]:
+    """To which width histories of each length are filled up.
+
+    Each group of histories costs a few dozen calls, each token that only fills up costs its arithmetic: a group may hold as
+    many of those as are worth a group of its own.
+
+    Args:
+        counts: number of histories of each length from 0 on.
+    """
+    widths, width, real, filling = [0] * len(counts), len(counts) - 1, 0, 0
+    for length in range(len(counts) - 1, 0, -1):
+        real += counts[length] * length
+        filling += counts[length] * (width - length)
+        if filling > max(FILLING, real / 8):
+            width, real, filling = length, counts[length] * length, 0
+        widths[length] = width
+    return widths
 
 
 def packed(histories: Histories) -> PackedLayout:

@@ -54,6 +54,8 @@ class RankingStage(L.LightningModule):
         init_from: checkpoint whose backbone weights to start from.
     """
 
+    #: what training batches must bring: instances to align (of a sequence), histories with the same targets
+    needs_aligned = False
     needs_partners = False
 
     def __init__(
@@ -121,6 +123,11 @@ class RankingStage(L.LightningModule):
         if self._catalogue is not None:
             _compare_catalogues(self._catalogue, found, data.dataset_path)
         self._catalogue = found
+
+    def check_instances(self, data: SequenceDataModule) -> None:
+        """Refuse to train on every position of a sequence a model that sees later items; raises as `check_causal`."""
+        if data.instances == "sequence":
+            self.backbone.check_causal()
 
     def adopt_catalogue(self, catalogue: dict[str, Any]) -> None:
         """Build the network for a catalogue known from elsewhere than a data module; text vectors are left to load."""
@@ -209,6 +216,7 @@ class RankingStage(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """All training instances; one seed for all processes, from it draws that are shared and noise that is not."""
+        self.check_instances(self.trainer.datamodule)  # type: ignore[attr-defined]
         self.trainer.datamodule.keep(None)  # type: ignore[attr-defined]
         seed = int(self.trainer.strategy.broadcast(torch.initial_seed())) % 2**62
         self._draws = torch.Generator().manual_seed(seed)

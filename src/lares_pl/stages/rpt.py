@@ -48,24 +48,26 @@ def group_loss(
     beta: float,
     noise: Noise | None = None,
     initial_states: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
+    places: Tensor | None = None,
 ) -> GroupOutcome:
     """The GRPO loss of one batch: G trajectories of each instance, each with its own noise and depth.
 
     Args:
         policy: the model that is trained.
         reference: the frozen SPT model, in evaluation mode.
-        histories: B histories.
+        histories: their histories.
         targets: `[B]`.
         depths: T_g of each trajectory, G of them; the reference goes as deep.
         reward: reward of a trajectory from its target's rank at its last step.
         beta: weight of the KL term.
         noise: where initial states come from.
         initial_states: z_0 of the policy's and of the reference's trajectories instead.
+        places: tokens at which the instances' histories end, `[B]`; the last of each history where None.
     """
     starts = (None, None) if initial_states is None else initial_states
-    trajectories = policy.rollout(histories, depths, noise, starts[0])
+    trajectories = policy.rollout(histories, depths, noise, starts[0], places)
     with torch.no_grad():
-        of_reference = reference.rollout(histories, depths, noise, starts[1])
+        of_reference = reference.rollout(histories, depths, noise, starts[1], places)
         reference_log_probs = reference.policy_log_probs(of_reference, targets)
         last = torch.cat([states[-1] for states in trajectories])  # [G * B, d]
         ranks = policy.policy_rank(last, targets.repeat(len(depths))).view(len(depths), -1).T
@@ -164,9 +166,10 @@ class RPT(RankingStage):
             raise LaresError("RPT starts from SPT weights: give init_from (--model.init_from PATH)")
         if self.pruning is None:
             return
-        loader = data.instances_loader()
-        if self._kept is None or len(self._kept) != len(loader.instances):  # a resumed run over the same data has it
-            mine = kept_instances(self.reference, loader, len(loader.instances), self.evaluation_depth, self.pruning)
+        instances = len(data.sequences.training_instances())
+        if self._kept is None or len(self._kept) != instances:  # a resumed run over the same data has it
+            loader = data.instances_loader(self.reference.causal)
+            mine = kept_instances(self.reference, loader, instances, self.evaluation_depth, self.pruning)
             self._kept = self.trainer.strategy.reduce(mine.int(), reduce_op="sum").clamp(max=1).to(torch.uint8).cpu()
         kept = int(self._kept.sum())
         rank_zero_info(
@@ -181,7 +184,15 @@ class RPT(RankingStage):
         """One update from one group of trajectories an instance."""
         depths = [self.backbone_config.depth.sample(self._draws) for _ in range(self.group_size)]
         outcome = group_loss(
-            self.backbone, self.reference, batch.histories, batch.targets, depths, self.reward, self.beta, self._noise
+            self.backbone,
+            self.reference,
+            batch.histories,
+            batch.targets,
+            depths,
+            self.reward,
+            self.beta,
+            self._noise,
+            places=batch.places,
         )
         logged: Mapping[str, Tensor | float] = {
             "loss": outcome.loss.detach(),

@@ -67,6 +67,11 @@ class SPT(RankingStage):
         self.tau = tau
 
     @property
+    def needs_aligned(self) -> bool:  # type: ignore[override]
+        """Whether batches of sequences must say which of their instances are aligned."""
+        return self.alpha > 0 or self.gamma > 0
+
+    @property
     def needs_partners(self) -> bool:  # type: ignore[override]
         """Whether batches must bring histories with the same target."""
         return self.alpha > 0
@@ -79,13 +84,14 @@ class SPT(RankingStage):
 
         histories, depths = [batch.histories], [depth]
         if self.alpha or self.gamma:
-            histories.append(batch.histories)
+            histories.append(batch.histories if batch.aligned is None else batch.aligned)
             depths.append(pair_depth)
         if self.alpha:
             assert batch.partners is not None
             histories.append(batch.partners)
             depths.append(pair_depth)
-        prediction, *pair = self.backbone.rollout(histories, depths, self._noise)
+        read = [batch.places, *[None] * (len(depths) - 1)]
+        prediction, *pair = self.backbone.rollout(histories, depths, self._noise, read=read)
 
         cross_entropy = -self.backbone.target_log_prob(prediction[-1], batch.targets).mean()
         logged = {"ce": cross_entropy.detach(), "depth": depth}
