@@ -101,8 +101,8 @@ def run(options: argparse.Namespace) -> None:
         core_layers=options.layers if recurrent else 0,
         depth=PoissonLogNormal(4) if recurrent else ConstantDepth(0),
     )
-    weights = {} if recurrent else {"alpha": 0.0, "gamma": 0.0}
-    stage = SPT(config, optimizer=partial(torch.optim.Adam, lr=options.lr), **weights)
+    alpha, gamma = (0.1, 0.5) if recurrent else (0.0, 0.0)
+    stage = SPT(config, alpha, gamma, optimizer=partial(torch.optim.Adam, lr=options.lr))
     data = SequenceDataModule(options.dataset, batch_size=options.batch, instances=options.instances, seed=options.seed)
     budget = Budget(options.cpu, options.targets)
     trainer = L.Trainer(

@@ -97,12 +97,12 @@ class _Counting:
             configure()
             rollout = model.backbone.rollout
 
-            def watched(histories: Any, depths: Any, *rest: Any) -> Any:
+            def watched(histories: Any, depths: Any, *rest: Any, **named: Any) -> Any:
                 if model.training:
                     counted.append(len(depths))
-                return rollout(histories, depths, *rest)
+                return rollout(histories, depths, *rest, **named)
 
-            model.backbone.rollout = watched  # type: ignore[assignment, method-assign]
+            model.backbone.rollout = watched  # type: ignore[method-assign]
 
         model.configure_model = configure_and_watch  # type: ignore[method-assign]
 
@@ -319,9 +319,9 @@ def test_warmup_cosine() -> None:
 def test_the_next_stage_trains_on_all_instances_again(spt_checkpoint: Path, toy_dataset: Path, tmp_path: Path) -> None:
     module = data(toy_dataset)
     trainer(tmp_path, max_steps=1).fit(RPT(str(spt_checkpoint), group_size=2, pruning=Pruning(1, 3)), module)
-    pruned = len(module.train_dataloader().instances)
+    pruned = module.train_dataloader().sampler.count
     trainer(tmp_path, max_steps=1).fit(SPT(SMALL), module)
-    assert pruned < len(module.train_dataloader().instances) == len(module.sequences.training_instances())
+    assert pruned < module.train_dataloader().sampler.count == len(module.sequences.training_instances())
 
 
 def test_the_policys_dropout_reaches_blocks_that_set_their_own(spt_checkpoint: Path) -> None:
