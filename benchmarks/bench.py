@@ -118,7 +118,7 @@ def spt_step(data: SequenceDataset) -> Case:
         depth, pair = depths_of(repetition, 2)
         assert batch.partners is not None
         prediction, a, b = model.rollout([batch.histories, batch.histories, batch.partners], [depth, pair, pair])
-        cross_entropy = -model.target_log_prob(prediction[-1], batch.targets).mean()
+        cross_entropy = model.cross_entropy(prediction[-1], batch.targets)
         trajectory, step = alignment_loss(a, b, repetition % pair, 1.0)
         update(cross_entropy + 0.1 * trajectory + 0.5 * step)
 

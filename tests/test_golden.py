@@ -150,7 +150,7 @@ def test_forward(golden: Golden) -> None:
     expected = golden["forward/step_log_probs"]
     whole = scoring.scores(states.flatten(0, 1), backbone.item_vectors, backbone.policy_similarity)
     assert_close(whole.log_softmax(-1).view(steps, *expected[:, 0].shape).transpose(0, 1), expected)
-    (of_target,) = backbone.policy_log_probs([states], golden.targets)
+    of_target = backbone.policy_log_prob(states.flatten(0, 1), golden.targets.repeat(steps)).view(steps, -1)
     assert_close(of_target.T, expected.gather(2, golden.targets[:, None, None].expand(-1, steps, 1)).squeeze(2))
     assert_close(backbone.scores(states[3]), golden["forward/ranking_scores_depth4"])
 
@@ -172,7 +172,7 @@ def spt_outcome(golden: Golden) -> dict[str, Tensor]:
         initial_states=[golden.initial_state(i + 1, part, backbone) for i, part in enumerate(histories)],
     )
     tau, alpha, gamma = (float(golden[f"spt/{name}"]) for name in ("tau", "alpha", "gamma"))
-    cross_entropy = -backbone.target_log_prob(prediction[-1], golden.targets).mean()
+    cross_entropy = backbone.cross_entropy(prediction[-1], golden.targets)
     normalise = backbone.config.similarity.normalise
     trajectory, step = alignment_loss(normalise(a), normalise(b), int(golden["spt/step_index"]), tau)
     loss = cross_entropy + alpha * trajectory + gamma * step

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lares_pl import NDCGReward, RecallReward
 from lares_pl.metrics import ranking_metrics
 from lares_pl.objectives.alignment import alignment, info_nce
-from lares_pl.objectives.policy import group_advantages, grpo
+from lares_pl.objectives.policy import group_advantages, grpo, step_weights
 
 
 def test_info_nce_by_hand() -> None:
@@ -36,21 +36,26 @@ def test_group_advantages_by_hand() -> None:
 
 
 def test_grpo_by_hand() -> None:
-    log_probs = [torch.tensor([[-1.0]], requires_grad=True), torch.tensor([[-2.0], [-3.0]], requires_grad=True)]
-    reference = [torch.tensor([[-1.5]]), torch.tensor([[-2.0], [-2.0]])]
-    advantages = torch.tensor([[0.7, -0.7]])
-    loss, kl = grpo(log_probs, reference, advantages, beta=0.5)
+    # one instance, two trajectories of one and of two steps
+    log_probs = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
+    reference, advantages = torch.tensor([-1.5, -2.0, -2.0]), torch.tensor([0.7, -0.7, -0.7])
+    weights = step_weights([1, 2], instances=1)
+    assert weights.tolist() == [0.5, 0.25, 0.25]
+    terms = grpo(log_probs, reference, advantages, beta=0.5)
     k3 = [math.exp(-0.5) + 0.5 - 1, 0.0, math.exp(1) - 1 - 1]
     expected_kl = (k3[0] + (k3[1] + k3[2]) / 2) / 2
-    assert kl.item() == pytest.approx(expected_kl, rel=1e-6)
+    assert float((weights * terms.kl).sum()) == pytest.approx(expected_kl, rel=1e-6)
+    loss = (weights * terms.loss).sum()
     assert loss.item() == pytest.approx(0.5 * expected_kl - (0.7 - 0.7) / 2, rel=1e-6)
     loss.backward()
     # d loss / d log pi = -(A + beta * (exp(q) - 1)) / (T * G)
-    assert log_probs[0].grad is not None
-    assert log_probs[1].grad is not None
-    assert float(log_probs[0].grad) == pytest.approx(-(0.7 + 0.5 * (math.exp(-0.5) - 1)) / 2, rel=1e-5)
-    expected = [0.7 / 4, (0.7 - 0.5 * (math.exp(1) - 1)) / 4]
-    assert log_probs[1].grad.flatten().tolist() == pytest.approx(expected, rel=1e-5)
+    assert log_probs.grad is not None
+    expected = [-(0.7 + 0.5 * (math.exp(-0.5) - 1)) / 2, 0.7 / 4, (0.7 - 0.5 * (math.exp(1) - 1)) / 4]
+    assert log_probs.grad.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_step_weights() -> None:
+    assert step_weights([2, 1, 0], instances=5).tolist() == pytest.approx([1 / 30, 1 / 30, 1 / 15, 1 / 15])
 
 
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=40))

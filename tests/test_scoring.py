@@ -30,21 +30,44 @@ def material(rows: int = 7, items: int = 12, size: int = 4) -> tuple[Tensor, Ten
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
-def test_target_log_prob_and_gradient_equal_log_softmax(similarity: Similarity) -> None:
+@pytest.mark.parametrize("size", [1.0, 60.0])
+def test_log_probs_losses_and_gradients_equal_log_softmax(similarity: Similarity, size: float) -> None:
     states, vectors, targets = material()
+    states = states * size  # scores in the hundreds: nothing may overflow
     weights = torch.linspace(-1, 1, len(states))
     results = []
-    for chunked in (True, False):
+    for tiled in (True, False):
         s, v = states.clone().requires_grad_(), vectors.clone().requires_grad_()
-        if chunked:
-            value = scoring.target_log_prob(s, v, targets, similarity)
+        if tiled:
+            # not linear, so that its gradient depends on the log-probabilities
+            value, log_probs = scoring.target_loss(s, v, targets, similarity, lambda p, rows: (weights[rows] * p.sin()).sum())
+            assert not log_probs.requires_grad
+            torch.testing.assert_close(scoring.target_log_prob(s, v, targets, similarity), log_probs)
         else:
             left, right = similarity.transform(s, v)
-            value = (left @ right.T).log_softmax(dim=1).gather(1, targets[:, None]).squeeze(1)
-        (value * weights).sum().backward()
-        results.append((value.detach(), s.grad, v.grad))
+            log_probs = (left @ right.T).log_softmax(dim=1).gather(1, targets[:, None]).squeeze(1)
+            value = (weights * log_probs.sin()).sum()
+        (3 * value).backward()
+        results.append((value.detach(), log_probs.detach(), s.grad, v.grad))
     for ours, plain in zip(*results, strict=True):
-        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4 if size > 1 else 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_sums_in_float32(dtype: torch.dtype) -> None:
+    states, vectors, targets = (x.to(dtype) if x.is_floating_point() else x for x in material())
+    s, v = states.clone().requires_grad_(), vectors.clone().requires_grad_()
+    value, log_probs = scoring.target_loss(s, v, targets, DotSimilarity(), lambda p, _: p.sum())
+    value.backward()
+    assert log_probs.dtype == value.dtype == torch.float32
+    wide, wide_v = states.float().requires_grad_(), vectors.float().requires_grad_()
+    plain = (wide @ wide_v.T).log_softmax(dim=1).gather(1, targets[:, None]).sum()
+    plain.backward()
+    torch.testing.assert_close(value, plain, rtol=2e-2, atol=2e-2)
+    assert s.grad is not None
+    assert v.grad is not None
+    torch.testing.assert_close(s.grad.float(), wide.grad, rtol=5e-2, atol=5e-2)
+    torch.testing.assert_close(v.grad.float(), wide_v.grad, rtol=5e-2, atol=5e-2)
 
 
 def naive_rank(scores: Tensor, target: int, excluded: set[int]) -> int:

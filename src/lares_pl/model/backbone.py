@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -329,25 +329,24 @@ class RecurrentBackbone(nn.Module):
         """How the policy of RPT compares states and items."""
         return self.config.policy_similarity or self.config.similarity
 
+    def cross_entropy(self, states: Tensor, targets: Tensor) -> Tensor:
+        """Mean of `-log softmax(scores)[target]`: states `[R, d]`, targets `[R]` -> scalar."""
+        share = 1 / len(targets)
+        similarity = self.config.similarity
+        value, _ = scoring.target_loss(states, self.item_vectors, targets, similarity, lambda p, rows: -share * p.sum())
+        return value
+
     def target_log_prob(self, states: Tensor, targets: Tensor) -> Tensor:
-        """`log softmax(scores)[target]`: states `[R, d]`, targets `[R]` -> `[R]`."""
+        """`log softmax(scores)[target]`, without gradient: states `[R, d]`, targets `[R]` -> `[R]`."""
         return scoring.target_log_prob(states, self.item_vectors, targets, self.config.similarity)
 
-    def policy_log_probs(self, trajectories: Sequence[Tensor], targets: Tensor) -> list[Tensor]:
-        """`log pi_t(target)` of every step of several trajectories, scored in one pass.
+    def policy_log_prob(self, states: Tensor, targets: Tensor) -> Tensor:
+        """`log pi(target)`, without gradient: states `[R, d]`, targets `[R]` -> `[R]`."""
+        return scoring.target_log_prob(states, self.item_vectors, targets, self.policy_similarity)
 
-        Args:
-            trajectories: user states of each, `[T_g, B, d]`.
-            targets: `[B]`.
-
-        Returns:
-            For each trajectory `[T_g, B]`.
-        """
-        states = torch.cat(list(trajectories))  # [sum T_g, B, d]
-        flat = scoring.target_log_prob(
-            states.flatten(0, 1), self.item_vectors, targets.repeat(len(states)), self.policy_similarity
-        )
-        return list(flat.view(len(states), -1).split([len(states) for states in trajectories]))
+    def policy_loss(self, states: Tensor, targets: Tensor, loss: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor]:
+        """A loss of `log pi(target)`, and these `[R]` without gradient; as `scoring.target_loss`."""
+        return scoring.target_loss(states, self.item_vectors, targets, self.policy_similarity, loss)
 
     def policy_rank(self, states: Tensor, targets: Tensor) -> Tensor:
         """Rank of each target in the policy's list: states `[B, d]`, targets `[B]` -> `[B]`."""

@@ -1,7 +1,7 @@
 """Scores of states against the catalogue, without ever writing all of them down.
 
-Three questions: the log-probability of the target, its rank, the best k. Each goes through the scores tile by tile, so that
-memory does not grow with rows times catalogue; the gradient of the log-probability computes its tiles again.
+Questions: the log-probability of the target, a loss of it, its rank, the best k. Each goes through the scores tile by tile, so
+that memory does not grow with rows times catalogue; a loss takes its gradient from the tiles of its rows while they are there.
 `scores` gives the whole matrix, for small catalogues and tests.
 
 Item 0 (padding) is a class of the softmax, as in the reference implementation; it is never ranked or recommended.
@@ -9,8 +9,9 @@ Item 0 (padding) is a class of the softmax, as in the reference implementation; 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,40 +81,114 @@ def _tile(states: Tensor, items: Tensor) -> tuple[int, int]:
     return max(1, CHUNK // items.shape[0]), items.shape[0]
 
 
-class _TargetLogProb(torch.autograd.Function):
-    """`log softmax(states items^T)[target]`; the backward pass computes each tile's scores again."""
+def _log_probs(
+    states: Tensor, items: Tensor, targets: Tensor, rows: slice, tiles: list[Tensor] | None = None
+) -> tuple[Tensor, list[Tensor]]:
+    """Log-probabilities of the targets of some rows.
+
+    Args:
+        states: transformed states times log2(e), `[R, d]`: two's powers are cheaper than e's.
+        items: transformed item vectors, `[N + 1, d]`.
+        targets: `[R]`.
+        rows: which rows.
+        tiles: where given, takes `2^(score - height)` of each tile, `[rows, classes]`.
+
+    Returns:
+        The log-probabilities `[rows]`, and for each tile `height - log2(normaliser)`, `[rows]`.
+    """
+    _, classes_step = _tile(states, items)
+    heights, sums = [], []
+    for part in _slices(items.shape[0], classes_step):
+        tile = _wide(states[rows] @ items[part].T)
+        height = tile.amax(dim=1)
+        tile.sub_(height[:, None]).exp2_()
+        heights.append(height)
+        sums.append(tile.sum(dim=1))
+        if tiles is not None:
+            tiles.append(tile)
+    top = torch.stack(heights).amax(dim=0)
+    total = torch.stack([s * (height - top).exp2() for s, height in zip(sums, heights, strict=True)]).sum(dim=0)
+    normaliser = top + total.log2()
+    own = _wide((states[rows] * items[targets[rows]]).sum(dim=1))
+    return (own - normaliser) * math.log(2), [height - normaliser for height in heights]
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _subtract_product(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """`out -= a b`, in the precision of `out`, whatever a and b are in."""
+    if a.dtype == b.dtype == out.dtype:
+        out.addmm_(a, b, alpha=-1)
+    else:
+        out.sub_(a.to(b.dtype) @ b)
+
+
+class _TargetLoss(torch.autograd.Function):
+    """A loss of log-probabilities; its gradient is taken in the forward pass, a few rows at a time."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, items: Tensor, targets: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, states: Tensor, items: Tensor, targets: Tensor, loss: Callable[[Tensor, slice], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        wide = _wide(states[:0]).dtype
+        log_probs = torch.empty(states.shape[0], dtype=wide, device=states.device)
+        value = log_probs.new_zeros(())
+        to_states = torch.zeros_like(states, dtype=wide)
+        to_items = torch.zeros_like(items, dtype=wide)
+        scaled = states * math.log2(math.e)
         rows_step, classes_step = _tile(states, items)
         parts = list(_slices(items.shape[0], classes_step))
-        normaliser = states.new_empty(states.shape[0], dtype=torch.float32)
         for rows in _slices(states.shape[0], rows_step):
-            sums = [torch.logsumexp((states[rows] @ items[part].T).float(), dim=1) for part in parts]
-            normaliser[rows] = torch.logsumexp(torch.stack(sums), dim=0)
-        ctx.save_for_backward(states, items, targets, normaliser)
-        return (states * items[targets]).sum(dim=1, dtype=torch.float32) - normaliser
+            tiles: list[Tensor] = []
+            log_probs[rows], heights = _log_probs(scaled, items, targets, rows, tiles)
+            with torch.enable_grad():
+                of_rows = log_probs[rows].clone().requires_grad_()
+                share = loss(of_rows, rows)
+                (gradient,) = torch.autograd.grad(share, of_rows)
+            value += share.detach()
+            # d log p(y) / d scores = onehot(y) - softmax(scores)
+            own, weight = targets[rows], gradient.to(states.dtype)[:, None]
+            to_states[rows] += weight * items[own]
+            to_items.index_add_(0, own, (weight * states[rows]).to(wide))
+            for part, tile, height in zip(parts, tiles, heights, strict=True):
+                shares = tile.mul_((gradient * height.exp2())[:, None])
+                _subtract_product(to_states[rows], shares, items[part])
+                _subtract_product(to_items[part], shares.T, states[rows])
+        ctx.save_for_backward(to_states.to(states.dtype), to_items.to(items.dtype))
+        ctx.mark_non_differentiable(log_probs)
+        return value, log_probs
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        (gradient,) = gradients
-        states, items, targets, normaliser = ctx.saved_tensors
-        rows_step, classes_step = _tile(states, items)
-        # d log p(y) / d scores = onehot(y) - softmax(scores)
-        weight = gradient.to(states.dtype)[:, None]
-        to_states = weight * items[targets]
-        to_items = torch.zeros_like(items).index_add_(0, targets, weight * states)
-        for rows in _slices(states.shape[0], rows_step):
-            for part in _slices(items.shape[0], classes_step):
-                scores = (states[rows] @ items[part].T).float()
-                shares = scores.sub_(normaliser[rows, None]).exp_().mul_(gradient[rows, None]).to(items.dtype)
-                to_states[rows].addmm_(shares, items[part], alpha=-1)
-                to_items[part].addmm_(shares.T, states[rows], alpha=-1)
-        return to_states, to_items, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        to_states, to_items = ctx.saved_tensors
+        return to_states * gradients[0], to_items * gradients[0], None, None
 
 
+def target_loss(
+    states: Tensor, items: Tensor, targets: Tensor, similarity: Similarity, loss: Callable[[Tensor, slice], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """A loss that is a sum over rows of what each target's log-probability gives; differentiable once.
+
+    Args:
+        states: `[R, d]`.
+        items: item vectors with the padding row, `[N + 1, d]`.
+        targets: item indices, `[R]`.
+        similarity: how states and items are compared.
+        loss: the share of some rows, a scalar, from their log-probabilities `[rows]` and which rows they are.
+
+    Returns:
+        The loss, and the log-probability of each target `[R]`, without gradient.
+    """
+    value, log_probs = _TargetLoss.apply(*similarity.transform(states, items), targets, loss)  # type: ignore[no-untyped-call]
+    return value, log_probs
+
+
+@torch.no_grad()
 def target_log_prob(states: Tensor, items: Tensor, targets: Tensor, similarity: Similarity) -> Tensor:
-    """Log-probability of each target under the softmax over the catalogue.
+    """Log-probability of each target under the softmax over the catalogue; without gradient (`target_loss` has one).
 
     Args:
         states: `[R, d]`.
@@ -122,10 +197,15 @@ def target_log_prob(states: Tensor, items: Tensor, targets: Tensor, similarity: 
         similarity: how states and items are compared.
 
     Returns:
-        `[R]`, float32.
+        `[R]`, float32 (float64 for states in float64).
     """
-    out: Tensor = _TargetLogProb.apply(*similarity.transform(states, items), targets)  # type: ignore[no-untyped-call]
-    return out
+    left, right = similarity.transform(states, items)
+    left = left * math.log2(math.e)
+    rows_step, _ = _tile(left, right)
+    log_probs = torch.empty(len(left), dtype=_wide(left[:0]).dtype, device=left.device)
+    for rows in _slices(len(left), rows_step):
+        log_probs[rows], _ = _log_probs(left, right, targets, rows)
+    return log_probs
 
 
 def scores(states: Tensor, items: Tensor, similarity: Similarity) -> Tensor:

@@ -22,30 +22,42 @@ def group_advantages(rewards: Tensor) -> Tensor:
     return (rewards - rewards.mean(dim=1, keepdim=True)) / (spread + 1e-4)
 
 
-class PolicyLoss(NamedTuple):
-    """What one batch of groups gives; scalars."""
+class PolicyTerms(NamedTuple):
+    """What each step of each trajectory gives, `[R]`."""
 
     loss: Tensor
     kl: Tensor
 
 
-def grpo(log_probs: Sequence[Tensor], reference_log_probs: Sequence[Tensor], advantages: Tensor, beta: float) -> PolicyLoss:
-    """`-mean_{i,g} 1/T_g sum_t [ pi_t / stopgrad(pi_t) * A_g - beta * (exp(q) - q - 1) ]`, `q = log pi_ref_t - log pi_t`.
+def grpo(log_probs: Tensor, reference_log_probs: Tensor, advantages: Tensor, beta: float) -> PolicyTerms:
+    """`-(pi_t / stopgrad(pi_t) * A_g - beta * (exp(q) - q - 1))` of each step, `q = log pi_ref_t - log pi_t`.
+
+    The loss is their sum weighted with `step_weights`.
 
     Args:
-        log_probs: for each of G trajectories, log pi_t(y) of every step, `[T_g, B]`.
-        reference_log_probs: the same of the reference policy.
-        advantages: `[B, G]`.
+        log_probs: log pi_t(y) of R steps, `[R]`.
+        reference_log_probs: the same of the reference policy, `[R]`.
+        advantages: of the steps' trajectories, `[R]`.
         beta: weight of the KL term.
 
     Returns:
-        The loss, and the mean of the KL estimate (Schulman's k3) as weighted in the loss.
+        The terms, and the estimates of the KL divergence in them (Schulman's k3).
     """
-    policy_terms, kl_terms = [], []
-    for g, (log_prob, reference) in enumerate(zip(log_probs, reference_log_probs, strict=True)):
-        ratio = torch.exp(log_prob - log_prob.detach())  # 1 in value; carries the gradient of log pi
-        q = reference - log_prob
-        policy_terms.append((ratio * advantages[:, g]).mean(dim=0))
-        kl_terms.append((torch.exp(q) - q - 1).mean(dim=0))
-    kl = torch.stack(kl_terms).mean()
-    return PolicyLoss(beta * kl - torch.stack(policy_terms).mean(), kl)
+    ratio = torch.exp(log_probs - log_probs.detach())  # 1 in value; carries the gradient of log pi
+    q = reference_log_probs - log_probs
+    kl = torch.exp(q) - q - 1
+    return PolicyTerms(beta * kl - ratio * advantages, kl)
+
+
+def step_weights(depths: Sequence[int], instances: int) -> Tensor:
+    """`1 / (B G T_g)`: the weight of each step in `mean_{i,g} 1/T_g sum_t`.
+
+    Args:
+        depths: T_g of each trajectory.
+        instances: B.
+
+    Returns:
+        `[sum T_g]`; a step of trajectory after trajectory.
+    """
+    steps = torch.tensor(depths).clamp(min=1)  # a trajectory of depth 0 gives one state
+    return torch.repeat_interleave(1 / (instances * len(depths) * steps), steps)

@@ -21,7 +21,7 @@ from lares_pl.data.histories import Histories
 from lares_pl.errors import LaresError
 from lares_pl.model.backbone import BackboneConfig, RecurrentBackbone, with_dropout
 from lares_pl.model.recurrence import Noise
-from lares_pl.objectives.policy import group_advantages, grpo
+from lares_pl.objectives.policy import group_advantages, grpo, step_weights
 from lares_pl.objectives.rewards import RecallReward, Reward
 from lares_pl.stages.checkpoint import KEY, read_checkpoint
 from lares_pl.stages.pruning import Pruning, kept_instances
@@ -65,18 +65,28 @@ def group_loss(
         places: tokens at which the instances' histories end, `[B]`; the last of each history where None.
     """
     starts = (None, None) if initial_states is None else initial_states
+    instances = len(targets)
     trajectories = policy.rollout(histories, depths, noise, starts[0], places)
+    steps = torch.cat(trajectories).flatten(0, 1)  # [sum T_g * B, d]
+    of_step = targets.repeat(len(steps) // instances)
     with torch.no_grad():
-        of_reference = reference.rollout(histories, depths, noise, starts[1], places)
-        reference_log_probs = reference.policy_log_probs(of_reference, targets)
+        of_reference = torch.cat(reference.rollout(histories, depths, noise, starts[1], places)).flatten(0, 1)
+        reference_log_probs = reference.policy_log_prob(of_reference, of_step)
         last = torch.cat([states[-1] for states in trajectories])  # [G * B, d]
         ranks = policy.policy_rank(last, targets.repeat(len(depths))).view(len(depths), -1).T
         rewards = reward(ranks)
         advantages = group_advantages(rewards)
-    log_probs = policy.policy_log_probs(trajectories, targets)
-    loss, kl = grpo(log_probs, reference_log_probs, advantages, beta)
+        weights = step_weights(depths, instances).to(steps.device).repeat_interleave(instances)
+        of_trajectory = torch.cat([a.repeat(len(t)) for a, t in zip(advantages.T, trajectories, strict=True)])
+
+    def loss_of(log_probs: Tensor, rows: slice) -> Tensor:
+        terms = grpo(log_probs, reference_log_probs[rows], of_trajectory[rows], beta)
+        return (weights[rows] * terms.loss).sum()
+
+    loss, log_probs = policy.policy_loss(steps, of_step, loss_of)
+    kl = (weights * grpo(log_probs, reference_log_probs, of_trajectory, beta).kl).sum()
     deepest = max(trajectories, key=len)
-    return GroupOutcome(loss, kl.detach(), rewards, advantages, step_residual(deepest) if len(deepest) > 1 else None)
+    return GroupOutcome(loss, kl, rewards, advantages, step_residual(deepest) if len(deepest) > 1 else None)
 
 
 class RPT(RankingStage):

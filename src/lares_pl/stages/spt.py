@@ -93,7 +93,7 @@ class SPT(RankingStage):
         read = [batch.places, *[None] * (len(depths) - 1)]
         prediction, *pair = self.backbone.rollout(histories, depths, self._noise, read=read)
 
-        cross_entropy = -self.backbone.target_log_prob(prediction[-1], batch.targets).mean()
+        cross_entropy = self.backbone.cross_entropy(prediction[-1], batch.targets)
         logged = {"ce": cross_entropy.detach(), "depth": depth}
         loss = cross_entropy
         if pair:
