@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lares_pl import Histories
+from lares_pl.model.attention import shelves
 from lares_pl.model.layout import packed, padded
 
 
@@ -26,7 +27,7 @@ def by_hand(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], heads: int) -> 
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=9), st.integers(1, 2))
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=9), st.integers(1, 2))
 def test_attention_equals_attention_by_hand(lengths: list[int], heads: int) -> None:
     histories = Histories.from_lists([[1] * length for length in lengths])
     layout = packed(histories)
@@ -41,7 +42,7 @@ def test_attention_equals_attention_by_hand(lengths: list[int], heads: int) -> N
         for ours, theirs in zip(torch.autograd.grad(out.pow(2).sum(), (q, k, v)), wanted, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(layout.last_attention(q[last], k, v, heads, 0.0), expected[last], rtol=1e-4, atol=1e-5)
-    wide = padded(histories, 41)
+    wide = padded(histories, 61)
     real = wide.mask
 
     def spread(x: Tensor) -> Tensor:
@@ -54,11 +55,11 @@ def test_attention_equals_attention_by_hand(lengths: list[int], heads: int) -> N
     torch.testing.assert_close(out, expected[last], rtol=1e-4, atol=1e-5)
 
 
-def test_groups_waste_little() -> None:
-    lengths = torch.arange(1, 201)
-    layout = packed(Histories(torch.ones(int(lengths.sum()), dtype=torch.int64), lengths, 200))
-    groups, gather, scatter = layout._by_length
-    assert len(groups) < 30
-    assert sum(rows for rows, _ in groups) == 200
-    assert len(gather) < 1.15 * layout.tokens
-    assert torch.equal(gather[scatter], torch.arange(layout.tokens))
+def test_shelves_waste_little() -> None:
+    lengths = torch.arange(1, 201).repeat(20)
+    placed = shelves(lengths)
+    assert len(placed.groups) < 20
+    assert len(placed.token) < 1.1 * int(lengths.sum())
+    tokens = torch.arange(int(lengths.sum()))
+    assert torch.equal(placed.token[placed.place], tokens)
+    assert torch.equal(placed.token_or_none[placed.token_or_none < len(tokens)].sort().values, tokens)

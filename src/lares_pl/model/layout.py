@@ -7,17 +7,14 @@ A block is called as `block(x, layout)` and need not know which of the two it ge
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lares_pl.data.histories import Histories
+from lares_pl.model.attention import Shelves, causal_attention, shelves
 from lares_pl.model.dropout import dropout
-
-FILLING = 256  # tokens that a group of histories may be filled up with in any case, on a CPU
 
 
 class Layout(ABC):
@@ -103,7 +100,7 @@ class Layout(ABC):
         Returns:
             `[*shape, d]`.
         """
-        return self.unpad(_attention(self.pad(q), self.pad(k), self.pad(v), heads, p, self._visible_keys))
+        return self.unpad(causal_attention(self.pad(q), self.pad(k), self.pad(v), heads, p, self._mask_of_keys))
 
     def last_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, p: float) -> Tensor:
         """Attention of the last token of each history over the whole of it.
@@ -125,33 +122,12 @@ class Layout(ABC):
         return (dropout(scores.softmax(dim=-1), p) @ values).view(rows, size)
 
     @cached_property
-    def _visible_keys(self) -> Tensor | None:
-        """Which keys each query sees, `[R, 1, longest, longest]`; None where the causal mask says it all.
+    def _mask_of_keys(self) -> Tensor | None:
+        """-inf at what a query does not see, `[R, 1, longest, longest]`; None where the causal mask says it all.
 
         It does unless states at padding are looked at: histories are left-aligned, so no real token sees padding.
         """
         return None
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int, p: float, visible: Tensor | None) -> Tensor:
-    """Causal attention of padded rows.
-
-    Args:
-        q, k, v: `[R, L, d]`.
-        heads: number of heads.
-        p: probability of dropping an attention weight.
-        visible: which keys each query sees, `[R, 1, L, L]`; all up to itself where None.
-    """
-    rows, length, size = q.shape
-    q, k, v = (x.view(rows, length, heads, size // heads).transpose(1, 2) for x in (q, k, v))
-    if p > 0 and q.device.type == "cpu":  # PyTorch's own path would write the weights down as well, and draw them dearly
-        scores = (q * (size // heads) ** -0.5) @ k.transpose(-1, -2)
-        if visible is None:
-            visible = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
-        out = dropout(scores.masked_fill(~visible, -torch.inf).softmax(dim=-1), p) @ v
-    else:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=p, is_causal=visible is None)
-    return out.transpose(1, 2).reshape(rows, length, size)
 
 
 class PackedLayout(Layout):
@@ -202,40 +178,13 @@ class PackedLayout(Layout):
         return PackedLayout(self.lengths.repeat(times), self.longest, self.tokens * times)
 
     def causal_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, p: float) -> Tensor:
-        if q.device.type != "cpu" or self._full:
+        if q.device.type != "cpu":
             return super().causal_attention(q, k, v, heads, p)
-        # histories of about one length together, so that hardly anything is padded
-        groups, gather, scatter = self._by_length
-        q, k, v = (x.index_select(0, gather) for x in (q, k, v))
-        parts, start = [], 0
-        for rows, length in groups:
-            part = slice(start, start := start + rows * length)
-            rows_q, rows_k, rows_v = (x[part].view(rows, length, -1) for x in (q, k, v))
-            parts.append(_attention(rows_q, rows_k, rows_v, heads, p, None).flatten(0, 1))
-        return torch.cat(parts).index_select(0, scatter)
+        return self._shelves.causal_attention(q, k, v, heads, p)
 
     @cached_property
-    def _by_length(self) -> tuple[list[tuple[int, int]], Tensor, Tensor]:
-        """Rows sorted into groups of about one length.
-
-        What fills a row up is its last token again: causal attention shows it to no real one.
-
-        Returns:
-            `(rows, length)` of each group; the token at each place of the groups; the place of each token.
-        """
-        lengths = self.lengths
-        rounded = torch.tensor(_widths(lengths.bincount().tolist()))[lengths]
-        order = torch.argsort(rounded, stable=True)
-        widths, counts = rounded[order].unique_consecutive(return_counts=True)
-        groups = list(zip(counts.tolist(), widths.tolist(), strict=True))
-        width_of_row = rounded[order]
-        row_of_place = torch.repeat_interleave(order, width_of_row)
-        first_place = width_of_row.cumsum(0) - width_of_row
-        position = torch.arange(len(row_of_place)) - torch.repeat_interleave(first_place, width_of_row)
-        starts = self._last + 1 - lengths
-        gather = starts[row_of_place] + torch.minimum(position, lengths[row_of_place] - 1)
-        place_of_row = torch.empty_like(order).index_copy_(0, order, first_place)
-        return groups, gather, place_of_row[self._row] + self._positions
+    def _shelves(self) -> Shelves:
+        return shelves(self.lengths)
 
     def pad(self, x: Tensor) -> Tensor:
         if self._full:
@@ -269,9 +218,10 @@ class PaddedLayout(Layout):
         return torch.arange(self.rows, device=self.lengths.device)[:, None].expand(self.shape)
 
     @cached_property
-    def _visible_keys(self) -> Tensor | None:
+    def _mask_of_keys(self) -> Tensor | None:
         earlier = torch.ones(self.longest, self.longest, dtype=torch.bool, device=self.lengths.device).tril()
-        return earlier & self.mask[:, None, None, :]  # a query at padding still sees the whole history
+        seen = earlier & self.mask[:, None, None, :]  # a query at padding still sees the whole history
+        return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, -torch.inf)
 
     def arrange(self, items: Tensor) -> Tensor:
         return items.new_zeros(self.shape).masked_scatter(self.mask, items)
@@ -301,25 +251,6 @@ class PaddedLayout(Layout):
 
     def real(self, x: Tensor) -> Tensor:
         return x[self.mask]
-
-
-def _widths(counts: Sequence[int]) -> list[int]:
-    """To which width histories of each length are filled up.
-
-    Each group of histories costs a few dozen calls, each token that only fills up costs its arithmetic: a group may hold as
-    many of those as are worth a group of its own.
-
-    Args:
-        counts: number of histories of each length from 0 on.
-    """
-    widths, width, real, filling = [0] * len(counts), len(counts) - 1, 0, 0
-    for length in range(len(counts) - 1, 0, -1):
-        real += counts[length] * length
-        filling += counts[length] * (width - length)
-        if filling > max(FILLING, real / 8):
-            width, real, filling = length, counts[length] * length, 0
-        widths[length] = width
-    return widths
 
 
 def packed(histories: Histories) -> PackedLayout:
