@@ -26,8 +26,9 @@ import numpy as np
 import torch
 
 from lares_pl import BackboneConfig, Pruning, RecallReward, RecurrentBackbone, SequenceDataset, TransformerBlock, prepare
-from lares_pl.data.batches import InstanceLoader, SameTargetPartners
+from lares_pl.data.batches import InstanceLoader, SameTargetPartners, WindowLoader
 from lares_pl.data.dataset import Instances
+from lares_pl.data.windows import training_windows
 from lares_pl.model.backbone import with_dropout
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.stages.pruning import kept_instances
@@ -163,11 +164,50 @@ def validation(data: SequenceDataset) -> Case:
     return Case(slow, fast, f"validation over {len(instances):,} users", 2.5, 4)
 
 
-def pruning(data: SequenceDataset) -> Case:
-    instances = chosen(data.training_instances(), 8192)
+def some_users(data: SequenceDataset, share: int) -> SequenceDataset:
+    """One in `share` of the users, drawn once."""
+    users = np.sort(np.random.default_rng(0).permutation(data.users)[: data.users // share])
+    items = [data.items[data.offsets[user] : data.offsets[user + 1]] for user in users]
+    offsets = np.concatenate([[0], np.cumsum([len(part) for part in items])])
+    return SequenceDataset(np.concatenate(items), offsets, data.user_ids.take(users), data.item_ids, data.path)
+
+
+def epoch(whole: SequenceDataset) -> Case:
+    data = some_users(whole, 16)
+    instances = data.training_instances()
+    partners = SameTargetPartners(data.targets(instances))
+    model = backbone(data.catalogue_size, 0.5).train()
+    slow_model = SlowSide(model)
+    rows = PaddedRows(data, instances, L, partners=True)
+    windows = WindowLoader(data, training_windows(data, L), 256, L, aligned=1, partners=partners, shuffle=True)
+    update = updates(model)
+
+    def slow(repetition: int) -> None:
+        depth, pair = depths_of(repetition, 2)
+        for batch in rows.loader(1024, shuffle=True):
+            update(slow_model.spt_loss(batch, depth, pair, repetition % pair))
+
+    def fast(repetition: int) -> None:
+        depth, pair = depths_of(repetition, 2)
+        for batch in windows:
+            assert batch.aligned is not None
+            assert batch.partners is not None
+            histories = [batch.histories, batch.aligned, batch.partners]
+            prediction, a, b = model.rollout(histories, [depth, pair, pair], read=[batch.places, None, None])
+            trajectory, step = alignment_loss(a, b, repetition % pair, 1.0)
+            update(model.cross_entropy(prediction[-1], batch.targets) + 0.1 * trajectory + 0.5 * step)
+
+    what = f"SPT over {len(instances):,} training targets (a sixteenth of the users), sequence against prefix instances"
+    return Case(slow, fast, what, 12, 25)
+
+
+def pruning(whole: SequenceDataset) -> Case:
+    data = some_users(whole, 16)
+    instances = data.training_instances()
     model = backbone(data.catalogue_size, 0.5).eval()
     slow_model = SlowSide(model).eval()
     rows = PaddedRows(data, instances, L)
+    windows = WindowLoader(data, training_windows(data, L, overlap=L), 256, L)
 
     def slow(repetition: int) -> None:
         for _ in range(3):
@@ -175,9 +215,9 @@ def pruning(data: SequenceDataset) -> Case:
                 slow_model.ranks(batch, 4, longest=100)
 
     def fast(repetition: int) -> None:
-        kept_instances(model, batches(data, instances, 1024), len(instances), 4, Pruning(3, 100))
+        kept_instances(model, windows, len(instances), 4, Pruning(3, 100))
 
-    return Case(slow, fast, "pruning, 3 passes (8,192 training instances drawn from all)", 6, 10)
+    return Case(slow, fast, f"pruning, 3 passes over {len(instances):,} training instances (a sixteenth of the users)", 6, 10)
 
 
 def data_module(data: SequenceDataset) -> Case:
@@ -195,6 +235,7 @@ def data_module(data: SequenceDataset) -> Case:
 CASES: dict[str, tuple[Callable[[SequenceDataset], Case], int]] = {  # and how often it is repeated
     "spt_step": (spt_step, 5),
     "rpt_step": (rpt_step, 5),
+    "epoch": (epoch, 3),
     "validation": (validation, 3),
     "pruning": (pruning, 3),
     "data_module": (data_module, 5),

@@ -150,6 +150,8 @@ class SequenceDataModule(L.LightningDataModule):
         """
         if not causal:
             return self._loader(self.sequences.training_instances())
+        # on a CPU small batches, whose states stay in the cache
+        size = self.eval_batch_size if self._pin else min(self.eval_batch_size, 256)
         # with prefix instances what lies beyond the first L is read from exactly the history that METHOD defines
         overlap = None if self.instances == "sequence" else self.max_length
         windows = training_windows(self.sequences, self.max_length, overlap)
