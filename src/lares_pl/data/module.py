@@ -155,7 +155,7 @@ class SequenceDataModule(L.LightningDataModule):
         # with prefix instances what lies beyond the first L is read from exactly the history that METHOD defines
         overlap = None if self.instances == "sequence" else self.max_length
         windows = training_windows(self.sequences, self.max_length, overlap)
-        return WindowLoader(self.sequences, windows, self.eval_batch_size, self.max_length, shard=self._shard, pin=self._pin)
+        return WindowLoader(self.sequences, windows, size, self.max_length, shard=self._shard, pin=self._pin)
 
     def val_dataloader(self) -> BatchLoader:
         """One validation instance a user."""

@@ -7,7 +7,9 @@ A block is called as `block(x, layout)` and need not know which of the two it ge
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import cached_property
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +17,13 @@ from torch import Tensor
 from lares_pl.data.histories import Histories
 from lares_pl.model.attention import Shelves, causal_attention, shelves
 from lares_pl.model.dropout import dropout
+
+Attention = TypeVar("Attention", bound=Callable[..., Tensor])
+
+
+def _never_compiled(attention: Attention) -> Attention:
+    """Left out where the block around it is compiled: its shapes are the batch's, and each would be compiled anew."""
+    return cast(Attention, torch.compiler.disable(attention))
 
 
 class Layout(ABC):
@@ -89,6 +98,7 @@ class Layout(ABC):
     def real(self, x: Tensor) -> Tensor:
         """States of real tokens only: `[*shape, d]` -> `[M, d]`."""
 
+    @_never_compiled
     def causal_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, p: float) -> Tensor:
         """Scaled dot-product attention of each token over itself and the tokens before it; padding is never attended to.
 
@@ -177,6 +187,7 @@ class PackedLayout(Layout):
     def repeat(self, times: int) -> Layout:
         return PackedLayout(self.lengths.repeat(times), self.longest, self.tokens * times)
 
+    @_never_compiled
     def causal_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, p: float) -> Tensor:
         if q.device.type != "cpu":
             return super().causal_attention(q, k, v, heads, p)

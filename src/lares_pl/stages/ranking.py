@@ -52,6 +52,7 @@ class RankingStage(L.LightningModule):
         scheduler: factory of a learning-rate schedule stepped after every update.
         exclude_seen: leave items of the history out of rankings and recommendations (the paper ranks them).
         init_from: checkpoint whose backbone weights to start from.
+        compile_core: compile the core-blocks with `torch.compile` for training.
     """
 
     #: what training batches must bring: instances to align (of a sequence), histories with the same targets
@@ -66,6 +67,7 @@ class RankingStage(L.LightningModule):
         scheduler: SchedulerFactory | Mapping[str, Any] | None = None,
         exclude_seen: bool = False,
         init_from: str | None = None,
+        compile_core: bool = False,
     ) -> None:
         super().__init__()
         self.backbone_config = from_plain(BackboneConfig, backbone, "backbone")
@@ -74,6 +76,7 @@ class RankingStage(L.LightningModule):
         self.scheduler = None if scheduler is None else from_plain(SchedulerFactory, scheduler, "scheduler")
         self.exclude_seen = exclude_seen
         self.init_from = init_from
+        self.compile_core = compile_core
         #: checkpoint this run's weights came from; kept over resuming, for the record
         self.started_from = init_from
         #: depth of validation, test and prediction
@@ -217,6 +220,9 @@ class RankingStage(L.LightningModule):
     def on_fit_start(self) -> None:
         """All training instances; one seed for all processes, from it draws that are shared and noise that is not."""
         self.check_instances(self.trainer.datamodule)  # type: ignore[attr-defined]
+        if self.compile_core:
+            for block in self.backbone.core_blocks:
+                block.compile(dynamic=True)  # batches differ in their numbers of tokens
         self.trainer.datamodule.keep(None)  # type: ignore[attr-defined]
         seed = int(self.trainer.strategy.broadcast(torch.initial_seed())) % 2**62
         self._draws = torch.Generator().manual_seed(seed)

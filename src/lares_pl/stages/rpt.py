@@ -105,6 +105,7 @@ class RPT(RankingStage):
         optimizer: the optimiser.
         scheduler: learning-rate schedule, stepped after every update.
         exclude_seen: leave items of the history out of rankings and recommendations (the paper ranks them).
+        compile_core: compile the policy's core-blocks with `torch.compile`, as in SPT.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class RPT(RankingStage):
         optimizer: OptimizerFactory = Adam,
         scheduler: SchedulerFactory | None = None,
         exclude_seen: bool = False,
+        compile_core: bool = False,
     ) -> None:
         if group_size < 2:
             raise LaresError(f"RPT: group_size must be at least 2 to have a spread of rewards, got {group_size}")
@@ -130,7 +132,7 @@ class RPT(RankingStage):
         if dropout is not None:
             backbone = with_dropout(backbone, dropout)
         settings = {**arguments(locals()), "backbone": backbone}
-        super().__init__(settings, backbone, optimizer, scheduler, exclude_seen, init_from)
+        super().__init__(settings, backbone, optimizer, scheduler, exclude_seen, init_from, compile_core)
         self.group_size = group_size
         self.reward = from_plain(Reward, reward, "reward")
         self.beta = beta

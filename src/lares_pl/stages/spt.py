@@ -46,6 +46,8 @@ class SPT(RankingStage):
         scheduler: learning-rate schedule, stepped after every update.
         exclude_seen: leave items of the history out of rankings and recommendations (the paper ranks them).
         init_from: checkpoint whose backbone weights to start from; to go on with an interrupted run use `--ckpt_path`.
+        compile_core: compile the core-blocks with `torch.compile` for training; measure whether it pays on your device
+            (on a CPU it does not).
     """
 
     def __init__(
@@ -58,10 +60,11 @@ class SPT(RankingStage):
         scheduler: SchedulerFactory | None = None,
         exclude_seen: bool = False,
         init_from: str | None = None,
+        compile_core: bool = False,
     ) -> None:
         if alpha < 0 or gamma < 0 or tau <= 0:
             raise LaresError("SPT: alpha and gamma must not be negative, tau must be above 0")
-        super().__init__(arguments(locals()), backbone, optimizer, scheduler, exclude_seen, init_from)
+        super().__init__(arguments(locals()), backbone, optimizer, scheduler, exclude_seen, init_from, compile_core)
         self.alpha = alpha
         self.gamma = gamma
         self.tau = tau
