@@ -1,8 +1,11 @@
-"""The slow side against ours: CPU seconds in one process, peak memory in a process each; ratios as a table.
+"""The slow side against ours: seconds in one process, peak memory in a process each; ratios as a table.
 
-    python benchmarks/bench.py [DATASET] [--case NAME …] [--json FILE]
+    python benchmarks/bench.py [DATASET] [--config FILE] [--case NAME …] [--device cuda] [--json FILE]
 
-DATASET is a prepared dataset; by default Beauty is prepared from ../shared/data. One thread; medians of ratios.
+DATASET is a prepared dataset; by default Beauty is prepared from ../shared/data. FILE is the `config.yaml` of a run, whose
+architecture (of the transformer family) is measured instead of the paper's. On a CPU: CPU seconds of one thread, resident
+memory. On CUDA: seconds between synchronised ends, memory allocated on the device. For steps also our tokens and
+floating-point operations (of matrix products) per second. Medians of ratios.
 """
 
 from __future__ import annotations
@@ -24,8 +27,21 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
+from torch.utils.flop_counter import FlopCounterMode
 
-from lares_pl import BackboneConfig, Pruning, RecallReward, RecurrentBackbone, SequenceDataset, TransformerBlock, prepare
+from lares_pl import (
+    AddInjection,
+    BackboneConfig,
+    DotSimilarity,
+    Pruning,
+    RecallReward,
+    RecurrentBackbone,
+    SequenceDataset,
+    TransformerBlock,
+    prepare,
+)
+from lares_pl.config import class_of, from_plain
 from lares_pl.data.batches import InstanceLoader, SameTargetPartners, WindowLoader
 from lares_pl.data.dataset import Instances
 from lares_pl.data.windows import training_windows
@@ -37,6 +53,7 @@ from lares_pl.stages.spt import alignment_loss
 from slow_side import PaddedRows, SlowSide
 
 L = 20
+DEVICE = torch.device("cpu")
 BEAUTY = Path(__file__).resolve().parents[2] / "shared" / "data" / "beauty" / "Beauty.txt"
 CONFIG = BackboneConfig(
     hidden_size=64,
@@ -58,6 +75,7 @@ class Case:
         slow, fast: do it, given the number of the repetition.
         what: said in the table.
         at_least, aim: the ratios wanted.
+        tokens: that one repetition reads, counted once for each trajectory; 0 where that says nothing.
     """
 
     slow: Side
@@ -65,11 +83,12 @@ class Case:
     what: str
     at_least: float
     aim: float
+    tokens: int = 0  # that one repetition reads, counted once for each trajectory
 
 
 def backbone(items: int, dropout: float) -> RecurrentBackbone:
     torch.manual_seed(0)
-    return RecurrentBackbone(items, L, with_dropout(CONFIG, dropout))
+    return RecurrentBackbone(items, L, with_dropout(CONFIG, dropout)).to(DEVICE)
 
 
 def chosen(instances: Instances, count: int, seed: int = 0) -> Instances:
@@ -95,6 +114,10 @@ def updates(model: torch.nn.Module) -> Callable[[torch.Tensor], None]:
     return update
 
 
+def on_device(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: values.to(DEVICE) for name, values in batch.items()}
+
+
 def depths_of(repetition: int, count: int) -> list[int]:
     generator = torch.Generator().manual_seed(repetition)
     return [CONFIG.depth.sample(generator) for _ in range(count)]
@@ -107,8 +130,8 @@ def spt_step(data: SequenceDataset) -> Case:
     instances = chosen(data.training_instances(), 8192)
     model = backbone(data.catalogue_size, 0.5).train()
     slow_model = SlowSide(model)
-    slow_batch = next(iter(PaddedRows(data, instances, L, partners=True).loader(1024)))
-    batch = next(iter(batches(data, instances, 1024, partners=True)))
+    slow_batch = on_device(next(iter(PaddedRows(data, instances, L, partners=True).loader(1024))))
+    batch = next(iter(batches(data, instances, 1024, partners=True))).to(DEVICE)
     update = updates(model)
 
     def slow(repetition: int) -> None:
@@ -123,7 +146,9 @@ def spt_step(data: SequenceDataset) -> Case:
         trajectory, step = alignment_loss(a, b, repetition % pair, 1.0)
         update(cross_entropy + 0.1 * trajectory + 0.5 * step)
 
-    return Case(slow, fast, "SPT step, batch 1,024", 2.5, 4)
+    assert batch.partners is not None
+    tokens = 2 * batch.histories.tokens + batch.partners.tokens
+    return Case(slow, fast, "SPT step, batch 1,024", 2.5, 4, tokens)
 
 
 def rpt_step(data: SequenceDataset) -> Case:
@@ -131,8 +156,8 @@ def rpt_step(data: SequenceDataset) -> Case:
     policy, frozen = backbone(25_000, 0.1).train(), backbone(25_000, 0.1).eval()
     slow_policy, slow_frozen = SlowSide(policy), SlowSide(frozen)
     slow_frozen.eval()
-    slow_batch = next(iter(PaddedRows(data, instances, L).loader(400)))
-    batch = next(iter(batches(data, instances, 400)))
+    slow_batch = on_device(next(iter(PaddedRows(data, instances, L).loader(400))))
+    batch = next(iter(batches(data, instances, 400))).to(DEVICE)
     update = updates(policy)
 
     def slow(repetition: int) -> None:
@@ -142,7 +167,7 @@ def rpt_step(data: SequenceDataset) -> Case:
         depths = depths_of(repetition, 4)
         update(group_loss(policy, frozen, batch.histories, batch.targets, depths, RecallReward(10), 1.0).loss)
 
-    return Case(slow, fast, "RPT step, batch 400, G 4, catalogue 25,000", 2, 3)
+    return Case(slow, fast, "RPT step, batch 400, G 4, catalogue 25,000", 2, 3, 8 * batch.histories.tokens)
 
 
 def validation(data: SequenceDataset) -> Case:
@@ -153,11 +178,12 @@ def validation(data: SequenceDataset) -> Case:
 
     def slow(repetition: int) -> None:
         for batch in rows.loader(1024):
-            slow_model.ranks(batch, 4)
+            slow_model.ranks(on_device(batch), 4)
 
     def fast(repetition: int) -> None:
         with torch.no_grad():
             for batch in batches(data, instances, 1024):
+                batch = batch.to(DEVICE)
                 (states,) = model.rollout(batch.histories, [4], KeyedNoise(batch.histories))
                 model.target_rank(states[-1], batch.targets)
 
@@ -185,11 +211,12 @@ def epoch(whole: SequenceDataset) -> Case:
     def slow(repetition: int) -> None:
         depth, pair = depths_of(repetition, 2)
         for batch in rows.loader(1024, shuffle=True):
-            update(slow_model.spt_loss(batch, depth, pair, repetition % pair))
+            update(slow_model.spt_loss(on_device(batch), depth, pair, repetition % pair))
 
     def fast(repetition: int) -> None:
         depth, pair = depths_of(repetition, 2)
         for batch in windows:
+            batch = batch.to(DEVICE)
             assert batch.aligned is not None
             assert batch.partners is not None
             histories = [batch.histories, batch.aligned, batch.partners]
@@ -212,7 +239,7 @@ def pruning(whole: SequenceDataset) -> Case:
     def slow(repetition: int) -> None:
         for _ in range(3):
             for batch in rows.loader(1024):
-                slow_model.ranks(batch, 4, longest=100)
+                slow_model.ranks(on_device(batch), 4, longest=100)
 
     def fast(repetition: int) -> None:
         kept_instances(model, windows, len(instances), 4, Pruning(3, 100))
@@ -244,10 +271,24 @@ CASES: dict[str, tuple[Callable[[SequenceDataset], Case], int]] = {  # and how o
 # ---------------------------------------------------------------- measuring
 
 
-def cpu_seconds(side: Side, repetition: int) -> float:
-    started = time.process_time()
+def seconds(side: Side, repetition: int) -> float:
+    """CPU seconds; on CUDA those until the device has ended."""
+    clock = time.process_time
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+        clock = time.perf_counter
+    started = clock()
     side(repetition)
-    return time.process_time() - started
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return clock() - started
+
+
+def operations(side: Side, repetition: int) -> int:
+    """Floating-point operations of the matrix products of one repetition."""
+    with FlopCounterMode(display=False) as counter:
+        side(repetition)
+    return int(counter.get_total_flops())
 
 
 def compare(data: SequenceDataset, name: str) -> dict[str, Any]:
@@ -256,31 +297,40 @@ def compare(data: SequenceDataset, name: str) -> dict[str, Any]:
     case = build(data)
     slow, fast = [], []
     for repetition in range(repeats + 1):
-        both = cpu_seconds(case.slow, repetition), cpu_seconds(case.fast, repetition)
+        both = seconds(case.slow, repetition), seconds(case.fast, repetition)
         if repetition:  # the first one warms up
             slow.append(both[0])
             fast.append(both[1])
     ratios = [a / b for a, b in zip(slow, fast, strict=True)]
-    return {
+    result: dict[str, Any] = {
         "case": name,
         "what": case.what,
-        "slow_cpu_s": statistics.median(slow),
-        "fast_cpu_s": statistics.median(fast),
-        "cpu_ratio": statistics.median(ratios),
+        "slow_s": statistics.median(slow),
+        "fast_s": statistics.median(fast),
+        "ratio": statistics.median(ratios),
         "at_least": case.at_least,
         "aim": case.aim,
     }
+    if case.tokens:
+        rate = operations(case.fast, repeats) / fast[-1]
+        result |= {"tokens_per_s": case.tokens / statistics.median(fast), "gflop_per_s": rate / 1e9}
+    return result
 
 
 def peak_mib(data: SequenceDataset, name: str, side: str) -> float:
     """Peak memory of one side above the idle process, in MiB; to be called in a process of its own."""
     build, repeats = CASES[name]
     case = build(data)
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far (Linux)
-    before = _resident("VmRSS")
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated() / 2**20
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far (Linux)
+        before = _resident("VmRSS")
     for repetition in range(repeats):
         (case.slow if side == "slow" else case.fast)(repetition)
-    return _resident("VmHWM") - before
+    peak = torch.cuda.max_memory_allocated() / 2**20 if DEVICE.type == "cuda" else _resident("VmHWM")
+    return peak - before
 
 
 def _resident(field: str) -> float:
@@ -289,35 +339,54 @@ def _resident(field: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def memory(dataset: Path, name: str, side: str) -> float:
+def memory(dataset: Path, name: str, side: str, config: Path | None) -> float:
     """`peak_mib` in a new process."""
-    command = [sys.executable, __file__, str(dataset), "--peak", name, side]
+    command = [sys.executable, __file__, str(dataset), "--peak", name, side, "--device", DEVICE.type]
+    command += ["--config", str(config)] if config else []
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown."""
     lines = [
-        "| what | CPU s, slow side | ours | times less | at least / aim | peak MiB, slow side | ours | times less |",
-        "|---|---|---|---|---|---|---|---|",
+        "| what | s, slow side | ours | times less | at least / aim "
+        "| peak MiB, slow side | ours | times less | tokens/s | GFLOP/s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
-        cpu = f"{r['slow_cpu_s']:.2f} | {r['fast_cpu_s']:.2f} | **{r['cpu_ratio']:.1f}** | {r['at_least']:g} / {r['aim']:g}"
+        spent = f"{r['slow_s']:.2f} | {r['fast_s']:.2f} | **{r['ratio']:.1f}** | {r['at_least']:g} / {r['aim']:g}"
         peak = f"{r['slow_mib']:.0f} | {r['fast_mib']:.0f} | {r['memory_ratio']:.1f}" if "slow_mib" in r else "| |"
-        lines.append(f"| {r['what']} | {cpu} | {peak} |")
+        rate = f"{r['tokens_per_s']:,.0f} | {r['gflop_per_s']:,.0f}" if "tokens_per_s" in r else "|"
+        lines.append(f"| {r['what']} | {spent} | {peak} | {rate} |")
     return "\n".join(lines)
+
+
+def architecture(path: Path) -> BackboneConfig:
+    """The architecture that a run's configuration names."""
+    backbone = yaml.safe_load(path.read_text())["model"]["init_args"]["backbone"]
+    config: BackboneConfig = from_plain(BackboneConfig, backbone, "backbone")
+    kinds = {class_of(config.pre_block), class_of(config.core_block)}
+    if kinds != {TransformerBlock} or (config.injection, config.similarity) != (AddInjection(), DotSimilarity()):
+        raise SystemExit(f"{path}: the slow side knows TransformerBlock, AddInjection and DotSimilarity alone")
+    return config
 
 
 def main() -> None:
     """Measure and print."""
+    global CONFIG, DEVICE
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", nargs="?", type=Path, help="prepared dataset")
+    parser.add_argument("--config", type=Path, help="config.yaml of a run, for its architecture")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--case", nargs="*", choices=list(CASES), default=list(CASES), help="which to measure")
     parser.add_argument("--json", type=Path, help="file to write the figures to as well")
     parser.add_argument("--no-memory", action="store_true", help="leave out peak memory")
     parser.add_argument("--peak", nargs=2, metavar=("CASE", "SIDE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    DEVICE = torch.device(options.device)
+    if options.config is not None:
+        CONFIG = architecture(options.config)
     with tempfile.TemporaryDirectory() as folder:
         dataset = options.dataset
         if dataset is None:
@@ -331,11 +400,12 @@ def main() -> None:
         for name in options.case:
             result = compare(data, name)
             if not options.no_memory:
-                slow, fast = (memory(dataset, name, side) for side in ("slow", "fast"))
+                slow, fast = (memory(dataset, name, side, options.config) for side in ("slow", "fast"))
                 result |= {"slow_mib": slow, "fast_mib": fast, "memory_ratio": slow / max(fast, 1.0)}
             results.append(result)
             print(json.dumps(result), file=sys.stderr, flush=True)
-    machine = f"{platform.machine()}, one thread, torch {torch.__version__}, Python {platform.python_version()}"
+    device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"{platform.machine()}, one thread"
+    machine = f"{device}, torch {torch.__version__}, Python {platform.python_version()}"
     print(f"{machine}\n\n{table(results)}")
     if options.json:
         options.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")

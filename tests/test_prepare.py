@@ -250,6 +250,25 @@ def test_a_damaged_dataset_is_refused(tmp_path: Path, damage: str) -> None:
         SequenceDataset.load(tmp_path / "out")
 
 
+@pytest.mark.parametrize("state", ["whole", "damaged", "missing", "of another file"])
+def test_sequences_are_mapped_where_their_flat_copies_are_whole(tmp_path: Path, state: str) -> None:
+    (tmp_path / "x.txt").write_text("1 2 3\n2 3\n5 6 7 8\n")
+    prepare(str(tmp_path / "x.txt"), str(tmp_path / "out"))
+    copy = tmp_path / "out" / "flat-items.npy"
+    if state == "damaged":
+        copy.write_bytes(copy.read_bytes()[:-4])
+    elif state == "missing":
+        copy.unlink()
+    elif state == "of another file":
+        table = pq.read_table(tmp_path / "out" / "sequences.parquet")
+        pq.write_table(table.slice(0, 2), tmp_path / "out" / "sequences.parquet")
+    data = SequenceDataset.load(tmp_path / "out")
+    assert isinstance(data.items, np.memmap) == (state == "whole")
+    assert data.offsets.tolist() == ([0, 2, 3] if state == "of another file" else [0, 2, 3, 6])
+    assert data.items.tolist() == [1, 2, 2, 3, 4, 5][: data.offsets[-1]]
+    assert data.items.dtype == np.int32
+
+
 def test_rows_longer_than_the_header_are_refused_not_cut(tmp_path: Path) -> None:
     refused(tmp_path, "x.csv", "user_id,item_id\n1,a,x\n2,b,x\n", "more fields than its header")
 

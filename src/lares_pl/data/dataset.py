@@ -1,7 +1,7 @@
 """A prepared dataset in memory: flat sequences, their leave-one-out split, and the instances cut from them.
 
 An instance is a target position in the flat array of all items; its history is what stands before it, at most L items of
-the same user. Nothing is copied until a batch is made.
+the same user. Nothing is copied until a batch is made; processes of one machine share what they map.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lares_pl.data.flat import map_flat
 from lares_pl.data.prepare import FORMAT_VERSION
 from lares_pl.errors import LaresError
 
@@ -45,6 +46,14 @@ class Instances:
     def take(self, kept: np.ndarray) -> Instances:
         """A selection by mask or index."""
         return Instances(self.users[kept], self.starts[kept], self.ends[kept], self.has_target)
+
+
+def _decoded(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Items and offsets of lists of items."""
+    sequences = column.combine_chunks()
+    lengths = pc.list_value_length(sequences).to_numpy(zero_copy_only=False).astype(np.int64)
+    items = sequences.flatten().to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
+    return items, np.concatenate([[0], lengths.cumsum()])
 
 
 def check_dataset(path: str | Path | None) -> Path:
@@ -93,7 +102,9 @@ class SequenceDataset:
         try:
             description: dict[str, Any] = json.loads((folder / "dataset.json").read_text())
             parts = sorted((folder / "sequences").glob("part-*.parquet")) or [folder / "sequences.parquet"]
-            table = pa.concat_tables([pq.read_table(part, columns=["user_id", "items"]) for part in parts])
+            mapped = map_flat(folder, description)
+            columns = ["user_id"] if mapped else ["user_id", "items"]
+            table = pa.concat_tables([pq.read_table(part, columns=columns) for part in parts])
             catalogue = pq.read_table(folder / "items.parquet", columns=["item", "item_id"])
         except (OSError, ValueError, KeyError) as error:  # ArrowInvalid and JSONDecodeError are ValueErrors
             raise LaresError(f"{folder}: not a whole prepared dataset: {error}. Prepare it again.") from error
@@ -102,9 +113,7 @@ class SequenceDataset:
                 f"{folder}: format version {description.get('format_version')}, this package reads {FORMAT_VERSION}: "
                 "prepare it again"
             )
-        sequences = table["items"].combine_chunks()
-        lengths = pc.list_value_length(sequences).to_numpy(zero_copy_only=False).astype(np.int64)
-        items = sequences.flatten().to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
+        items, offsets = mapped or _decoded(table["items"])
         if len(items) == 0:
             raise LaresError(f"{folder}: the dataset is empty: prepare it again from a file with interactions")
         known = catalogue.num_rows
@@ -112,7 +121,7 @@ class SequenceDataset:
             raise LaresError(f"{folder}: items from {items.min()} to {items.max()} in a catalogue of {known}: prepare it again")
         return SequenceDataset(
             items,
-            np.concatenate([[0], lengths.cumsum()]),
+            offsets,
             table["user_id"].combine_chunks(),
             catalogue["item_id"].combine_chunks(),
             str(folder),

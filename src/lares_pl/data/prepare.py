@@ -1,8 +1,8 @@
 """`lares prepare`: raw interactions to a prepared dataset, which appears whole or not at all.
 
 A prepared dataset is a directory: `sequences.parquet` (a row a user: `user_id`, `items` oldest first, `timestamps` where
-known), `items.parquet` (`item`, `item_id`, `count`, with item text also its table's columns and `embedding`) and
-`dataset.json`, written last. Item 0 is padding.
+known) with flat copies to map (`lares_pl.data.flat`), `items.parquet` (`item`, `item_id`, `count`, with item text also its
+table's columns and `embedding`) and `dataset.json`, written last. Item 0 is padding.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lares_pl.data import flat
 from lares_pl.data.formats import Columns, Format, read_interactions, source_files
 from lares_pl.data.text import ItemDescriptions, TextOptions, describe_items
 from lares_pl.errors import LaresError
@@ -124,7 +125,7 @@ def _removed(summary: Summary) -> str:
     return ", ".join(f"{name} removed {count:,} rows" for name, count in summary.removed.items())
 
 
-_OURS = {"dataset.json", "items.parquet", "sequences.parquet", "sequences"}
+_OURS = {"dataset.json", "items.parquet", "sequences.parquet", "sequences", flat.ITEMS, flat.OFFSETS}
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
@@ -228,11 +229,10 @@ def write_dataset(
     summary.short_user_instances = int((lengths[lengths < 3] - 1).sum())
     summary.training_instances = int((lengths[lengths >= 3] - 3).sum()) + summary.short_user_instances
 
-    offsets = pa.array(np.concatenate([[0], lengths.cumsum()]).astype(np.int32))
-    sequences = {
-        "user_id": pa.array(user_ids),
-        "items": pa.ListArray.from_arrays(offsets, pa.array((items + 1).astype(np.int32))),
-    }
+    starts = np.concatenate([[0], lengths.cumsum()])
+    offsets = pa.array(starts.astype(np.int32))
+    indices = (items + 1).astype(np.int32)
+    sequences = {"user_id": pa.array(user_ids), "items": pa.ListArray.from_arrays(offsets, pa.array(indices))}
     if "time" in table.columns:
         time = table["time"]
         whole = (time if time.dtype.kind in "iu" else time.round()).to_numpy().astype(np.int64)
@@ -246,6 +246,7 @@ def write_dataset(
     description = {"format_version": FORMAT_VERSION, **asdict(summary), **provenance}
     with _appearing(target, overwrite) as folder:
         pq.write_table(pa.table(sequences), folder / "sequences.parquet", compression="zstd")
+        description |= flat.write_flat(folder, indices, starts)
         _write_items(catalogue, folder / "items.parquet")
         (folder / "dataset.json").write_text(json.dumps(description, indent=1) + "\n")
     return summary

@@ -121,7 +121,7 @@ def _wide(x: Tensor) -> Tensor:
 def _subtract_product(out: Tensor, a: Tensor, b: Tensor) -> None:
     """`out -= a b`, in the precision of `out`, whatever a and b are in."""
     if a.dtype == b.dtype == out.dtype:
-        out.addmm_(a, b, alpha=-1)
+        torch.addmm(out, a, b, alpha=-1, out=out)  # counted by PyTorch's counter of operations, which `addmm_` is not
     else:
         out.sub_(a.to(b.dtype) @ b)
 
