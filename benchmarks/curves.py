@@ -45,6 +45,7 @@ class Budget(L.Callback):
         self.spent, self.served, self.updates = 0.0, 0, 0
         self.curve: list[dict[str, float]] = []
         self._since = 0.0
+        self._next = 1 / POINTS  # progress at which the next point is due
 
     def progress(self) -> float:
         """Share of the budget that is spent."""
@@ -70,13 +71,14 @@ class Budget(L.Callback):
         self.spent += time.process_time() - self._since
         self.served += len(batch)
         self.updates += 1
-        if self.progress() >= (len(self.curve) + 1) / POINTS:
+        if self.progress() >= self._next or self.progress() >= 1:
             data = trainer.datamodule  # type: ignore[attr-defined]
             point: dict[str, float] = {"cpu": self.spent, "targets": self.served, "updates": self.updates}
             point |= metrics(stage, data.val_dataloader(), "val") | metrics(stage, data.test_dataloader(), "test")
             self.curve.append(point)
             print(json.dumps({name: round(value, 4) for name, value in point.items()}), flush=True)
-            trainer.should_stop = len(self.curve) >= POINTS
+            trainer.should_stop = self.progress() >= 1
+            self._next = (int(self.progress() * POINTS) + 1) / POINTS
         self._since = time.process_time()
 
 

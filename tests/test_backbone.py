@@ -154,6 +154,8 @@ def test_keyed_noise_is_a_function_of_history_position_and_channel() -> None:
     assert torch.equal(in_padded[0, :5], whole[:5])
     assert not torch.equal(whole, KeyedNoise(histories, seed=1).uniform(packed(histories), 8))
     assert not torch.equal(whole[8:12], whole[12:])  # the order of items does
+    longer = Histories.from_lists([[4, 3, 2, 1, 1, 2]])
+    assert torch.equal(whole[8:12], KeyedNoise(longer).uniform(packed(longer), 8)[:4])  # what follows does not
 
 
 def test_keyed_noise_is_uniform() -> None:

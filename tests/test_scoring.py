@@ -70,6 +70,32 @@ def test_half_precision_sums_in_float32(dtype: torch.dtype) -> None:
     torch.testing.assert_close(v.grad.float(), wide_v.grad, rtol=5e-2, atol=5e-2)
 
 
+def test_without_gradient_nothing_is_kept_for_it() -> None:
+    states, vectors, targets = material()
+
+    def loss(log_probs: Tensor, rows: slice) -> Tensor:
+        return -log_probs.sum()
+
+    s = states.clone().requires_grad_()
+    with_gradient, _ = scoring.target_loss(s, vectors, targets, DotSimilarity(), loss)  # the items are frozen
+    with_gradient.backward()
+    assert s.grad is not None
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            value, _ = scoring.target_loss(s, vectors, targets, DotSimilarity(), loss)
+        assert not value.requires_grad
+        torch.testing.assert_close(value, with_gradient.detach())
+
+
+def test_a_second_derivative_is_refused() -> None:
+    states, vectors, targets = material()
+    s = states.requires_grad_()
+    value, _ = scoring.target_loss(s, vectors, targets, DotSimilarity(), lambda p, _: p.sum())
+    (first,) = torch.autograd.grad(value**2, s, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.pow(2).sum().backward()
+
+
 def naive_rank(scores: Tensor, target: int, excluded: set[int]) -> int:
     """One plus the number of other items that score at least as high."""
     return 1 + sum(

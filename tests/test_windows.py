@@ -27,7 +27,6 @@ from lares_pl import (
     SequenceDataModule,
     SequenceDataset,
     TransformerBlock,
-    ZeroState,
 )
 from lares_pl.data.batches import InstanceLoader, SameTargetPartners, Shard, WindowLoader
 from lares_pl.data.windows import training_windows
@@ -216,11 +215,12 @@ def test_trajectories_may_read_different_places() -> None:
 def test_pruning_reads_exactly_the_histories_of_the_instances() -> None:
     data = sequences([2, 3, 30, 7, 12, 9])
     torch.manual_seed(0)
-    model = RecurrentBackbone(9, 5, BackboneConfig(hidden_size=8, initial_state=ZeroState(), initializer_range=0.3)).eval()
-    instances, rule = data.training_instances(), Pruning(1, 3)
-    prefixes = kept_instances(model, InstanceLoader(data, instances, 4, 5), len(instances), 3, rule)
+    # with noise, and at depth 1 it shows: it is a function of the history up to the token, in a window as elsewhere
+    model = RecurrentBackbone(9, 5, BackboneConfig(hidden_size=8, initializer_range=0.3)).eval()
+    instances, rule = data.training_instances(), Pruning(2, 2)
+    prefixes = kept_instances(model, InstanceLoader(data, instances, 4, 5), len(instances), 1, rule)
     windows = training_windows(data, 5, overlap=5)
-    at_once = kept_instances(model, WindowLoader(data, windows, 4, 5), len(instances), 3, rule)
+    at_once = kept_instances(model, WindowLoader(data, windows, 4, 5), len(instances), 1, rule)
     assert 0 < int(prefixes.sum()) < len(instances)
     assert torch.equal(prefixes, at_once)
 
@@ -270,9 +270,14 @@ def test_a_model_that_sees_later_items_is_refused(toy_dataset: Path, tmp_path: P
         leaky.rollout(Histories.from_lists([[1, 2]]), [1], read=torch.tensor([0]))
 
 
-def test_options_that_would_say_nothing_are_refused(toy_dataset: Path) -> None:
+def test_options_that_would_say_nothing_are_refused(toy_dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(LaresError, match="aligned_positions"):
         SequenceDataModule(str(toy_dataset), aligned_positions=2)
+    with pytest.raises(ValueError, match=r"within 1 … 5"):
+        training_windows(sequences([9]), 5, overlap=6)
+    aligning = SequenceDataModule(str(toy_dataset), max_length=6, instances="sequence", aligned_positions=2)
+    with pytest.raises(LaresError, match="aligns nothing"):
+        trainer(tmp_path).fit(SPT(SMALL, alpha=0.0, gamma=0.0), aligning)
     with pytest.raises(LaresError, match="prefix or sequence"):
         SequenceDataModule(str(toy_dataset), instances="window")  # type: ignore[arg-type]
 

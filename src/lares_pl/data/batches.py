@@ -190,16 +190,27 @@ class BatchLoader(ABC):
         self.max_length = max_length
         self.pin = pin
         self.sampler = EpochOrder(count, shuffle, seed, shard)  # Lightning calls `sampler.set_epoch`
+        self._served = 0  # batches of this epoch
+        self._resumed = (-1, 0)  # epoch in which a run goes on, and batches that it served before
 
     def __len__(self) -> int:
         return -(-len(self.sampler) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        indices = self.sampler.indices()
-        randomness = np.random.default_rng((self.sampler.seed, self.sampler.epoch, self.sampler.shard.rank, 1))
-        for start in range(0, len(indices), self.batch_size):
-            batch = self.cut(indices[start : start + self.batch_size], randomness)
+        indices, epoch = self.sampler.indices(), self.sampler.epoch
+        for number in range(self._resumed[1] if epoch == self._resumed[0] else 0, len(self)):
+            randomness = np.random.default_rng((self.sampler.seed, epoch, self.sampler.shard.rank, number))
+            batch = self.cut(indices[number * self.batch_size : (number + 1) * self.batch_size], randomness)
+            self._served = number + 1
             yield batch.pin_memory() if self.pin else batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Where in its epoch the loader stands; Lightning keeps it in checkpoints."""
+        return {"epoch": self.sampler.epoch, "served": self._served}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on in that epoch behind the batches that were served."""
+        self._resumed = state["epoch"], state["served"]
 
     @abstractmethod
     def cut(self, indices: np.ndarray, randomness: np.random.Generator) -> Batch:

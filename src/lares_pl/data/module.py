@@ -68,6 +68,7 @@ class SequenceDataModule(L.LightningDataModule):
         self.batch_size = batch_size
         self.instances = instances
         self.aligned_positions = 1 if aligned_positions is None else aligned_positions
+        self.asks_alignment = aligned_positions is not None
         self.eval_batch_size = eval_batch_size
         self.predict = predict
         self.histories = histories
@@ -108,11 +109,11 @@ class SequenceDataModule(L.LightningDataModule):
             self.max_length,
             with_seen=self._asked("needs_seen"),
             shard=self._shard,
-            pin=self._pin,
+            pin=self._on_cuda,
         )
 
     @property
-    def _pin(self) -> bool:
+    def _on_cuda(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def _asked(self, need: str) -> bool:
@@ -122,10 +123,11 @@ class SequenceDataModule(L.LightningDataModule):
     def train_dataloader(self) -> BatchLoader:
         """Training instances in an order drawn anew each epoch."""
         data = self.sequences
-        order: dict[str, Any] = {"shuffle": True, "seed": self.seed, "shard": self._shard, "pin": self._pin}
+        order: dict[str, Any] = {"shuffle": True, "seed": self.seed, "shard": self._shard, "pin": self._on_cuda}
         loader: BatchLoader
         if self.instances == "sequence":
-            windows, aligned = training_windows(data, self.max_length), self._asked("needs_aligned") * self.aligned_positions
+            windows = training_windows(data, self.max_length)
+            aligned = self.aligned_positions if self._asked("needs_aligned") else 0
             partners = self._partners(data.training_instances())
             loader = WindowLoader(data, windows, self.batch_size, self.max_length, self._kept, aligned, partners, **order)
         else:
@@ -135,7 +137,8 @@ class SequenceDataModule(L.LightningDataModule):
             loader = InstanceLoader(data, instances, self.batch_size, self.max_length, partners, **order)
         if loader.sampler.count < self._shard.world_size:
             raise LaresError(
-                f"{loader.sampler.count} training instances for {self._shard.world_size} processes: use fewer devices"
+                f"{loader.sampler.count} training {'sequences' if self.instances == 'sequence' else 'instances'} for "
+                f"{self._shard.world_size} processes: use fewer devices"
             )
         return loader
 
@@ -151,11 +154,11 @@ class SequenceDataModule(L.LightningDataModule):
         if not causal:
             return self._loader(self.sequences.training_instances())
         # on a CPU small batches, whose states stay in the cache
-        size = self.eval_batch_size if self._pin else min(self.eval_batch_size, 256)
+        size = self.eval_batch_size if self._on_cuda else min(self.eval_batch_size, 256)
         # with prefix instances what lies beyond the first L is read from exactly the history that METHOD defines
         overlap = None if self.instances == "sequence" else self.max_length
         windows = training_windows(self.sequences, self.max_length, overlap)
-        return WindowLoader(self.sequences, windows, size, self.max_length, shard=self._shard, pin=self._pin)
+        return WindowLoader(self.sequences, windows, size, self.max_length, shard=self._shard, pin=self._on_cuda)
 
     def val_dataloader(self) -> BatchLoader:
         """One validation instance a user."""

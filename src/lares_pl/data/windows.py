@@ -65,7 +65,12 @@ def training_windows(data: SequenceDataset, max_length: int, overlap: int | None
         overlap: fewest items that a target of a further window is predicted from, 1 … L. Half of `max_length` (rounded up)
             where None; with `max_length` each further window predicts one target, from exactly the history of its prefix
             instance.
+
+    Raises:
+        ValueError: if `overlap` is not within its range.
     """
+    if overlap is not None and not 1 <= overlap <= max_length:
+        raise ValueError(f"overlap must be within 1 … {max_length}, got {overlap}")
     instances = data.training_instances()
     counts = np.bincount(instances.users, minlength=data.users)
     users = np.flatnonzero(counts)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from lares_pl.model.dropout import dropout
 
-SHELF = 40  # tokens; histories of up to this length share shelves
+SHELF = 40  # tokens that lie on a shelf
+SHORT = SHELF // 2  # histories of up to this length share shelves
 FILLING = 1 / 8  # longer ones of about one length stand in rows of one width, filled up by at most this share
 
 
@@ -93,9 +94,9 @@ def shelves(lengths: Tensor) -> Shelves:
     order = torch.argsort(lengths, stable=True)
     ascending = lengths[order]
     counts = lengths.bincount().tolist()
-    short = sum(counts[: SHELF + 1])
+    short = sum(counts[: SHORT + 1])
     widths = torch.tensor(_widths(counts))[ascending]  # of the rows in which they stand
-    fitting = torch.where(ascending <= SHELF, SHELF // ascending, 1)  # histories side by side in a row
+    fitting = torch.where(ascending <= SHORT, SHELF // ascending, 1)  # histories side by side in a row
     first_of_length = torch.tensor([0, *torch.tensor(counts).cumsum(0).tolist()])[ascending]
     number = torch.arange(len(lengths)) - first_of_length  # among those of its length
     new_row = number % fitting == 0
@@ -110,15 +111,14 @@ def shelves(lengths: Tensor) -> Shelves:
     token_or_none = torch.full((places,), tokens).index_copy_(0, place, torch.arange(tokens))
 
     groups: list[tuple[int, int, Tensor | None]] = []
-    rows_of_width, kinds = width_of_row.unique_consecutive(return_counts=True)
-    for width, rows in zip(rows_of_width.tolist(), kinds.tolist(), strict=True):
-        groups.append((rows, width, None))
-    if short:
-        rows = groups[0][0]
+    shelved = int(row[short - 1]) + 1 if short else 0
+    rows_of_width, kinds = width_of_row[shelved:].unique_consecutive(return_counts=True)
+    if shelved:
         history = torch.full((places,), -1).index_copy_(0, place, torch.repeat_interleave(lengths))
-        of_row = history[: rows * SHELF].view(rows, 1, SHELF)
+        of_row = history[: shelved * SHELF].view(shelved, 1, SHELF)
         seen = (of_row[..., None] == of_row[..., None, :]) & torch.ones(SHELF, SHELF, dtype=torch.bool).tril()
-        groups[0] = (rows, SHELF, torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf))
+        groups.append((shelved, SHELF, torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)))
+    groups += [(rows, width, None) for width, rows in zip(rows_of_width.tolist(), kinds.tolist(), strict=True)]
     return Shelves(groups, token_or_none.clamp(max=tokens - 1), token_or_none, place)
 
 
@@ -129,7 +129,7 @@ def _widths(counts: Sequence[int]) -> list[int]:
         counts: number of histories of each length from 0 on.
     """
     widths, width = [SHELF] * len(counts), 0
-    for length in range(len(counts) - 1, SHELF, -1):
+    for length in range(len(counts) - 1, SHORT, -1):
         if counts[length] and (width == 0 or width * (1 - FILLING) > length):
             width = length
         widths[length] = width

@@ -112,6 +112,7 @@ class Layout(ABC):
         """
         return self.unpad(causal_attention(self.pad(q), self.pad(k), self.pad(v), heads, p, self._mask_of_keys))
 
+    @_never_compiled
     def last_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, p: float) -> Tensor:
         """Attention of the last token of each history over the whole of it.
 
@@ -189,7 +190,7 @@ class PackedLayout(Layout):
 
     @_never_compiled
     def causal_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, p: float) -> Tensor:
-        if q.device.type != "cpu":
+        if q.device.type != "cpu" or self._full:
             return super().causal_attention(q, k, v, heads, p)
         return self._shelves.causal_attention(q, k, v, heads, p)
 

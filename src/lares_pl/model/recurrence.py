@@ -55,19 +55,22 @@ def _splitmix64(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
-def history_keys(histories: Histories) -> Tensor:
-    """A checksum of each history's items in order, `[R]` int64; equal histories have equal keys."""
+def prefix_keys(histories: Histories) -> Tensor:
+    """A checksum of each history's items in order up to each of them, `[M]` int64; equal prefixes have equal keys."""
     layout = packed(histories)
     of_token = _splitmix64(_splitmix64(histories.items.long()) + layout.positions)
-    keys = torch.zeros(len(histories), dtype=torch.int64, device=of_token.device)
-    return keys.index_add_(0, layout.row_of_token(), of_token)
+    sums = of_token.cumsum(0)
+    ends = histories.lengths.cumsum(0)
+    before = torch.cat([sums.new_zeros(1), sums[ends[:-1] - 1]])  # of all histories before
+    return sums - before[layout.row_of_token()]
 
 
 class KeyedNoise(Noise):
-    """Draws that are a pure function of (seed, items of the history, position, channel).
+    """Draws that are a pure function of (seed, items of the history up to the token, channel).
 
     Evaluation uses it, so that the ranking for a history depends neither on the batch, nor on the number of processes,
-    nor on what was evaluated before.
+    nor on what was evaluated before; and a causal model's state at a token not on what follows in a longer history. At padding
+    the draws are a function of the whole history and the position.
 
     Args:
         histories: whose token states are drawn for.
@@ -75,12 +78,14 @@ class KeyedNoise(Noise):
     """
 
     def __init__(self, histories: Histories, seed: int = 0) -> None:
-        self.keys = history_keys(histories)
+        self.keys = prefix_keys(histories)
+        self.last = histories.lengths.cumsum(0) - 1
         self.seed = seed
 
     def uniform(self, layout: Layout, size: int) -> Tensor:
-        row = _splitmix64(_splitmix64(self.keys + 1) + self.seed)
-        token = _splitmix64(row[layout.row_of_token()] + layout.positions + 1)
+        keys = layout.arrange(self.keys)
+        keys = torch.where(keys == 0, self.keys[self.last][layout.row_of_token()], keys)  # padding
+        token = _splitmix64(_splitmix64(_splitmix64(keys + 1) + self.seed) + layout.positions + 1)
         channel = torch.arange(1, size + 1, device=token.device)
         bits = _shift(_splitmix64(token[..., None] + channel), 40)  # 24 bits: exact in float32
         return (bits.float() + 0.5) * 2.0**-24

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from lares_pl.errors import LaresError
 
-CHUNK = 1 << 22  # scores held at a time (float32: 16 MiB)
+CHUNK = 1 << 22  # scores held at a time (float32: 16 MiB); on a CPU at least of 64 rows
 
 
 class Similarity(ABC):
@@ -73,12 +74,13 @@ def _slices(count: int, step: int) -> Iterator[slice]:
 def _tile(states: Tensor, items: Tensor) -> tuple[int, int]:
     """Rows and classes of one tile of scores.
 
-    On a CPU a tile stays in the second-level cache (1 MiB of float32: the products run several times faster than into
+    On a CPU a tile fits the second-level cache (at most 1 MiB of float32: the products run several times faster than into
     memory); elsewhere it is as large as memory allows, so that few kernels are started.
     """
+    rows = CHUNK // items.shape[0]
     if states.device.type == "cpu":
-        return 256, 1024
-    return max(1, CHUNK // items.shape[0]), items.shape[0]
+        return max(64, min(256, rows)), 1024
+    return max(1, rows), items.shape[0]
 
 
 def _log_probs(
@@ -137,7 +139,7 @@ class _TargetLoss(torch.autograd.Function):
         log_probs = torch.empty(states.shape[0], dtype=wide, device=states.device)
         value = log_probs.new_zeros(())
         to_states = torch.zeros_like(states, dtype=wide)
-        to_items = torch.zeros_like(items, dtype=wide)
+        to_items = torch.zeros_like(items, dtype=wide) if ctx.needs_input_grad[1] else None
         scaled = states * math.log2(math.e)
         rows_step, classes_step = _tile(states, items)
         parts = list(_slices(items.shape[0], classes_step))
@@ -152,25 +154,30 @@ class _TargetLoss(torch.autograd.Function):
             # d log p(y) / d scores = onehot(y) - softmax(scores)
             own, weight = targets[rows], gradient.to(states.dtype)[:, None]
             to_states[rows] += weight * items[own]
-            to_items.index_add_(0, own, (weight * states[rows]).to(wide))
+            if to_items is not None:
+                to_items.index_add_(0, own, (weight * states[rows]).to(wide))
             for part, tile, height in zip(parts, tiles, heights, strict=True):
                 shares = tile.mul_((gradient * height.exp2())[:, None])
                 _subtract_product(to_states[rows], shares, items[part])
-                _subtract_product(to_items[part], shares.T, states[rows])
-        ctx.save_for_backward(to_states.to(states.dtype), to_items.to(items.dtype))
+                if to_items is not None:
+                    _subtract_product(to_items[part], shares.T, states[rows])
+        ctx.save_for_backward(to_states.to(states.dtype), None if to_items is None else to_items.to(items.dtype))
         ctx.mark_non_differentiable(log_probs)
         return value, log_probs
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         to_states, to_items = ctx.saved_tensors
-        return to_states * gradients[0], to_items * gradients[0], None, None
+        return to_states * gradients[0], None if to_items is None else to_items * gradients[0], None, None
 
 
 def target_loss(
     states: Tensor, items: Tensor, targets: Tensor, similarity: Similarity, loss: Callable[[Tensor, slice], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """A loss that is a sum over rows of what each target's log-probability gives; differentiable once.
+    """A loss that is a sum over rows of what each target's log-probability gives.
+
+    Differentiable once, by states and item vectors; not by what else `loss` may read.
 
     Args:
         states: `[R, d]`.
@@ -182,6 +189,9 @@ def target_loss(
     Returns:
         The loss, and the log-probability of each target `[R]`, without gradient.
     """
+    if not (torch.is_grad_enabled() and (states.requires_grad or items.requires_grad)):
+        log_probs = target_log_prob(states, items, targets, similarity)
+        return loss(log_probs, slice(0, len(log_probs))), log_probs
     value, log_probs = _TargetLoss.apply(*similarity.transform(states, items), targets, loss)  # type: ignore[no-untyped-call]
     return value, log_probs
 

@@ -20,10 +20,12 @@ from lares_pl.data.module import SequenceDataModule
 from lares_pl.errors import LaresError
 from lares_pl.metrics import ranking_metrics
 from lares_pl.model.backbone import BackboneConfig, RecurrentBackbone
+from lares_pl.model.blocks import compile_block
 from lares_pl.model.embedding import ItemText
-from lares_pl.model.recurrence import KeyedNoise, RandomNoise
+from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.model.scoring import Excluded
 from lares_pl.stages.checkpoint import KEY, read_checkpoint
+from lares_pl.stages.randomness import BatchRandomness
 
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -87,8 +89,9 @@ class RankingStage(L.LightningModule):
         self.metrics = torch.nn.ModuleDict({split: ranking_metrics(f"{split}/", CUTOFFS) for split in ("val", "test")})
         self._catalogue: dict[str, Any] | None = None
         self._text_vectors: Tensor | None = None  # of the dataset, until the network takes them
-        self._draws: torch.Generator | None = None  # depths and step indices: the same on all processes
-        self._noise = RandomNoise()
+        #: what training draws from, once it has started
+        self.randomness: BatchRandomness
+        self._seed: int | None = None  # of the run that a checkpoint is of
         self._since = (0.0, 0)  # time and number of instances at the last report of speed
 
     # ------------------------------------------------------------ building
@@ -128,9 +131,15 @@ class RankingStage(L.LightningModule):
         self._catalogue = found
 
     def check_instances(self, data: SequenceDataModule) -> None:
-        """Refuse to train on every position of a sequence a model that sees later items; raises as `check_causal`."""
+        """Refuse to train on every position of a sequence a model that sees later items, and options that say nothing.
+
+        Raises:
+            LaresError: as `check_causal`; if aligned positions are asked for and this stage aligns nothing.
+        """
         if data.instances == "sequence":
             self.backbone.check_causal()
+        if data.asks_alignment and not self.needs_aligned:
+            raise LaresError(f"data.aligned_positions: this {type(self).__name__} aligns nothing; leave the option out")
 
     def adopt_catalogue(self, catalogue: dict[str, Any]) -> None:
         """Build the network for a catalogue known from elsewhere than a data module; text vectors are left to load."""
@@ -201,6 +210,7 @@ class RankingStage(L.LightningModule):
             "class_path": class_path_of(type(self)),
             "catalogue": self._catalogue,
             "started_from": self.started_from,
+            "seed": self._seed,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -209,6 +219,7 @@ class RankingStage(L.LightningModule):
             raise LaresError("not a checkpoint of a lares_pl stage")
         stored = checkpoint[KEY]["catalogue"]
         self.started_from = checkpoint[KEY]["started_from"]
+        self._seed = checkpoint[KEY].get("seed")
         if self._catalogue is None:
             self._catalogue = stored
         else:
@@ -218,18 +229,21 @@ class RankingStage(L.LightningModule):
     # ------------------------------------------------------------ randomness
 
     def on_fit_start(self) -> None:
-        """All training instances; one seed for all processes, from it draws that are shared and noise that is not."""
+        """All training instances; one seed for all processes."""
         self.check_instances(self.trainer.datamodule)  # type: ignore[attr-defined]
         if self.compile_core:
             for block in self.backbone.core_blocks:
-                block.compile(dynamic=True)  # batches differ in their numbers of tokens
+                compile_block(block)
         self.trainer.datamodule.keep(None)  # type: ignore[attr-defined]
-        seed = int(self.trainer.strategy.broadcast(torch.initial_seed())) % 2**62
-        self._draws = torch.Generator().manual_seed(seed)
-        self._noise = RandomNoise(torch.Generator(self.device).manual_seed(seed + 1 + self.global_rank))
-        if self.global_rank > 0:
-            torch.manual_seed(seed + self.global_rank)  # dropout masks of its own
+        if self._seed is None or self.trainer.ckpt_path is None:  # a resumed run goes on with its own
+            self._seed = torch.initial_seed() % 2**62
+        self._seed = int(self.trainer.strategy.broadcast(self._seed))
+        self.randomness = BatchRandomness(self._seed, self.global_rank, self.device)
         self._since = (time.perf_counter(), 0)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Randomness of this batch."""
+        self.randomness.begin(self.trainer.current_epoch, batch_idx)
 
     # ------------------------------------------------------------ training
 

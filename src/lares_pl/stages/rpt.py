@@ -194,7 +194,7 @@ class RPT(RankingStage):
 
     def training_step(self, batch: Batch) -> Tensor:
         """One update from one group of trajectories an instance."""
-        depths = [self.backbone_config.depth.sample(self._draws) for _ in range(self.group_size)]
+        depths = [self.backbone_config.depth.sample(self.randomness.draws) for _ in range(self.group_size)]
         outcome = group_loss(
             self.backbone,
             self.reference,
@@ -203,7 +203,7 @@ class RPT(RankingStage):
             depths,
             self.reward,
             self.beta,
-            self._noise,
+            self.randomness.noise,
             places=batch.places,
         )
         logged: Mapping[str, Tensor | float] = {

@@ -81,9 +81,9 @@ class SPT(RankingStage):
 
     def training_step(self, batch: Batch) -> Tensor:
         """One update: three passes (one without alignment) run as one rollout."""
-        schedule = self.backbone_config.depth
-        depth, pair_depth = schedule.sample(self._draws), schedule.sample(self._draws)
-        step = int(torch.randint(max(pair_depth, 1), (), generator=self._draws))
+        schedule, draws = self.backbone_config.depth, self.randomness.draws
+        depth, pair_depth = schedule.sample(draws), schedule.sample(draws)
+        step = int(torch.randint(max(pair_depth, 1), (), generator=draws))
 
         histories, depths = [batch.histories], [depth]
         if self.alpha or self.gamma:
@@ -94,7 +94,7 @@ class SPT(RankingStage):
             histories.append(batch.partners)
             depths.append(pair_depth)
         read = [batch.places, *[None] * (len(depths) - 1)]
-        prediction, *pair = self.backbone.rollout(histories, depths, self._noise, read=read)
+        prediction, *pair = self.backbone.rollout(histories, depths, self.randomness.noise, read=read)
 
         cross_entropy = self.backbone.cross_entropy(prediction[-1], batch.targets)
         logged = {"ce": cross_entropy.detach(), "depth": depth}
