@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from lares_pl import Histories, SequenceDataset
 from lares_pl.data.batches import EpochOrder, InstanceLoader, SameTargetPartners, Shard, cut_histories
+from lares_pl.data.draws import InstanceDraws
 
 
 def unpacked(histories: Histories) -> list[list[int]]:
@@ -43,15 +44,27 @@ def test_packed_and_padded_forms_agree() -> None:
 def test_partners_are_other_instances_of_the_same_target_drawn_uniformly() -> None:
     targets = np.array([4, 9, 4, 7, 4, 9])
     partners = SameTargetPartners(targets)
-    generator = np.random.default_rng(0)
     seen: dict[int, Counter[int]] = defaultdict(Counter)
-    for _ in range(3000):
-        for instance, partner in enumerate(partners.draw(np.arange(6), generator)):
+    for epoch in range(3000):
+        for instance, partner in enumerate(partners.draw(np.arange(6), InstanceDraws(0, epoch))):
             seen[instance][int(partner)] += 1
     assert seen[3] == {3: 3000}  # alone with its target
     assert set(seen[0]) == {2, 4}
     assert set(seen[1]) == {5}
     assert abs(seen[0][2] - 1500) < 5 * np.sqrt(750)
+    draws = InstanceDraws(0, 1)
+    some = np.array([4, 0])  # whatever else is in the batch
+    assert partners.draw(some, draws).tolist() == partners.draw(np.arange(6), draws)[some].tolist()
+
+
+def test_draws_of_instances_are_uniform_and_independent() -> None:
+    first, second = InstanceDraws(1, 0), InstanceDraws(1, 1)
+    instances = np.arange(20_000)
+    draws = [first.uniform(instances), first.uniform(instances, purpose=1), second.uniform(instances)]
+    for uniform in draws:
+        counts = np.histogram(uniform, bins=20, range=(0, 1))[0]
+        assert ((counts - 1000) ** 2 / 1000).sum() < 50  # chi-square, 19 degrees of freedom, p about 1e-4
+    assert np.abs(np.corrcoef([*draws, np.roll(draws[0], 1)]) - np.eye(4)).max() < 0.04
 
 
 @given(st.integers(1, 50), st.integers(1, 5))

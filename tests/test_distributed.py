@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from lares_pl import SequenceDataset, prepare
+from lares_pl.stages.checkpoint import read_checkpoint
 from tests.console import SMALL, lares
 
 pytestmark = pytest.mark.slow
@@ -66,3 +68,23 @@ def test_predictions_of_two_processes_equal_those_of_one(work: Path, tmp_path: P
         tables.append(pq.read_table(tmp_path / f"{name}.parquet").to_pydict())
     assert tables[0]["user_id"] == tables[1]["user_id"]
     assert tables[0]["item_ids"] == tables[1]["item_ids"]
+
+
+@pytest.mark.parametrize("instances", ["prefix", "sequence"])
+def test_training_on_two_processes_equals_training_on_one(work: Path, tmp_path: Path, instances: str) -> None:
+    """The same global batches, depths and partners (and no noise): the same weights after three updates."""
+    same = ["--model.backbone.initial_state", "lares_pl.ZeroState", "--model.backbone.dropout", "0"]
+    same += ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.3", "--model.alpha", "0.5"]
+    same += ["--data.instances", instances, "--data.dataset", str(work / "prepared"), "--test_after_fit", "false"]
+    same += ["--trainer.max_steps", "3", "--trainer.val_check_interval", "3", "--trainer.limit_val_batches", "2"]
+    same += ["--trainer.check_val_every_n_epoch", "null", "--trainer.logger", "false"]
+    one = ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]
+    weights = {}
+    for name, devices, batch in (("two", TWO, "16"), ("one", one, "32"), ("other", one, "16")):
+        lares(
+            tmp_path, "fit", "--config", "spt.yaml", "--run", name, *SMALL, *same, *devices, "--data.batch_size", batch
+        )  # fmt: skip
+        weights[name] = read_checkpoint(tmp_path / "runs" / name / "spt" / "checkpoints" / "last.ckpt").backbone_weights()
+    for key, value in weights["one"].items():
+        torch.testing.assert_close(weights["two"][key], value, rtol=1e-4, atol=1e-6, msg=key)
+    assert not torch.allclose(weights["other"]["embedding.item.weight"], weights["one"]["embedding.item.weight"], atol=1e-5)

@@ -29,6 +29,7 @@ from lares_pl import (
     TransformerBlock,
 )
 from lares_pl.data.batches import InstanceLoader, SameTargetPartners, Shard, WindowLoader
+from lares_pl.data.draws import InstanceDraws
 from lares_pl.data.windows import training_windows
 from lares_pl.model.layout import Layout
 from lares_pl.stages.pruning import kept_instances
@@ -112,10 +113,9 @@ def test_aligned_instances_are_drawn_uniformly() -> None:
     data = sequences([9])
     data.items[:] = range(1, 10)
     loader = WindowLoader(data, training_windows(data, 8), 1, 8, aligned=1)
-    randomness = np.random.default_rng(0)
-    lengths = []
-    for _ in range(3000):
-        aligned = loader.cut(np.array([0]), randomness).aligned
+    lengths: list[int] = []
+    for epoch in range(3000):
+        aligned = loader.cut(np.array([0]), InstanceDraws(0, epoch)).aligned
         assert aligned is not None
         lengths.append(int(aligned.lengths[0]))
         assert aligned.items.tolist() == list(range(1, lengths[-1] + 1))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lares_pl.data.dataset import Instances, SequenceDataset
+from lares_pl.data.draws import InstanceDraws
 from lares_pl.data.histories import Histories
 from lares_pl.data.windows import Windows
 
@@ -98,11 +99,11 @@ class SameTargetPartners:
         self._count = counts[targets]
         self._place = place - self._first  # place of each instance among those with its target
 
-    def draw(self, instances: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    def draw(self, instances: np.ndarray, draws: InstanceDraws) -> np.ndarray:
         """A partner for each of `instances`, `[B]` -> `[B]`."""
         count = self._count[instances]
         others = np.maximum(count - 1, 1)
-        step = 1 + np.floor(generator.random(len(instances)) * others).astype(np.int64)
+        step = 1 + np.floor(draws.uniform(instances) * others).astype(np.int64)
         partners: np.ndarray = self._by_target[self._first[instances] + (self._place[instances] + step) % count]
         return partners
 
@@ -198,9 +199,9 @@ class BatchLoader(ABC):
 
     def __iter__(self) -> Iterator[Batch]:
         indices, epoch = self.sampler.indices(), self.sampler.epoch
+        draws = InstanceDraws(self.sampler.seed, epoch)
         for number in range(self._resumed[1] if epoch == self._resumed[0] else 0, len(self)):
-            randomness = np.random.default_rng((self.sampler.seed, epoch, self.sampler.shard.rank, number))
-            batch = self.cut(indices[number * self.batch_size : (number + 1) * self.batch_size], randomness)
+            batch = self.cut(indices[number * self.batch_size : (number + 1) * self.batch_size], draws)
             self._served = number + 1
             yield batch.pin_memory() if self.pin else batch
 
@@ -213,7 +214,7 @@ class BatchLoader(ABC):
         self._resumed = state["epoch"], state["served"]
 
     @abstractmethod
-    def cut(self, indices: np.ndarray, randomness: np.random.Generator) -> Batch:
+    def cut(self, indices: np.ndarray, draws: InstanceDraws) -> Batch:
         """The batch of these (-1: a row that only fills up)."""
 
     def histories(self, instances: Instances) -> Histories:
@@ -249,7 +250,7 @@ class InstanceLoader(BatchLoader):
         self.partners = partners
         self.with_seen = with_seen
 
-    def cut(self, indices: np.ndarray, randomness: np.random.Generator) -> Batch:
+    def cut(self, indices: np.ndarray, draws: InstanceDraws) -> Batch:
         """The batch of these instances."""
         valid = indices >= 0
         indices = np.maximum(indices, 0)
@@ -257,7 +258,7 @@ class InstanceLoader(BatchLoader):
         targets = self.dataset.targets(chosen) if chosen.has_target else np.zeros(len(chosen))
         batch = Batch(self.histories(chosen), _tensor(targets), _tensor(indices), torch.from_numpy(valid))
         if self.partners is not None:
-            batch.partners = self.histories(self.instances.take(self.partners.draw(indices, randomness)))
+            batch.partners = self.histories(self.instances.take(self.partners.draw(indices, draws)))
         if self.with_seen:
             index, lengths = _ranges(chosen.starts, chosen.ends)
             batch.seen_items = _tensor(self.dataset.items[index])
@@ -297,7 +298,7 @@ class WindowLoader(BatchLoader):
         self.aligned = aligned
         self.partners = partners
 
-    def cut(self, indices: np.ndarray, randomness: np.random.Generator) -> Batch:
+    def cut(self, indices: np.ndarray, draws: InstanceDraws) -> Batch:
         """The batch of these windows."""
         chosen = self.windows.take(np.maximum(indices, 0))
         histories = cut_histories(self.dataset.items, chosen.starts, chosen.ends, self.max_length)
@@ -316,10 +317,10 @@ class WindowLoader(BatchLoader):
             _tensor(places),
         )
         if self.aligned:
-            some = instances[_some_of_each(window, self.aligned, randomness)]
+            some = instances[_some_of_each(window, self.aligned, draws.uniform(instances, purpose=1))]
             batch.aligned = self.histories(self.instances.take(some))
             if self.partners is not None:
-                batch.partners = self.histories(self.instances.take(self.partners.draw(some, randomness)))
+                batch.partners = self.histories(self.instances.take(self.partners.draw(some, draws)))
         return batch
 
 
@@ -327,15 +328,15 @@ def _tensor(values: np.ndarray) -> Tensor:
     return torch.from_numpy(values.astype(np.int64, copy=False))
 
 
-def _some_of_each(group: np.ndarray, most: int, randomness: np.random.Generator) -> np.ndarray:
+def _some_of_each(group: np.ndarray, most: int, draws: np.ndarray) -> np.ndarray:
     """Indices of at most `most` members of each group, drawn uniformly without replacement.
 
     Args:
         group: ascending group of each member, `[n]`.
         most: how many of each.
-        randomness: where the draws come from.
+        draws: a uniform number of each member, `[n]`.
     """
-    order = np.lexsort((randomness.random(len(group)), group))
+    order = np.lexsort((draws, group))
     sizes = np.bincount(group)
     number = np.arange(len(group)) - np.repeat(sizes.cumsum() - sizes, sizes)
     drawn: np.ndarray = order[number < most]

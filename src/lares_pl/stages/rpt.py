@@ -1,7 +1,8 @@
 """Stage 2, reinforcement post-training by GRPO in latent space (METHOD "Stage 2, RPT").
 
-Deviations from the reference: none in the loss. The noise of evaluation and pruning is a function of the instance
-(`KeyedNoise`) instead of fresh draws, so that results do not depend on batches or processes.
+Deviations from the reference: none in the loss. The noise of evaluation and pruning is a function of the history
+(`KeyedNoise`) instead of fresh draws, so that results do not depend on batches or processes. With
+`data.instances: sequence` all kept targets of a sequence share each trajectory's noise and dropout.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from lares_pl.model.recurrence import Noise
 from lares_pl.objectives.policy import group_advantages, grpo, step_weights
 from lares_pl.objectives.rewards import RecallReward, Reward
 from lares_pl.stages.checkpoint import KEY, read_checkpoint
+from lares_pl.stages.processes import share_of_rows
 from lares_pl.stages.pruning import Pruning, kept_instances
 from lares_pl.stages.ranking import OptimizerFactory, RankingStage, SchedulerFactory, arguments, step_residual
 
@@ -216,4 +218,4 @@ class RPT(RankingStage):
             **({} if outcome.residual is None else {"residual": outcome.residual}),
         }
         self.log_training(logged, len(batch))
-        return outcome.loss
+        return outcome.loss * share_of_rows(len(batch), self.device)

@@ -1,9 +1,14 @@
 """Stage 1, self-supervised pre-training (METHOD "Stage 1, SPT").
 
-`loss = CE + alpha * TLA + gamma * SLA`. Nothing deviates from the reference; the three passes run as one rollout.
+`loss = CE + alpha * TLA + gamma * SLA`. With prefix instances nothing deviates from the reference; the three passes run as
+one rollout. With `data.instances: sequence` three things do: all targets of a sequence share the noise and dropout of one
+pass; TLA and SLA align `data.aligned_positions` of them; targets far down a sequence longer than the history length may see
+half of it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,10 +18,13 @@ from lares_pl.data.batches import Batch
 from lares_pl.errors import LaresError
 from lares_pl.model.backbone import BackboneConfig
 from lares_pl.objectives.alignment import alignment
+from lares_pl.stages.processes import rows_of_all, share_of_rows
 from lares_pl.stages.ranking import OptimizerFactory, RankingStage, SchedulerFactory, arguments, step_residual
 
 
-def alignment_loss(a: Tensor, b: Tensor, step: int, tau: float) -> tuple[Tensor, Tensor]:
+def alignment_loss(
+    a: Tensor, b: Tensor, step: int, tau: float, of_all: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """Trajectory- and step-level alignment of a pair of trajectories.
 
     Args:
@@ -24,12 +32,15 @@ def alignment_loss(a: Tensor, b: Tensor, step: int, tau: float) -> tuple[Tensor,
         b: user states of histories with the same targets, `[T, B, d]`.
         step: index (from 0) of the step that is aligned with the end of `a`.
         tau: temperature.
+        of_all: gives the rows of all processes for those of this one.
 
     Returns:
         TLA and SLA; SLA is 0 where T = 1.
     """
-    step_level = alignment(a[-1], a[step], tau) if len(a) > 1 else a.new_zeros(())
-    return alignment(a[-1], b[-1], tau), step_level
+    rows = torch.cat([a[-1], a[step], b[-1]], dim=1)
+    last, of_step, of_partner = (rows if of_all is None else of_all(rows)).chunk(3, dim=1)
+    step_level = alignment(last, of_step, tau) if len(a) > 1 else a.new_zeros(())
+    return alignment(last, of_partner, tau), step_level
 
 
 class SPT(RankingStage):
@@ -46,6 +57,8 @@ class SPT(RankingStage):
         scheduler: learning-rate schedule, stepped after every update.
         exclude_seen: leave items of the history out of rankings and recommendations (the paper ranks them).
         init_from: checkpoint whose backbone weights to start from; to go on with an interrupted run use `--ckpt_path`.
+        gather_negatives: contrast TLA and SLA with the rows of all processes, so that they do not depend on their number; False
+            contrasts each process's own rows.
         compile_core: compile the core-blocks with `torch.compile` for training; measure whether it pays on your device
             (on a CPU it does not).
     """
@@ -60,6 +73,7 @@ class SPT(RankingStage):
         scheduler: SchedulerFactory | None = None,
         exclude_seen: bool = False,
         init_from: str | None = None,
+        gather_negatives: bool = True,
         compile_core: bool = False,
     ) -> None:
         if alpha < 0 or gamma < 0 or tau <= 0:
@@ -68,6 +82,7 @@ class SPT(RankingStage):
         self.alpha = alpha
         self.gamma = gamma
         self.tau = tau
+        self.gather_negatives = gather_negatives
 
     @property
     def needs_aligned(self) -> bool:  # type: ignore[override]
@@ -98,10 +113,11 @@ class SPT(RankingStage):
 
         cross_entropy = self.backbone.cross_entropy(prediction[-1], batch.targets)
         logged = {"ce": cross_entropy.detach(), "depth": depth}
-        loss = cross_entropy
+        loss = cross_entropy * share_of_rows(len(batch), self.device)
         if pair:
             normalised = [self.backbone_config.similarity.normalise(states) for states in pair]
-            trajectory_level, step_level = alignment_loss(normalised[0], normalised[-1], step, self.tau)
+            of_all = rows_of_all if self.gather_negatives else None
+            trajectory_level, step_level = alignment_loss(normalised[0], normalised[-1], step, self.tau, of_all)
             loss = loss + self.alpha * trajectory_level + self.gamma * step_level
             logged |= {"sla": step_level.detach(), "pair_depth": pair_depth}
             if self.alpha:
