@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lares_pl import BSARecBlock, FMLPBlock, LRUBlock, RotaryBlock, TransformerBlock  # noqa: F401  (`class_path: FMLPBlock`)
 from lares_pl.callbacks.predictions import PredictionWriter
@@ -35,6 +38,7 @@ from lares_pl.shipped import with_shipped_configs
 from lares_pl.stages.checkpoint import StageCheckpoint, load_stage, read_checkpoint
 from lares_pl.stages.ranking import RankingStage
 from lares_pl.stages.rpt import RPT
+from lares_pl.stages.saving import AtomicCheckpointIO
 from lares_pl.stages.spt import SPT  # noqa: F401  (so that YAML may say `class_path: SPT`)
 
 RUNS = Path("runs")
@@ -45,7 +49,7 @@ def run() -> None:
     """Parse the command line and run the subcommand."""
     _quieten()
     sys.argv[1:] = with_shipped_configs(sys.argv[1:])
-    with own_defaults():
+    with own_defaults(), _terminated_is_not_success():
         Command(
             RankingStage,
             SequenceDataModule,
@@ -57,6 +61,16 @@ def run() -> None:
             load_from_checkpoint_support=False,
             seed_everything_default=0,
         )
+
+
+@contextmanager
+def _terminated_is_not_success() -> Iterator[None]:
+    """Exit 143 after SIGTERM, as the shell says of a terminated process; Lightning saves a checkpoint and would exit 0."""
+    try:
+        yield
+    except SIGTERMException:
+        print("terminated; a checkpoint was saved: resume with the same command and --ckpt_path last", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
 
 
 def _quieten() -> None:
@@ -185,6 +199,9 @@ class Command(LightningCLI):
             callbacks.append(Namespace(class_path=writer, init_args=arguments))
             config.return_predictions = False
         config.trainer.callbacks = callbacks
+        plugins = config.trainer.plugins or []
+        plugins = list(plugins) if isinstance(plugins, list) else [plugins]
+        config.trainer.plugins = [*plugins, Namespace(class_path=f"{AtomicCheckpointIO.__module__}.AtomicCheckpointIO")]
 
     def _join_stages(self) -> None:
         """Fit: `ckpt_path` resumes this very stage, `init_from` starts from weights; RPT takes the rest from SPT."""

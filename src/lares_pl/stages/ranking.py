@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import lightning as L
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
@@ -55,6 +56,7 @@ class RankingStage(L.LightningModule):
         exclude_seen: leave items of the history out of rankings and recommendations (the paper ranks them).
         init_from: checkpoint whose backbone weights to start from.
         compile_core: compile the core-blocks with `torch.compile` for training.
+        on_nonfinite: what to do with an update whose gradient is not finite: `stop` the run, or `skip` and count it.
     """
 
     #: what training batches must bring: instances to align (of a sequence), histories with the same targets
@@ -70,8 +72,11 @@ class RankingStage(L.LightningModule):
         exclude_seen: bool = False,
         init_from: str | None = None,
         compile_core: bool = False,
+        on_nonfinite: Literal["stop", "skip"] = "stop",
     ) -> None:
         super().__init__()
+        if on_nonfinite not in ("stop", "skip"):
+            raise LaresError(f"on_nonfinite must be stop or skip, got {on_nonfinite}")
         self.backbone_config = from_plain(BackboneConfig, backbone, "backbone")
         _check_that_it_comes_back(self.backbone_config)
         self.optimizer = from_plain(OptimizerFactory, optimizer, "optimizer")
@@ -79,6 +84,9 @@ class RankingStage(L.LightningModule):
         self.exclude_seen = exclude_seen
         self.init_from = init_from
         self.compile_core = compile_core
+        self.on_nonfinite = on_nonfinite
+        self.skipped_updates = 0  # of this start
+        self._latest: tuple[Mapping[str, float], Tensor] = ({}, torch.empty(0))  # of the last batch: logged values, instances
         #: checkpoint this run's weights came from; kept over resuming, for the record
         self.started_from = init_from
         #: depth of validation, test and prediction
@@ -254,11 +262,42 @@ class RankingStage(L.LightningModule):
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
 
-    def log_training(self, values: Mapping[str, Tensor | float | int], batch_size: int) -> None:
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Keep a gradient that is not finite from the weights; `on_nonfinite` says what then.
+
+        Raises:
+            LaresError: with the update, the parts of the loss and the instances, where the run is to stop.
+        """
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            return  # with float16 the scaler skips such updates and lowers its scale: they are part of the method
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if bool(get_total_norm(gradients).isfinite()):
+            return
+        if self.on_nonfinite == "skip":
+            self.skipped_updates += 1
+            for parameter in self.parameters():
+                parameter.grad = None
+            return
+        values, instances = self._latest
+        parts = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        where = f"update {self.trainer.global_step + 1} (epoch {self.trainer.current_epoch})"
+        listed = ", ".join(map(str, instances[:10].tolist())) + (", …" if len(instances) > 10 else "")
+        raise LaresError(
+            f"{type(self).__name__}: the gradient of {where} is not finite. Its last batch had {parts}; training instances "
+            f"{listed}. The weights are those before it. Lower the learning rate, clip gradients "
+            "(trainer.gradient_clip_val), or leave such updates out (model.on_nonfinite: skip)"
+        )
+
+    def log_training(self, values: Mapping[str, Tensor | float | int], batch: Batch) -> None:
         """Log values of one update under `train/`, with learning rate and speed."""
+        batch_size = len(batch)
+        numbers = {name: float(value) for name, value in values.items()}
+        if self.on_nonfinite == "skip":
+            numbers["skipped_updates"] = self.skipped_updates
+        self._latest = numbers, batch.instances
         since, instances = self._since
         now, instances = time.perf_counter(), instances + batch_size * self.trainer.world_size
-        self.log_dict({f"train/{name}": float(value) for name, value in values.items()}, batch_size=batch_size)
+        self.log_dict({f"train/{name}": value for name, value in numbers.items()}, batch_size=batch_size)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=batch_size)
         self.log("train/instances_per_second", instances / max(now - since, 1e-9), batch_size=batch_size)
         every = max(1, int(getattr(self.trainer, "log_every_n_steps", 1)))

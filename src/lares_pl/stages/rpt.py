@@ -8,7 +8,7 @@ Deviations from the reference: none in the loss. The noise of evaluation and pru
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -108,6 +108,7 @@ class RPT(RankingStage):
         scheduler: learning-rate schedule, stepped after every update.
         exclude_seen: leave items of the history out of rankings and recommendations (the paper ranks them).
         compile_core: compile the policy's core-blocks with `torch.compile`, as in SPT.
+        on_nonfinite: what to do with an update whose gradient is not finite: `stop` the run, or `skip` and count it.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class RPT(RankingStage):
         scheduler: SchedulerFactory | None = None,
         exclude_seen: bool = False,
         compile_core: bool = False,
+        on_nonfinite: Literal["stop", "skip"] = "stop",
     ) -> None:
         if group_size < 2:
             raise LaresError(f"RPT: group_size must be at least 2 to have a spread of rewards, got {group_size}")
@@ -134,7 +136,7 @@ class RPT(RankingStage):
         if dropout is not None:
             backbone = with_dropout(backbone, dropout)
         settings = {**arguments(locals()), "backbone": backbone}
-        super().__init__(settings, backbone, optimizer, scheduler, exclude_seen, init_from, compile_core)
+        super().__init__(settings, backbone, optimizer, scheduler, exclude_seen, init_from, compile_core, on_nonfinite)
         self.group_size = group_size
         self.reward = from_plain(Reward, reward, "reward")
         self.beta = beta
@@ -217,5 +219,5 @@ class RPT(RankingStage):
             "depth": sum(depths) / len(depths),
             **({} if outcome.residual is None else {"residual": outcome.residual}),
         }
-        self.log_training(logged, len(batch))
+        self.log_training(logged, batch)
         return outcome.loss * share_of_rows(len(batch), self.device)

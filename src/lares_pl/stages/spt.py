@@ -9,6 +9,7 @@ half of it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -61,6 +62,7 @@ class SPT(RankingStage):
             contrasts each process's own rows.
         compile_core: compile the core-blocks with `torch.compile` for training; measure whether it pays on your device
             (on a CPU it does not).
+        on_nonfinite: what to do with an update whose gradient is not finite: `stop` the run, or `skip` and count it.
     """
 
     def __init__(
@@ -75,10 +77,13 @@ class SPT(RankingStage):
         init_from: str | None = None,
         gather_negatives: bool = True,
         compile_core: bool = False,
+        on_nonfinite: Literal["stop", "skip"] = "stop",
     ) -> None:
         if alpha < 0 or gamma < 0 or tau <= 0:
             raise LaresError("SPT: alpha and gamma must not be negative, tau must be above 0")
-        super().__init__(arguments(locals()), backbone, optimizer, scheduler, exclude_seen, init_from, compile_core)
+        super().__init__(
+            arguments(locals()), backbone, optimizer, scheduler, exclude_seen, init_from, compile_core, on_nonfinite
+        )
         self.alpha = alpha
         self.gamma = gamma
         self.tau = tau
@@ -124,5 +129,5 @@ class SPT(RankingStage):
                 logged["tla"] = trajectory_level.detach()
         if depth > 1:
             logged["residual"] = step_residual(prediction)
-        self.log_training({"loss": loss.detach(), **logged}, len(batch))
+        self.log_training({"loss": loss.detach(), **logged}, batch)
         return loss

@@ -1,0 +1,37 @@
+"""Checkpoints that appear whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from lares_pl.errors import LaresError
+from lares_pl.files import appearing
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, then renames: a process that dies while saving leaves the former checkpoint as it was.
+
+    The command uses it always; from Python, `Trainer(plugins=[AtomicCheckpointIO()])`. (Lightning's own writes to `$TMPDIR`
+    and moves, which across file systems is a copy that can be cut short.)
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Save to a local path.
+
+        Raises:
+            LaresError: if it can't be written (no space, no permission); what was there before still is.
+        """
+        if storage_options is not None:
+            raise LaresError(f"{path}: checkpoints are written to local folders; storage options say nothing to them")
+        try:
+            with appearing(Path(path)) as temporary:
+                torch.save(checkpoint, temporary)
+        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where a write falls short
+            raise LaresError(
+                f"{path}: this checkpoint could not be written ({str(error).splitlines()[0]}); a former one there is as it "
+                "was. Make room or name another folder, then resume from the last one (--ckpt_path last)"
+            ) from error
