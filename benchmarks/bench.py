@@ -83,7 +83,7 @@ class Case:
     what: str
     at_least: float
     aim: float
-    tokens: int = 0  # that one repetition reads, counted once for each trajectory
+    tokens: int = 0
 
 
 def backbone(items: int, dropout: float) -> RecurrentBackbone:

@@ -93,12 +93,11 @@ def shelves(lengths: Tensor) -> Shelves:
     """Put histories of these lengths `[R]` on shelves."""
     order = torch.argsort(lengths, stable=True)
     ascending = lengths[order]
-    counts = lengths.bincount().tolist()
-    short = sum(counts[: SHORT + 1])
-    widths = torch.tensor(_widths(counts))[ascending]  # of the rows in which they stand
+    counts = lengths.bincount()
+    short = int(counts[: SHORT + 1].sum())
+    widths = torch.tensor(_widths(counts.tolist()))[ascending]  # of the rows in which they stand
     fitting = torch.where(ascending <= SHORT, SHELF // ascending, 1)  # histories side by side in a row
-    first_of_length = torch.tensor([0, *torch.tensor(counts).cumsum(0).tolist()])[ascending]
-    number = torch.arange(len(lengths)) - first_of_length  # among those of its length
+    number = torch.arange(len(lengths)) - (counts.cumsum(0) - counts)[ascending]  # among those of its length
     new_row = number % fitting == 0
     row = new_row.cumsum(0) - 1
     width_of_row = widths[new_row]
