@@ -43,7 +43,7 @@ from lares_pl import (
 )
 from lares_pl.config import class_of, from_plain
 from lares_pl.data.batches import InstanceLoader, SameTargetPartners, WindowLoader
-from lares_pl.data.dataset import Instances
+from lares_pl.data.dataset import Instances, TrainingInstances
 from lares_pl.data.windows import training_windows
 from lares_pl.model.backbone import with_dropout
 from lares_pl.model.recurrence import KeyedNoise
@@ -91,14 +91,14 @@ def backbone(items: int, dropout: float) -> RecurrentBackbone:
     return RecurrentBackbone(items, L, with_dropout(CONFIG, dropout)).to(DEVICE)
 
 
-def chosen(instances: Instances, count: int, seed: int = 0) -> Instances:
-    return instances.take(np.random.default_rng(seed).permutation(len(instances))[:count])
+def chosen(instances: TrainingInstances, count: int, seed: int = 0) -> TrainingInstances:
+    return instances.keeping(np.random.default_rng(seed).permutation(len(instances)) < count)
 
 
 def batches(
     data: SequenceDataset, instances: Instances, size: int, partners: bool = False, shuffle: bool = False
 ) -> InstanceLoader:
-    same = SameTargetPartners(data.targets(instances)) if partners else None
+    same = SameTargetPartners(data) if partners else None
     return InstanceLoader(data, instances, size, L, partners=same, shuffle=shuffle)
 
 
@@ -127,7 +127,7 @@ def depths_of(repetition: int, count: int) -> list[int]:
 
 
 def spt_step(data: SequenceDataset) -> Case:
-    instances = chosen(data.training_instances(), 8192)
+    instances = chosen(data.training_instances, 8192)
     model = backbone(data.catalogue_size, 0.5).train()
     slow_model = SlowSide(model)
     slow_batch = on_device(next(iter(PaddedRows(data, instances, L, partners=True).loader(1024))))
@@ -152,7 +152,7 @@ def spt_step(data: SequenceDataset) -> Case:
 
 
 def rpt_step(data: SequenceDataset) -> Case:
-    instances = chosen(data.training_instances(), 8192)
+    instances = chosen(data.training_instances, 8192)
     policy, frozen = backbone(25_000, 0.1).train(), backbone(25_000, 0.1).eval()
     slow_policy, slow_frozen = SlowSide(policy), SlowSide(frozen)
     slow_frozen.eval()
@@ -195,13 +195,13 @@ def some_users(data: SequenceDataset, share: int) -> SequenceDataset:
     users = np.sort(np.random.default_rng(0).permutation(data.users)[: data.users // share])
     items = [data.items[data.offsets[user] : data.offsets[user + 1]] for user in users]
     offsets = np.concatenate([[0], np.cumsum([len(part) for part in items])])
-    return SequenceDataset(np.concatenate(items), offsets, data.user_ids.take(users), data.item_ids, data.path)
+    return SequenceDataset.of_arrays(np.concatenate(items), offsets, data.user_ids.take(users), data.item_ids, data.path)
 
 
 def epoch(whole: SequenceDataset) -> Case:
     data = some_users(whole, 16)
-    instances = data.training_instances()
-    partners = SameTargetPartners(data.targets(instances))
+    instances = data.training_instances
+    partners = SameTargetPartners(data)
     model = backbone(data.catalogue_size, 0.5).train()
     slow_model = SlowSide(model)
     rows = PaddedRows(data, instances, L, partners=True)
@@ -230,7 +230,7 @@ def epoch(whole: SequenceDataset) -> Case:
 
 def pruning(whole: SequenceDataset) -> Case:
     data = some_users(whole, 16)
-    instances = data.training_instances()
+    instances = data.training_instances
     model = backbone(data.catalogue_size, 0.5).eval()
     slow_model = SlowSide(model).eval()
     rows = PaddedRows(data, instances, L)
@@ -248,7 +248,7 @@ def pruning(whole: SequenceDataset) -> Case:
 
 
 def data_module(data: SequenceDataset) -> Case:
-    instances = data.training_instances()
+    instances = data.training_instances
     rows = PaddedRows(data, instances, L, partners=True).loader(1024, shuffle=True)
     loader = batches(data, instances, 1024, partners=True, shuffle=True)
 

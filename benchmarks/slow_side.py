@@ -33,27 +33,27 @@ class PaddedRows(Dataset[dict[str, Tensor]]):
 
     def __init__(self, data: SequenceDataset, instances: Instances, max_length: int, partners: bool = False) -> None:
         self.data = data
-        self.instances = instances
+        self.cuts = instances.all()
         self.max_length = max_length
         self.same_target: dict[int, list[int]] = {}
         if partners:
-            for index, target in enumerate(data.targets(instances).tolist()):
+            for index, target in enumerate(data.targets(self.cuts).tolist()):
                 self.same_target.setdefault(target, []).append(index)
 
     def __len__(self) -> int:
-        return len(self.instances)
+        return len(self.cuts)
 
     def history(self, index: int) -> tuple[Tensor, int]:
         """A padded history and its length."""
-        end = int(self.instances.ends[index])
-        start = max(int(self.instances.starts[index]), end - self.max_length)
+        end = int(self.cuts.ends[index])
+        start = max(int(self.cuts.starts[index]), end - self.max_length)
         row = torch.zeros(self.max_length, dtype=torch.int64)
         row[: end - start] = torch.from_numpy(self.data.items[start:end].astype(np.int64))
         return row, end - start
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         history, length = self.history(index)
-        target = int(self.data.items[self.instances.ends[index]])
+        target = int(self.data.items[self.cuts.ends[index]])
         row = {"history": history, "length": torch.tensor(length), "target": torch.tensor(target)}
         if self.same_target:
             others = [other for other in self.same_target[target] if other != index] or [index]

@@ -6,14 +6,16 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lares_pl import Histories, SequenceDataset
-from lares_pl.data.batches import EpochOrder, InstanceLoader, SameTargetPartners, Shard, cut_histories
+from lares_pl.data.batches import InstanceLoader, SameTargetPartners, cut_histories
 from lares_pl.data.draws import InstanceDraws
+from lares_pl.data.order import EpochOrder, Permutation, Shard
 
 
 def unpacked(histories: Histories) -> list[list[int]]:
@@ -42,19 +44,54 @@ def test_packed_and_padded_forms_agree() -> None:
 
 
 def test_partners_are_other_instances_of_the_same_target_drawn_uniformly() -> None:
-    targets = np.array([4, 9, 4, 7, 4, 9])
-    partners = SameTargetPartners(targets)
+    # training targets in order: 4, 9 (of the first user), 4, 7, 4 (second), 9 (third, too short to hold anything out)
+    items = np.array([1, 4, 9, 2, 3, 1, 4, 7, 4, 9, 4, 1, 9], dtype=np.int32)
+    data = SequenceDataset.of_arrays(items, np.array([0, 5, 11, 13]), pa.array([1, 2, 3]), pa.array(range(1, 10)), "made up")
+    instances, partners = data.training_instances, SameTargetPartners(data)
+    cuts = instances.all()
+    assert data.targets(cuts).tolist() == [4, 9, 4, 7, 4, 9]
+    number_of = {int(end): number for number, end in enumerate(cuts.ends)}
+    numbers = np.arange(6)
     seen: dict[int, Counter[int]] = defaultdict(Counter)
     for epoch in range(3000):
-        for instance, partner in enumerate(partners.draw(np.arange(6), InstanceDraws(0, epoch))):
-            seen[instance][int(partner)] += 1
+        drawn = partners.draw(cuts, InstanceDraws(0, epoch), numbers)
+        assert drawn.starts.tolist() == data.offsets[drawn.users].tolist()
+        for instance, end in enumerate(drawn.ends):
+            seen[instance][number_of[int(end)]] += 1
     assert seen[3] == {3: 3000}  # alone with its target
     assert set(seen[0]) == {2, 4}
+    assert set(seen[2]) == {0, 4}
+    assert set(seen[4]) == {0, 2}
     assert set(seen[1]) == {5}
     assert abs(seen[0][2] - 1500) < 5 * np.sqrt(750)
     draws = InstanceDraws(0, 1)
     some = np.array([4, 0])  # whatever else is in the batch
-    assert partners.draw(some, draws).tolist() == partners.draw(np.arange(6), draws)[some].tolist()
+    assert (
+        partners.draw(instances.take(some), draws, some).ends.tolist()
+        == partners.draw(cuts, draws, numbers).ends[some].tolist()
+    )
+
+
+@given(st.integers(1, 3000), st.integers(0, 2**62), st.integers(0, 5))
+def test_a_permutation_gives_every_value_once(count: int, seed: int, epoch: int) -> None:
+    permutation = Permutation(count, (seed, epoch))
+    values = permutation(np.arange(count))
+    assert sorted(values.tolist()) == list(range(count))
+    some = np.arange(count)[count // 3 :]
+    assert permutation(some).tolist() == values[count // 3 :].tolist()
+
+
+def test_permutations_are_uniform() -> None:
+    tests = 6000
+    orders = Counter(tuple(Permutation(4, (seed,))(np.arange(4)).tolist()) for seed in range(tests))
+    assert len(orders) == 24
+    assert sum((n - tests / 24) ** 2 / (tests / 24) for n in orders.values()) < 56  # chi-square, 23 degrees, p about 1e-4
+    # in a long one no trace of the places is left: neither of a value in the next nor of its place in it
+    values = Permutation(100_000, (1, 2))(np.arange(100_000))
+    assert abs(np.corrcoef(values[:-1], values[1:])[0, 1]) < 0.015
+    assert abs(np.corrcoef(values, np.arange(100_000))[0, 1]) < 0.015
+    halves = np.histogram2d(values, np.arange(100_000), bins=10)[0]
+    assert ((halves - 1000) ** 2 / 1000).sum() < 150  # 81 degrees
 
 
 def test_draws_of_instances_are_uniform_and_independent() -> None:
@@ -102,17 +139,16 @@ def test_an_epochs_order_depends_on_seed_and_epoch_alone() -> None:
 
 def test_batches_bring_what_they_promise(toy_dataset: Path) -> None:
     data = SequenceDataset.load(toy_dataset)
-    instances = data.training_instances()
-    loader = InstanceLoader(
-        data, instances, 16, 5, shuffle=True, partners=SameTargetPartners(data.targets(instances)), with_seen=True
-    )
+    instances = data.training_instances
+    cuts = instances.all()
+    loader = InstanceLoader(data, instances, 16, 5, shuffle=True, partners=SameTargetPartners(data), with_seen=True)
     served = []
     for batch in loader:
         assert batch.partners is not None
         assert batch.seen_rows is not None
         assert batch.seen_items is not None
         for row, index in enumerate(batch.instances.tolist()):
-            start, end = instances.starts[index], instances.ends[index]
+            start, end = cuts.starts[index], cuts.ends[index]
             assert unpacked(batch.histories)[row] == data.items[max(start, end - 5) : end].tolist()
             assert batch.targets[row] == data.items[end]
             assert batch.seen_items[batch.seen_rows == row].tolist() == data.items[start:end].tolist()

@@ -118,7 +118,7 @@ def test_scientific_gives_the_files_own_instances(scientific: Path, tmp_path: Pa
     prepare(str(scientific), str(tmp_path / "out"))
     data = SequenceDataset.load(tmp_path / "out")
     assert (data.users, data.catalogue_size) == (8442, 4385)
-    instances = data.training_instances()
+    instances = data.training_instances.all()
     rows = (scientific / "Scientific.train.inter").read_text().splitlines()[1:]
     assert len(instances) == len(rows)
     # instance for instance: the same multiset of (user, target, last item before it)
@@ -129,9 +129,9 @@ def test_scientific_gives_the_files_own_instances(scientific: Path, tmp_path: Pa
     )
     theirs = sorted((user, target, history.split()[-1]) for user, history, target in (row.split("\t") for row in rows))
     assert ours == theirs
-    test = data.held_out("test")
+    test = data.held_out("test").all()
     last = {users[user]: ids[data.items[end] - 1] for user, end in zip(test.users, test.ends, strict=True)}
     for row in (scientific / "Scientific.test.inter").read_text().splitlines()[1:]:
         user, _, target = row.split("\t")
         assert last[user] == target
-    assert np.all(data.lengths >= 3)
+    assert np.all(np.diff(data.offsets) >= 3)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lares_pl import Columns, LaresError, SequenceDataset, prepare
-from lares_pl.data.prepare import filter_and_order, k_core_mask
+from lares_pl.data import flat as flat_module
+from lares_pl.data.engines import DuckDB
+from lares_pl.data.log import Filters
 
 ROWS = [("u1", "a", 5, 30), ("u2", "b", 4, 10), ("u1", "c", 2, 10), ("u1", "b", 3, 20), ("u2", "c", 5, 10), ("u2", "a", 1, 5)]
 BY_TIME = {"u1": ["c", "b", "a"], "u2": ["a", "b", "c"]}  # u2's tie at 10 keeps the file's order
@@ -85,30 +90,93 @@ def test_repeats_dropped_keep_the_first(tmp_path: Path) -> None:
     assert sequences(tmp_path / "out") == {"1": ["5", "6", "7"]}
 
 
-logs = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=60)
+logs = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 4), st.integers(1, 5)), min_size=1, max_size=60)
+Row = tuple[int, int, int, int]  # user, item, time, rating
 
 
-@given(logs, st.integers(1, 4))
-def test_k_core_against_brute_force(log: list[tuple[int, int]], k: int) -> None:
-    rows = list(enumerate(log))
+def expected(log: list[Row], filters: Filters) -> dict[str, list[str]]:
+    """Filters and order by brute force: users in the order of their first row, a user's items by time."""
+    rows = [row for row in enumerate(log) if filters.min_rating is None or row[1][3] >= filters.min_rating]
+    users = list(dict.fromkeys(user for _, (user, *_) in rows))
+    rows.sort(key=lambda row: (users.index(row[1][0]), row[1][2], row[0]))
+    if filters.repeats == "drop":
+        pairs = [(row[1][0], row[1][1]) for row in rows]
+        rows = [row for number, row in enumerate(rows) if pairs.index(pairs[number]) == number]
     while True:
-        users, items = Counter(user for _, (user, _) in rows), Counter(item for _, (_, item) in rows)
-        left = [row for row in rows if users[row[1][0]] >= k and items[row[1][1]] >= k]
+        by_user, by_item = Counter(row[1][0] for row in rows), Counter(row[1][1] for row in rows)
+        left = [row for row in rows if by_user[row[1][0]] >= filters.k_core and by_item[row[1][1]] >= filters.k_core]
         if left == rows:
             break
         rows = left
-    mask = k_core_mask(np.array([user for user, _ in log]), np.array([item for _, item in log]), k)
-    assert np.flatnonzero(mask).tolist() == [index for index, _ in rows]
+    found: dict[str, list[str]] = {}
+    for _, (user, item, *_) in rows:
+        found.setdefault(f"u{user}", []).append(f"i{item}")
+    return found
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(0, 4)), min_size=1, max_size=50))
-def test_order_by_time_with_ties_in_file_order(log: list[tuple[int, int, int]]) -> None:
-    frame = pd.DataFrame(log, columns=["user", "item", "time"])
-    ordered, _ = filter_and_order(frame)
-    for user in {user for user, _, _ in log}:
-        expected = [item for _, item, _ in sorted((row for row in log if row[0] == user), key=lambda row: row[2])]
-        assert ordered[ordered["user"] == user]["item"].tolist() == expected
-    assert list(dict.fromkeys(ordered["user"])) == list(dict.fromkeys(user for user, _, _ in log))
+@settings(max_examples=40, deadline=None)
+@given(logs, st.integers(0, 4), st.sampled_from(["keep", "drop"]), st.none() | st.integers(1, 5), st.integers(1, 70))
+def test_filters_and_order_against_brute_force(
+    tmp_path_factory: pytest.TempPathFactory, log: list[Row], k: int, repeats: Any, least: int | None, rows: int
+) -> None:
+    folder = tmp_path_factory.mktemp("log")
+    text = "user_id,item_id,timestamp,rating\n" + "".join(f"u{u},i{i},{t},{r}\n" for u, i, t, r in log)
+    (folder / "x.csv").write_text(text)
+    wanted = expected(log, Filters(least, repeats, k))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lares_pl.data.formats.ROWS", rows)  # the log comes in pieces
+        patch.setattr("lares_pl.data.engines.ROWS", 7)  # and is written in pieces
+        with contextlib.ExitStack() as refused:
+            if not wanted:
+                refused.enter_context(pytest.raises(LaresError, match="nothing is left"))
+            prepare(str(folder / "x.csv"), str(folder / "out"), k_core=k, repeats=repeats, min_rating=least)
+    if not wanted:
+        return
+    assert list(sequences(folder / "out").items()) == list(wanted.items())
+    # items are numbered by their first place in the sequences
+    numbers = SequenceDataset.load(folder / "out").items
+    assert list(dict.fromkeys(numbers.tolist())) == list(range(1, len(set(numbers.tolist())) + 1))
+    counts = Counter(item for items in wanted.values() for item in items)
+    listed = pq.read_table(folder / "out" / "items.parquet").to_pylist()
+    assert {row["item_id"]: row["count"] for row in listed} == counts
+
+
+def test_a_log_of_many_parquet_files_is_one_log(tmp_path: Path) -> None:
+    frame = pd.DataFrame([(f"u{n % 3}", f"i{n % 7}", n // 2) for n in range(50)], columns=["user_id", "item_id", "timestamp"])
+    frame.to_parquet(tmp_path / "one.parquet")
+    (tmp_path / "log").mkdir()
+    for part in range(5):
+        frame.iloc[part * 10 : part * 10 + 10].to_parquet(tmp_path / "log" / f"part-{part}.parquet", row_group_size=4)
+    prepare(str(tmp_path / "one.parquet"), str(tmp_path / "a"))
+    prepare(str(tmp_path / "log"), str(tmp_path / "b"))
+    assert sequences(tmp_path / "a") == sequences(tmp_path / "b")
+    assert len(json.loads((tmp_path / "b" / "dataset.json").read_text())["sources"]) == 5
+    frame.rename(columns={"timestamp": "when"}).to_parquet(tmp_path / "log" / "part-9.parquet")
+    with pytest.raises(LaresError, match=r"log: part-9.parquet has no times"):
+        prepare(str(tmp_path / "log"), str(tmp_path / "c"))
+    frame.astype({"item_id": "category"}).assign(user_id=1).to_parquet(tmp_path / "log" / "part-9.parquet")
+    with pytest.raises(LaresError, match=r"log: user_id is large_string in the first part and int64 in part-9.parquet"):
+        prepare(str(tmp_path / "log"), str(tmp_path / "c"))
+
+
+def test_times_may_be_whole_in_one_piece_and_not_in_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.csv").write_text("user_id,item_id,timestamp\nu,a,3\nu,b,2\nu,c,2.5\nu,d,1\n")
+    monkeypatch.setattr("lares_pl.data.formats.ROWS", 2)
+    prepare(str(tmp_path / "x.csv"), str(tmp_path / "out"))
+    assert sequences(tmp_path / "out") == {"u": ["d", "b", "c", "a"]}
+
+
+def test_a_bad_value_far_down_is_named_by_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lares_pl.data.formats.ROWS", 2)
+    text = "user_id,item_id,timestamp\n" + "u,a,2024-01-01\n" * 4 + "u,a,17\n"
+    refused(tmp_path, "x.csv", text, r"data row 5 has 'timestamp' = '17'; expected a number or an ISO date")
+
+
+def test_an_engine_with_too_little_memory_says_so(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("1 2 3\n")
+    with pytest.raises(LaresError, match=r"--engine.memory"):
+        prepare(str(tmp_path / "x.txt"), str(tmp_path / "out"), engine=DuckDB(memory="plenty"))
+    assert [path.name for path in tmp_path.iterdir()] == ["x.txt"]
 
 
 @settings(max_examples=30, deadline=None)
@@ -120,7 +188,7 @@ def test_leave_one_out_against_brute_force(tmp_path_factory: pytest.TempPathFact
     data = SequenceDataset.load(folder / "out")
 
     def instances(split: str) -> list[tuple[list[str], str]]:
-        chosen = data.training_instances() if split == "train" else data.held_out(split)  # type: ignore[arg-type]
+        chosen = data.training_instances.all() if split == "train" else data.held_out(split).all()  # type: ignore[arg-type]
         names = np.array(["", *data.item_ids.to_pylist()])
         return [
             (names[data.items[start:end]].tolist(), str(names[data.items[end]]))
@@ -250,23 +318,77 @@ def test_a_damaged_dataset_is_refused(tmp_path: Path, damage: str) -> None:
         SequenceDataset.load(tmp_path / "out")
 
 
-@pytest.mark.parametrize("state", ["whole", "damaged", "missing", "of another file"])
-def test_sequences_are_mapped_where_their_flat_copies_are_whole(tmp_path: Path, state: str) -> None:
+@pytest.mark.parametrize("state", ["whole", "damaged", "missing", "of another file", "out of range"])
+def test_flat_copies_that_are_not_whole_are_made_again(tmp_path: Path, state: str) -> None:
     (tmp_path / "x.txt").write_text("1 2 3\n2 3\n5 6 7 8\n")
     prepare(str(tmp_path / "x.txt"), str(tmp_path / "out"))
-    copy = tmp_path / "out" / "flat-items.npy"
+    flat = tmp_path / "out" / "flat"
     if state == "damaged":
-        copy.write_bytes(copy.read_bytes()[:-4])
+        (flat / "items.npy").write_bytes((flat / "items.npy").read_bytes()[:-4])
     elif state == "missing":
-        copy.unlink()
+        shutil.rmtree(flat)
     elif state == "of another file":
-        table = pq.read_table(tmp_path / "out" / "sequences.parquet")
-        pq.write_table(table.slice(0, 2), tmp_path / "out" / "sequences.parquet")
+        (flat / "made-from.json").write_text('{"sequences.parquet": 3}')
+    elif state == "out of range":
+        np.save(flat / "items.npy", np.array([1, 2, 2, 3, 4, 99], dtype=np.int32))
     data = SequenceDataset.load(tmp_path / "out")
-    assert isinstance(data.items, np.memmap) == (state == "whole")
-    assert data.offsets.tolist() == ([0, 2, 3] if state == "of another file" else [0, 2, 3, 6])
-    assert data.items.tolist() == [1, 2, 2, 3, 4, 5][: data.offsets[-1]]
-    assert data.items.dtype == np.int32
+    assert isinstance(data.items, np.memmap)
+    assert data.offsets.tolist() == [0, 2, 3, 6]
+    assert data.items.tolist() == [1, 2, 2, 3, 4, 5]
+    names = ["dataset.json", "flat", "items.parquet", "sequences.parquet"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+
+
+def test_sequences_in_many_files_are_one_dataset(tmp_path: Path, toy_dataset: Path) -> None:
+    shutil.copytree(toy_dataset, tmp_path / "out")
+    table = pq.read_table(tmp_path / "out" / "sequences.parquet")
+    (tmp_path / "out" / "sequences.parquet").unlink()
+    (tmp_path / "out" / "sequences").mkdir()
+    for part, start in enumerate(range(0, len(table), 17)):
+        pq.write_table(table.slice(start, 17), tmp_path / "out" / "sequences" / f"part-{part:05}.parquet", row_group_size=5)
+    assert sequences(tmp_path / "out") == sequences(toy_dataset)
+    ours, theirs = SequenceDataset.load(tmp_path / "out"), SequenceDataset.load(toy_dataset)
+    assert isinstance(ours.items, np.memmap)
+    assert np.array_equal(ours.flat.by_target, theirs.flat.by_target)
+
+
+def test_sequences_that_do_not_fit_their_description_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("1 2 3\n2 3\n5 6 7 8\n")
+    prepare(str(tmp_path / "x.txt"), str(tmp_path / "out"))
+    (tmp_path / "y.txt").write_text("1 2 3 4 9 8 11\n2 3\n")
+    prepare(str(tmp_path / "y.txt"), str(tmp_path / "other"))
+    kept = {name: (tmp_path / "out" / name).read_bytes() for name in ("sequences.parquet", "items.parquet")}
+
+    def refused_with(name: str, content: bytes, message: str) -> None:
+        (tmp_path / "out" / name).write_bytes(content)
+        with pytest.raises(LaresError, match=message):
+            SequenceDataset.load(tmp_path / "out")
+        (tmp_path / "out" / name).write_bytes(kept[name])
+
+    other = {name: (tmp_path / "other" / name).read_bytes() for name in kept}
+    refused_with("items.parquet", other["items.parquet"], "items.parquet does not list the items 1 … 5")
+    refused_with("sequences.parquet", other["sequences.parquet"], "3 users and 6 interactions")
+    table = pa.table({"user_id": ["a", "b", "c"], "items": pa.array([[1], [1, 2], [2, 3, 6]], type=pa.list_(pa.int32()))})
+    pq.write_table(table, tmp_path / "y.parquet")
+    refused_with("sequences.parquet", (tmp_path / "y.parquet").read_bytes(), "items from 1 to 6 in a catalogue of 5")
+    pq.write_table(table.set_column(1, "items", pa.array([[1], None, [2, 3, 5]])), tmp_path / "y.parquet")
+    refused_with("sequences.parquet", (tmp_path / "y.parquet").read_bytes(), "without gaps")
+    SequenceDataset.load(tmp_path / "out")
+
+
+@given(st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=9), min_size=1, max_size=8), st.integers(1, 12))
+def test_targets_are_grouped_by_item(users: list[list[int]], size: int) -> None:
+    items = np.array([item for user in users for item in user], dtype=np.int32)
+    offsets = np.concatenate([[0], np.cumsum([len(user) for user in users])])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flat_module._stretches, "__defaults__", (size,))
+        flat = flat_module.flat_of(items, offsets, 6)
+    data = SequenceDataset(flat, pa.array(range(len(users))), pa.array(range(1, 7)), "made up")
+    ends = data.training_instances.all().ends.tolist()
+    for item in range(1, 7):
+        group = flat.by_target[flat.of_item[item] : flat.of_item[item + 1]].tolist()
+        assert group == [end for end in ends if items[end] == item]
+    assert flat.of_item[0] == flat.of_item[1] == 0
 
 
 def test_rows_longer_than_the_header_are_refused_not_cut(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_seen_items_are_ranked_or_left_out(spt_checkpoint: Path, toy_dataset: Pa
     module = data(toy_dataset)
     stage.predict_k = 40
     predicted: Any = trainer(tmp_path).predict(stage, module)
-    sequences, instances = module.sequences, module.sequences.held_out("next")
+    sequences, instances = module.sequences, module.sequences.held_out("next").all()
     for index, items, scores in zip(predicted[0].instances, predicted[0].items, predicted[0].scores, strict=True):
         seen = set(sequences.items[instances.starts[index] : instances.ends[index]].tolist())
         given = set(items[torch.isfinite(scores)].tolist())
@@ -247,7 +247,7 @@ def test_beta_holds_the_policy_to_its_reference(spt_checkpoint: Path, toy_datase
 
 def test_pruning_keeps_what_ranks_in_any_pass(spt_checkpoint: Path, toy_dataset: Path) -> None:
     stage, module = load_stage(spt_checkpoint), data(toy_dataset)
-    count = len(module.sequences.training_instances())
+    count = len(module.sequences.training_instances)
 
     def kept(passes: int, top: int, size: int = 64) -> torch.Tensor:
         loader = data(toy_dataset, eval_batch_size=size).instances_loader()
@@ -276,7 +276,7 @@ def test_pruning_everything_is_an_error(toy_dataset: Path, tmp_path: Path, spt_c
     rpt.evaluation_depth = 4
 
     def nothing(*_: Any) -> torch.Tensor:
-        return torch.zeros(len(module.sequences.training_instances()), dtype=torch.uint8)
+        return torch.zeros(len(module.sequences.training_instances), dtype=torch.uint8)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lares_pl.stages.rpt.kept_instances", nothing)
@@ -321,7 +321,7 @@ def test_the_next_stage_trains_on_all_instances_again(spt_checkpoint: Path, toy_
     trainer(tmp_path, max_steps=1).fit(RPT(str(spt_checkpoint), group_size=2, pruning=Pruning(1, 3)), module)
     pruned = module.train_dataloader().sampler.count
     trainer(tmp_path, max_steps=1).fit(SPT(SMALL), module)
-    assert pruned < module.train_dataloader().sampler.count == len(module.sequences.training_instances())
+    assert pruned < module.train_dataloader().sampler.count == len(module.sequences.training_instances)
 
 
 def test_the_policys_dropout_reaches_blocks_that_set_their_own(spt_checkpoint: Path) -> None:

@@ -28,8 +28,9 @@ from lares_pl import (
     SequenceDataset,
     TransformerBlock,
 )
-from lares_pl.data.batches import InstanceLoader, SameTargetPartners, Shard, WindowLoader
+from lares_pl.data.batches import InstanceLoader, SameTargetPartners, WindowLoader
 from lares_pl.data.draws import InstanceDraws
+from lares_pl.data.order import Shard
 from lares_pl.data.windows import training_windows
 from lares_pl.model.layout import Layout
 from lares_pl.stages.pruning import kept_instances
@@ -40,7 +41,7 @@ def sequences(lengths: list[int], items: int = 9) -> SequenceDataset:
     """Users with this many items each."""
     drawn = np.random.default_rng(sum(lengths)).integers(1, items + 1, sum(lengths)).astype(np.int32)
     users, catalogue = pa.array(range(len(lengths))), pa.array(range(1, items + 1))
-    return SequenceDataset(drawn, np.concatenate([[0], np.cumsum(lengths)]), users, catalogue, "made up")
+    return SequenceDataset.of_arrays(drawn, np.concatenate([[0], np.cumsum(lengths)]), users, catalogue, "made up")
 
 
 many = st.lists(st.integers(1, 30), min_size=1, max_size=8).filter(lambda lengths: max(lengths) > 1)
@@ -52,7 +53,7 @@ many = st.lists(st.integers(1, 30), min_size=1, max_size=8).filter(lambda length
 def test_each_instance_is_predicted_once_with_enough_before_it(lengths: list[int], longest: int, draw: st.DataObject) -> None:
     data = sequences(lengths)
     overlap = draw.draw(st.none() | st.integers(1, longest))
-    windows, instances = training_windows(data, longest, overlap), data.training_instances()
+    windows, instances = training_windows(data, longest, overlap), data.training_instances.all()
     predicted = []
     for start, end, first, count in zip(windows.starts, windows.ends, windows.firsts, windows.counts, strict=True):
         assert 1 <= count <= end - start <= longest
@@ -71,20 +72,20 @@ def test_each_instance_is_predicted_once_with_enough_before_it(lengths: list[int
 @given(many, st.integers(1, 9), st.data())
 def test_windows_end_at_their_last_kept_instance(lengths: list[int], longest: int, draw: st.DataObject) -> None:
     data = sequences(lengths)
-    count = len(data.training_instances())
+    count = len(data.training_instances)
     kept = np.array(draw.draw(st.lists(st.booleans(), min_size=count, max_size=count)))
     windows = training_windows(data, longest).keeping(kept)
     spans = [range(first, first + n) for first, n in zip(windows.firsts, windows.counts, strict=True)]
     assert all(kept[span[-1]] for span in spans)
     assert sorted(i for span in spans for i in span if kept[i]) == np.flatnonzero(kept).tolist()
-    assert np.array_equal(windows.ends, data.training_instances().ends[windows.firsts + windows.counts - 1])
+    assert np.array_equal(windows.ends, data.training_instances.all().ends[windows.firsts + windows.counts - 1])
 
 
 def test_batches_of_windows_bring_what_they_promise() -> None:
     data = sequences([2, 3, 30, 7, 12, 9], items=4)
-    instances = data.training_instances()
+    instances = data.training_instances.all()
     kept = np.arange(len(instances)) % 3 != 0
-    partners = SameTargetPartners(data.targets(instances))
+    partners = SameTargetPartners(data)
     loader = WindowLoader(data, training_windows(data, 5), 4, 5, kept, aligned=2, partners=partners, shuffle=True)
     served, aligned = [], 0
     for batch in loader:
@@ -131,7 +132,7 @@ def test_every_instance_is_served_once_over_all_processes(world_size: int) -> No
     for rank in range(world_size):
         for batch in WindowLoader(data, training_windows(data, 5), 2, 5, shard=Shard(rank, world_size)):
             served += batch.instances[batch.valid].tolist()
-    assert sorted(served) == list(range(len(data.training_instances())))
+    assert sorted(served) == list(range(len(data.training_instances)))
 
 
 # ---------------------------------------------------------------- states
@@ -169,7 +170,7 @@ def causal(block: type[nn.Module], items: int, longest: int) -> RecurrentBackbon
 def test_states_and_gradients_are_those_of_the_prefix_instances(block: type[nn.Module], lengths: list[int], depth: int) -> None:
     data = sequences(lengths)
     model = causal(block, 9, 8).train()
-    instances = data.training_instances()
+    instances = data.training_instances
     (windows,) = WindowLoader(data, training_windows(data, 8), 99, 8)
     (prefixes,) = InstanceLoader(data, instances, 99, 8)
     assert windows.places is not None
@@ -217,7 +218,7 @@ def test_pruning_reads_exactly_the_histories_of_the_instances() -> None:
     torch.manual_seed(0)
     # with noise, and at depth 1 it shows: it is a function of the history up to the token, in a window as elsewhere
     model = RecurrentBackbone(9, 5, BackboneConfig(hidden_size=8, initializer_range=0.3)).eval()
-    instances, rule = data.training_instances(), Pruning(2, 2)
+    instances, rule = data.training_instances, Pruning(2, 2)
     prefixes = kept_instances(model, InstanceLoader(data, instances, 4, 5), len(instances), 1, rule)
     windows = training_windows(data, 5, overlap=5)
     at_once = kept_instances(model, WindowLoader(data, windows, 4, 5), len(instances), 1, rule)
@@ -246,7 +247,7 @@ def test_both_stages_train_on_sequences(toy_dataset: Path, tmp_path: Path) -> No
     assert not torch.equal(before, rpt.backbone.item_vectors)
     loader = sequence.train_dataloader()
     kept = sum(len(batch) for batch in loader)
-    assert 0 < kept < len(sequence.sequences.training_instances())
+    assert 0 < kept < len(sequence.sequences.training_instances)
     assert rpt._kept is not None
     assert kept == int(rpt._kept.sum())
 

@@ -105,7 +105,7 @@ def popularity_ndcg(dataset: str, k: int = 10) -> float:
     from lares_pl.data.dataset import SequenceDataset
 
     sequences = SequenceDataset.load(dataset)
-    test = sequences.held_out("test")
+    test = sequences.held_out("test").all()
     held = np.zeros(len(sequences.items), dtype=bool)
     held[test.ends] = held[test.ends - 1] = True
     counts = np.bincount(sequences.items[~held], minlength=sequences.catalogue_size + 1)

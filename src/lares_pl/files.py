@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,25 @@ def appearing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def exchange(folder: Path, other: Path) -> None:
+    """Swap two folders of one file system: at each moment both names are there, whole.
+
+    Where the system can't (it is Linux's `renameat2`), a third name is used for a moment.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if hasattr(libc, "renameat2") and libc.renameat2(here, os.fsencode(folder), here, os.fsencode(other), swap) == 0:
+        return
+    aside = folder.with_name(folder.name + ".former")
+    other.rename(aside)
+    try:
+        folder.rename(other)
+    except OSError:
+        aside.rename(other)
+        raise
+    aside.rename(folder)
 
 
 def check_free(path: Path, overwrite: bool) -> None:

@@ -71,7 +71,7 @@ def predictions_table(data: Any, instances: torch.Tensor, items: torch.Tensor, s
         scores: `[U, k]`, -inf where no item was left.
     """
     predicted = data.predicted
-    users = data.predict_dataloader().instances.users[instances.numpy()]
+    users = data.predict_dataloader().instances.take(instances.numpy()).users
     real = torch.isfinite(scores)
     offsets = pa.array(torch.cat([torch.zeros(1, dtype=torch.int64), real.sum(dim=1).cumsum(0)]).int().numpy())
     return pa.table(

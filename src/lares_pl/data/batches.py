@@ -14,10 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lares_pl.data.dataset import Instances, SequenceDataset
+from lares_pl.data.dataset import Cuts, Instances, SequenceDataset
 from lares_pl.data.draws import InstanceDraws
 from lares_pl.data.histories import Histories
+from lares_pl.data.order import EpochOrder, Shard
 from lares_pl.data.windows import Windows
+
+AHEAD = 64  # batches whose instances are drawn at once
 
 
 @dataclass  # not frozen: Lightning's true-precision plugins rebuild a batch field by field
@@ -83,80 +86,34 @@ def _ranges(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 class SameTargetPartners:
-    """Draws, for an instance, another one with the same target, uniformly; the instance itself where there is none.
+    """Draws, for a training instance, another one with the same target, uniformly; itself where there is none.
 
     Args:
-        targets: target of each instance, `[n]`.
+        dataset: the sequences.
     """
 
-    def __init__(self, targets: np.ndarray) -> None:
-        self._by_target = np.argsort(targets, kind="stable")
-        counts = np.bincount(targets)
-        firsts = np.concatenate([[0], counts.cumsum()])[:-1]
-        place = np.empty_like(self._by_target)
-        place[self._by_target] = np.arange(len(targets))
-        self._first = firsts[targets]
-        self._count = counts[targets]
-        self._place = place - self._first  # place of each instance among those with its target
+    def __init__(self, dataset: SequenceDataset) -> None:
+        self._dataset = dataset
 
-    def draw(self, instances: np.ndarray, draws: InstanceDraws) -> np.ndarray:
-        """A partner for each of `instances`, `[B]` -> `[B]`."""
-        count = self._count[instances]
-        others = np.maximum(count - 1, 1)
-        step = 1 + np.floor(draws.uniform(instances) * others).astype(np.int64)
-        partners: np.ndarray = self._by_target[self._first[instances] + (self._place[instances] + step) % count]
-        return partners
+    def draw(self, cuts: Cuts, draws: InstanceDraws, instances: np.ndarray) -> Cuts:
+        """A partner for each, `[B]`.
 
-
-@dataclass(frozen=True)
-class Shard:
-    """Which share of the instances this process serves.
-
-    Args:
-        rank: number of this process.
-        world_size: number of processes.
-    """
-
-    rank: int = 0
-    world_size: int = 1
-
-
-class EpochOrder:
-    """The order of instances: a pure function of (seed, epoch), dealt out to the processes.
-
-    In training (shuffled) each process gets equally many instances, so up to `world_size - 1` of them sit an epoch
-    out; in evaluation every instance is served exactly once and the shares are filled up with -1.
-
-    Args:
-        count: number of instances.
-        shuffle: whether to draw a new order each epoch.
-        seed: seed of the orders.
-        shard: this process's share.
-    """
-
-    def __init__(self, count: int, shuffle: bool, seed: int, shard: Shard) -> None:
-        self.count = count
-        self.shuffle = shuffle
-        self.seed = seed
-        self.shard = shard
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        world_size = self.shard.world_size
-        return self.count // world_size if self.shuffle else -(-self.count // world_size)
-
-    def indices(self) -> np.ndarray:
-        """This process's instances in order, `[len(self)]`; -1 fills up."""
-        rank, world_size = self.shard.rank, self.shard.world_size
-        if self.shuffle:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.count)
-        else:
-            order = np.pad(np.arange(self.count), (0, len(self) * world_size - self.count), constant_values=-1)
-        return order[rank::world_size][: len(self)]
+        Args:
+            cuts: the instances, `[B]`.
+            draws: what is drawn from.
+            instances: their numbers, `[B]`.
+        """
+        flat = self._dataset.flat
+        targets = flat.items[cuts.ends]
+        firsts = flat.of_item[targets]
+        others = flat.of_item[targets + 1] - firsts - 1
+        number = np.floor(draws.uniform(instances) * others).astype(np.int64)
+        # the n-th of the others: places ascend, so those from its own on are one further
+        places = flat.by_target[firsts + number].astype(np.int64)
+        further = flat.by_target[firsts + np.minimum(number + 1, others)].astype(np.int64)
+        ends = np.where(others == 0, cuts.ends, np.where(places < cuts.ends, places, further))
+        users = np.searchsorted(flat.offsets, ends, side="right") - 1
+        return Cuts(users, flat.offsets[users], ends)
 
 
 class BatchLoader(ABC):
@@ -198,12 +155,16 @@ class BatchLoader(ABC):
         return -(-len(self.sampler) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        indices, epoch = self.sampler.indices(), self.sampler.epoch
+        epoch, size = self.sampler.epoch, self.batch_size
         draws = InstanceDraws(self.sampler.seed, epoch)
-        for number in range(self._resumed[1] if epoch == self._resumed[0] else 0, len(self)):
-            batch = self.cut(indices[number * self.batch_size : (number + 1) * self.batch_size], draws)
-            self._served = number + 1
-            yield batch.pin_memory() if self.pin else batch
+        served = self._resumed[1] if epoch == self._resumed[0] else 0
+        while served < len(self):
+            indices = self.sampler.indices(served * size, (served + AHEAD) * size)
+            for start in range(0, len(indices), size):
+                batch = self.cut(indices[start : start + size], draws)
+                served += 1
+                self._served = served
+                yield batch.pin_memory() if self.pin else batch
 
     def state_dict(self) -> dict[str, int]:
         """Where in its epoch the loader stands; Lightning keeps it in checkpoints."""
@@ -217,9 +178,9 @@ class BatchLoader(ABC):
     def cut(self, indices: np.ndarray, draws: InstanceDraws) -> Batch:
         """The batch of these (-1: a row that only fills up)."""
 
-    def histories(self, instances: Instances) -> Histories:
+    def histories(self, cuts: Cuts) -> Histories:
         """What each of these instances reads."""
-        return cut_histories(self.dataset.items, instances.starts, instances.ends, self.max_length)
+        return cut_histories(self.dataset.items, cuts.starts, cuts.ends, self.max_length)
 
 
 class InstanceLoader(BatchLoader):
@@ -255,10 +216,10 @@ class InstanceLoader(BatchLoader):
         valid = indices >= 0
         indices = np.maximum(indices, 0)
         chosen = self.instances.take(indices)
-        targets = self.dataset.targets(chosen) if chosen.has_target else np.zeros(len(chosen))
+        targets = self.dataset.targets(chosen) if self.instances.has_target else np.zeros(len(chosen))
         batch = Batch(self.histories(chosen), _tensor(targets), _tensor(indices), torch.from_numpy(valid))
         if self.partners is not None:
-            batch.partners = self.histories(self.instances.take(self.partners.draw(indices, draws)))
+            batch.partners = self.histories(self.partners.draw(chosen, draws, indices))
         if self.with_seen:
             index, lengths = _ranges(chosen.starts, chosen.ends)
             batch.seen_items = _tensor(self.dataset.items[index])
@@ -293,7 +254,7 @@ class WindowLoader(BatchLoader):
     ) -> None:
         self.windows = windows if kept is None else windows.keeping(kept)
         super().__init__(dataset, len(self.windows), batch_size, max_length, **options)
-        self.instances = dataset.training_instances()
+        self.instances = dataset.training_instances
         self.kept = kept
         self.aligned = aligned
         self.partners = partners
@@ -318,9 +279,10 @@ class WindowLoader(BatchLoader):
         )
         if self.aligned:
             some = instances[_some_of_each(window, self.aligned, draws.uniform(instances, purpose=1))]
-            batch.aligned = self.histories(self.instances.take(some))
+            cuts = self.instances.take(some)
+            batch.aligned = self.histories(cuts)
             if self.partners is not None:
-                batch.partners = self.histories(self.instances.take(self.partners.draw(some, draws)))
+                batch.partners = self.histories(self.partners.draw(cuts, draws, some))
         return batch
 
 

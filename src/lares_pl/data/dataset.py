@@ -1,23 +1,25 @@
-"""A prepared dataset in memory: flat sequences, their leave-one-out split, and the instances cut from them.
+"""A prepared dataset: flat sequences, their leave-one-out split, and the instances cut from them.
 
 An instance is a target position in the flat array of all items; its history is what stands before it, at most L items of
-the same user. Nothing is copied until a batch is made; processes of one machine share what they map.
+the same user. Instances are numbers until a batch takes some of them: a process holds no list of them, and what it reads of
+the sequences it shares with the other processes of its machine.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lares_pl.data.flat import map_flat
+from lares_pl.data.flat import Flat, flat_copies, flat_of, sequence_files
 from lares_pl.data.prepare import FORMAT_VERSION
 from lares_pl.errors import LaresError
 
@@ -25,35 +27,113 @@ Split = Literal["validation", "test", "next"]
 
 
 @dataclass(frozen=True)
-class Instances:
-    """Where histories and targets lie in the flat array of items.
+class Cuts:
+    """Where the histories of some instances are cut from the flat array of items, and their targets stand.
 
     Args:
-        users: user index of each instance, `[n]`.
-        starts: where the user's items begin, `[n]`.
-        ends: where the target stands; the history is what stands from `starts` up to here, `[n]`.
-        has_target: False where the history is a user's whole sequence and nothing stands behind it.
+        users: user index of each, `[B]`.
+        starts: where the user's items begin, `[B]`.
+        ends: where the target stands; the history is what stands from `starts` up to here, `[B]`.
     """
 
     users: np.ndarray
     starts: np.ndarray
     ends: np.ndarray
-    has_target: bool = True
 
     def __len__(self) -> int:
         return len(self.ends)
 
-    def take(self, kept: np.ndarray) -> Instances:
-        """A selection by mask or index."""
-        return Instances(self.users[kept], self.starts[kept], self.ends[kept], self.has_target)
+
+class Instances(ABC):
+    """Instances 0 … n - 1 of a split.
+
+    Attributes:
+        has_target: False where the history is a user's whole sequence and nothing stands behind it.
+    """
+
+    has_target = True
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Their number n."""
+
+    @abstractmethod
+    def take(self, numbers: np.ndarray) -> Cuts:
+        """Some of them, `[B]`."""
+
+    def all(self) -> Cuts:
+        """All of them; for small data."""
+        return self.take(np.arange(len(self)))
 
 
-def _decoded(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Items and offsets of lists of items."""
-    sequences = column.combine_chunks()
-    lengths = pc.list_value_length(sequences).to_numpy(zero_copy_only=False).astype(np.int64)
-    items = sequences.flatten().to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
-    return items, np.concatenate([[0], lengths.cumsum()])
+@dataclass(frozen=True)
+class TrainingInstances(Instances):
+    """Every item of a user from the second on, the last two held out, with all items before it (METHOD "Instances").
+
+    Users with fewer than three items have nothing held out: all their items train.
+
+    Args:
+        offsets: where each user's items begin, and the end, `[users + 1]`.
+        kept: numbers of those that count, ascending; all where None.
+    """
+
+    offsets: np.ndarray
+    kept: np.ndarray | None = None
+
+    @cached_property
+    def firsts(self) -> np.ndarray:
+        """Number of the first instance of each user, and the number of all, `[users + 1]`."""
+        lengths = np.diff(self.offsets)
+        counts = np.maximum(np.where(lengths < 3, lengths - 1, lengths - 3), 0)
+        return np.concatenate([[0], counts.cumsum()])
+
+    def __len__(self) -> int:
+        return int(self.firsts[-1]) if self.kept is None else len(self.kept)
+
+    def take(self, numbers: np.ndarray) -> Cuts:
+        """Some of them, `[B]`."""
+        numbers = numbers if self.kept is None else self.kept[numbers].astype(np.int64)
+        users = np.searchsorted(self.firsts, numbers, side="right") - 1
+        starts = self.offsets[users]
+        return Cuts(users, starts, starts + 1 + numbers - self.firsts[users])
+
+    def keeping(self, kept: np.ndarray) -> TrainingInstances:
+        """Those of a mask over all."""
+        numbers = np.flatnonzero(kept)
+        return TrainingInstances(self.offsets, numbers.astype(np.uint32) if len(kept) < 1 << 32 else numbers)
+
+
+@dataclass(frozen=True)
+class HeldOut(Instances):
+    """One instance a user: its target is the last item but one (validation), the last (test), or stands behind all (next).
+
+    Args:
+        offsets: where each user's items begin, and the end, `[users + 1]`.
+        split: which.
+        users: those with an item to hold out, ascending, `[n]`; filled in.
+    """
+
+    offsets: np.ndarray
+    split: Split
+    users: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        fewest = 1 if self.split == "next" else 3
+        object.__setattr__(self, "users", np.flatnonzero(np.diff(self.offsets) >= fewest))
+
+    @property
+    def has_target(self) -> bool:  # type: ignore[override]
+        """Whether there is a target to rank."""
+        return self.split != "next"
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def take(self, numbers: np.ndarray) -> Cuts:
+        """Some of them, `[B]`."""
+        users = self.users[numbers]
+        from_end = {"next": 0, "test": 1, "validation": 2}[self.split]
+        return Cuts(users, self.offsets[users], self.offsets[users + 1] - from_end)
 
 
 def check_dataset(path: str | Path | None) -> Path:
@@ -77,23 +157,34 @@ class SequenceDataset:
     """Sequences of all users and the catalogue.
 
     Args:
-        items: items of all users one after the other, oldest first, `[n]` int32; 1 … N.
-        offsets: where each user's items begin, and the end, `[users + 1]` int64.
-        user_ids: original ids of the users.
+        flat: the sequences.
+        user_ids: original ids of the users, or how to read them.
         item_ids: original ids of items 1 … N.
         path: where it was read from, for messages.
     """
 
-    def __init__(self, items: np.ndarray, offsets: np.ndarray, user_ids: pa.Array, item_ids: pa.Array, path: str) -> None:
-        self.items = items
-        self.offsets = offsets
-        self.user_ids = user_ids
+    def __init__(self, flat: Flat, user_ids: pa.Array | None, item_ids: pa.Array, path: str) -> None:
+        self.flat = flat
+        self.items = flat.items
+        self.offsets = flat.offsets
         self.item_ids = item_ids
         self.path = path
+        self._user_ids = user_ids
+
+    @staticmethod
+    def of_arrays(items: np.ndarray, offsets: np.ndarray, user_ids: pa.Array, item_ids: pa.Array, path: str) -> SequenceDataset:
+        """Sequences in memory.
+
+        Args:
+            items: of all users one after the other, oldest first, `[n]` int32; 1 … N.
+            offsets: where each user's items begin, and the end, `[users + 1]` int64.
+            user_ids, item_ids, path: as of the class.
+        """
+        return SequenceDataset(flat_of(items, offsets, len(item_ids)), user_ids, item_ids, path)
 
     @staticmethod
     def load(path: str | Path) -> SequenceDataset:
-        """Read a prepared dataset.
+        """Open a prepared dataset.
 
         Raises:
             LaresError: if there is none, it is incomplete, or its parts don't belong together.
@@ -101,31 +192,31 @@ class SequenceDataset:
         folder = check_dataset(path)
         try:
             description: dict[str, Any] = json.loads((folder / "dataset.json").read_text())
-            parts = sorted((folder / "sequences").glob("part-*.parquet")) or [folder / "sequences.parquet"]
-            mapped = map_flat(folder, description)
-            columns = ["user_id"] if mapped else ["user_id", "items"]
-            table = pa.concat_tables([pq.read_table(part, columns=columns) for part in parts])
+            version = description.get("format_version")
+            if version != FORMAT_VERSION:
+                raise LaresError(f"{folder}: format version {version}, this package reads {FORMAT_VERSION}: prepare it again")
+            users, items, interactions = (int(description[name]) for name in ("users", "items", "interactions"))
             catalogue = pq.read_table(folder / "items.parquet", columns=["item", "item_id"])
-        except (OSError, ValueError, KeyError) as error:  # ArrowInvalid and JSONDecodeError are ValueErrors
+            if interactions == 0:
+                raise LaresError(f"{folder}: the dataset is empty: prepare it again from a file with interactions")
+            if not np.array_equal(catalogue["item"].to_numpy(), np.arange(1, items + 1)):
+                raise LaresError(
+                    f"{folder}: items.parquet does not list the items 1 … {items} that dataset.json tells of: the files don't "
+                    "belong together. Prepare the dataset again"
+                )
+            flat = flat_copies(folder, users, interactions, items)
+        # ArrowInvalid and JSONDecodeError are ValueErrors
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise LaresError(f"{folder}: not a whole prepared dataset: {error}. Prepare it again.") from error
-        if description.get("format_version") != FORMAT_VERSION:
-            raise LaresError(
-                f"{folder}: format version {description.get('format_version')}, this package reads {FORMAT_VERSION}: "
-                "prepare it again"
-            )
-        items, offsets = mapped or _decoded(table["items"])
-        if len(items) == 0:
-            raise LaresError(f"{folder}: the dataset is empty: prepare it again from a file with interactions")
-        known = catalogue.num_rows
-        if items.min() < 1 or items.max() > known:
-            raise LaresError(f"{folder}: items from {items.min()} to {items.max()} in a catalogue of {known}: prepare it again")
-        return SequenceDataset(
-            items,
-            offsets,
-            table["user_id"].combine_chunks(),
-            catalogue["item_id"].combine_chunks(),
-            str(folder),
-        )
+        return SequenceDataset(flat, None, catalogue["item_id"].combine_chunks(), str(folder))
+
+    @cached_property
+    def user_ids(self) -> pa.Array:
+        """Original ids of the users, read when first asked for."""
+        if self._user_ids is not None:
+            return self._user_ids
+        parts = [pq.read_table(path, columns=["user_id"]) for path in sequence_files(Path(self.path))]
+        return pa.concat_tables(parts)["user_id"].combine_chunks()
 
     @property
     def catalogue_size(self) -> int:
@@ -137,16 +228,12 @@ class SequenceDataset:
         """Number of users."""
         return len(self.offsets) - 1
 
-    @property
-    def lengths(self) -> np.ndarray:
-        """Number of items of each user, `[users]`."""
-        return np.diff(self.offsets)
-
     def catalogue_fingerprint(self) -> str:
         """Checksum of the original item ids in order: two datasets agree on item indices if and only if it is equal."""
         digest = hashlib.sha256()
-        for item_id in self.item_ids.to_pylist():
-            digest.update(str(item_id).encode() + b"\0")
+        for start in range(0, self.catalogue_size, 1 << 16):
+            for item_id in self.item_ids.slice(start, 1 << 16).to_pylist():
+                digest.update(str(item_id).encode() + b"\0")
         return digest.hexdigest()[:16]
 
     def text_vectors(self) -> np.ndarray | None:
@@ -169,31 +256,16 @@ class SequenceDataset:
 
     # ------------------------------------------------------------ instances
 
-    def training_instances(self) -> Instances:
-        """Every item from a user's second on, the last two held out, with all items before it (METHOD "Instances").
+    @cached_property
+    def training_instances(self) -> TrainingInstances:
+        """What training learns from."""
+        return TrainingInstances(self.offsets)
 
-        Users with fewer than three items have nothing held out: all their items train.
-        """
-        lengths = self.lengths
-        targets = np.where(lengths < 3, lengths - 1, lengths - 3)  # training targets of each user
-        users = np.repeat(np.arange(self.users), targets)
-        starts = self.offsets[:-1][users]
-        first = np.concatenate([[0], targets.cumsum()])[:-1]
-        return Instances(users, starts, starts + 1 + np.arange(len(users)) - first[users])
+    def held_out(self, split: Split) -> HeldOut:
+        """One instance a user."""
+        return HeldOut(self.offsets, split)
 
-    def held_out(self, split: Split) -> Instances:
-        """One instance a user: the target is the last item but one (validation) or the last (test).
-
-        `next` gives every user's whole sequence as history, without a target.
-        """
-        if split == "next":
-            users = np.flatnonzero(self.lengths > 0)
-            return Instances(users, self.offsets[:-1][users], self.offsets[1:][users], has_target=False)
-        users = np.flatnonzero(self.lengths >= 3)
-        from_end = 2 if split == "validation" else 1
-        return Instances(users, self.offsets[:-1][users], self.offsets[1:][users] - from_end)
-
-    def targets(self, instances: Instances) -> np.ndarray:
-        """Target item of each instance, `[n]`."""
-        targets: np.ndarray = self.items[instances.ends]
+    def targets(self, cuts: Cuts) -> np.ndarray:
+        """Target item of each instance, `[B]`."""
+        targets: np.ndarray = self.items[cuts.ends]
         return targets

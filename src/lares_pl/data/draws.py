@@ -23,12 +23,12 @@ class InstanceDraws:
             instances: indices, `[n]`.
             purpose: another one gives independent numbers.
         """
-        bits = _mix(_mix(instances.astype(np.uint64) + self._key[0]) + self._key[1] + np.uint64(purpose))
+        bits = mix(mix(instances.astype(np.uint64) + self._key[0]) + self._key[1] + np.uint64(purpose))
         return (bits >> np.uint64(11)) * 2.0**-53
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
-    """splitmix64 (Steele, Lea, Flood 2014)."""
+def mix(x: np.ndarray) -> np.ndarray:
+    """splitmix64 (Steele, Lea, Flood 2014) of `[n]` uint64."""
     x = x * np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,8 +1,9 @@
-"""Raw files to one table of interactions, in file order.
+"""Raw files to tables of interactions, in file order, a piece at a time: a log need not fit into memory.
 
 Formats, told by the file's name (`.gz` may follow): RecBole atomic files (`.inter`), comma- or tab-separated tables with
-a header (`.csv`, `.tsv`), Parquet (`.parquet`), and lines `user item item …` (`.txt`; a user may have several lines).
-RecBole benchmark files, split already, are told by the folder or by one of their names (`NAME.train.inter`).
+a header (`.csv`, `.tsv`), Parquet (`.parquet`, or a folder of such files), and lines `user item item …` (`.txt`; a user may
+have several lines). RecBole benchmark files, split already, are told by the folder or by one of their names
+(`NAME.train.inter`).
 """
 
 from __future__ import annotations
@@ -10,18 +11,22 @@ from __future__ import annotations
 import csv
 import gzip
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from lares_pl.data.benchmark import benchmark_files, join_parts
 from lares_pl.errors import LaresError
 
 Format = Literal["inter", "csv", "tsv", "parquet", "lines"]
+
+ROWS = 1 << 20  # of a piece
 
 
 @dataclass(frozen=True)
@@ -41,34 +46,54 @@ class Columns:
     rating: str | None = None
 
 
-def read_interactions(path: Path, columns: Columns, kind: Format | None = None) -> pd.DataFrame:
-    """One row an interaction: `user`, `item` and, where known, `time` (int64 or float64) and `rating` (float64).
+def read_interactions(path: Path, columns: Columns, kind: Format | None = None) -> Iterator[pd.DataFrame]:
+    """Pieces with one row an interaction: `user`, `item` and, where known, `time` (int64 or float64) and `rating`.
+
+    Each knows the file it is of (`attrs["file"]`).
 
     Args:
-        path: the file, or the folder of benchmark files.
+        path: the file, the folder of Parquet files, or that of benchmark files.
         columns: column names; lines have none.
         kind: the format, where the file's name does not tell.
 
     Raises:
         LaresError: for a missing file, an unknown format, a missing column or a value that can't be read; names the row.
     """
-    if kind is None and (parts := benchmark_files(path)) is not None:
-        return join_parts((part, _benchmark_rows(part, columns)) for part in parts)
-    kind = _resolved(path, kind)
-    table = read_table(path, kind)
-    interactions = table if kind == "lines" else _named(table, columns, path)
-    if interactions.empty:
+    if kind is None and not _parquet_files(path) and (parts := benchmark_files(path)) is not None:
+        yield join_parts((part, _benchmark_rows(part, columns)) for part in parts)
+        return
+    empty = True
+    dates: bool | None = None  # whether times are written as dates; the first piece decides
+    for file in source_files(path, kind):
+        rows = 0
+        for table in _pieces(file, kind):
+            if _resolved(file, kind) != "lines":
+                table, dates = _named(table, columns, file, rows, dates)
+            rows += len(table)
+            empty = empty and table.empty
+            table.attrs["file"] = file.name
+            if len(table):
+                yield table
+    if empty:
         raise LaresError(f"{path}: no interactions in it")
-    return interactions
 
 
 def source_files(path: Path, kind: Format | None = None) -> list[Path]:
-    """The files that `read_interactions` reads for this path."""
-    return (benchmark_files(path) if kind is None else None) or [path]
+    """The files that `read_interactions` reads for this path, in order.
+
+    Raises:
+        LaresError: for a folder with neither Parquet files nor a benchmark in it.
+    """
+    return _parquet_files(path) or (benchmark_files(path) if kind is None else None) or [path]
+
+
+def _parquet_files(path: Path) -> list[Path]:
+    """Those of a folder, in the order of their names."""
+    return sorted(path.glob("*.parquet")) if path.is_dir() else []
 
 
 def read_table(path: Path, kind: Format | None = None) -> pd.DataFrame:
-    """A file as it is, columns under their own names.
+    """A whole file as it is, columns under their own names.
 
     Args:
         path: the file.
@@ -77,9 +102,15 @@ def read_table(path: Path, kind: Format | None = None) -> pd.DataFrame:
     Raises:
         LaresError: for a missing file, an unknown format, or a file that can't be read.
     """
+    pieces = list(_pieces(path, kind))
+    return pieces[0] if len(pieces) == 1 else pd.concat(pieces, ignore_index=True)
+
+
+def _pieces(path: Path, kind: Format | None) -> Iterator[pd.DataFrame]:
+    """A file as it is, piece by piece, at least one; raises as `read_table`."""
     kind = _resolved(path, kind)
     try:
-        return _READERS[kind](path)
+        yield from _READERS[kind](path)
     except LaresError:
         raise
     except pd.errors.ParserWarning as error:
@@ -141,35 +172,48 @@ def _open(path: Path) -> IO[str]:
     return path.open(encoding="utf-8", newline="")
 
 
-def _read_delimited(path: Path, separator: str, quoting: Literal[0, 3]) -> pd.DataFrame:
-    with _open(path) as file, warnings.catch_warnings():
-        warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header would lose fields
-        return pd.read_csv(
-            file, sep=separator, dtype=str, keep_default_na=False, quoting=quoting, on_bad_lines="error", index_col=False
-        )
+def _read_delimited(path: Path, separator: str, quoting: Literal[0, 3]) -> Iterator[pd.DataFrame]:
+    options: dict[str, Any] = {"sep": separator, "dtype": str, "keep_default_na": False, "quoting": quoting}
+    with _open(path) as file, pd.read_csv(file, on_bad_lines="error", index_col=False, chunksize=ROWS, **options) as pieces:
+        while True:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header would lose fields
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
 
 
-def _read_inter(path: Path) -> pd.DataFrame:
-    table = _read_delimited(path, "\t", csv.QUOTE_NONE)
-    return table.rename(columns={name: str(name).split(":")[0] for name in table.columns})
+def _read_inter(path: Path) -> Iterator[pd.DataFrame]:
+    for table in _read_delimited(path, "\t", csv.QUOTE_NONE):
+        yield table.rename(columns={name: str(name).split(":")[0] for name in table.columns})
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
+def _read_csv(path: Path) -> Iterator[pd.DataFrame]:
     return _read_delimited(path, ",", csv.QUOTE_MINIMAL)
 
 
-def _read_tsv(path: Path) -> pd.DataFrame:
+def _read_tsv(path: Path) -> Iterator[pd.DataFrame]:
     return _read_delimited(path, "\t", csv.QUOTE_NONE)  # a quote is a character there: 3" bolts
 
 
-def _read_parquet(path: Path) -> pd.DataFrame:
-    return pd.read_parquet(path)
+def _read_parquet(path: Path) -> Iterator[pd.DataFrame]:
+    with pq.ParquetFile(path) as file:
+        if file.metadata.num_rows == 0:
+            yield file.schema_arrow.empty_table().to_pandas()
+        for batch in file.iter_batches(batch_size=ROWS):
+            yield pa.Table.from_batches([batch]).to_pandas()
 
 
-def _read_lines(path: Path) -> pd.DataFrame:
+def _read_lines(path: Path) -> Iterator[pd.DataFrame]:
     users: list[str] = []
     lengths: list[int] = []
     items: list[str] = []
+
+    def piece() -> pd.DataFrame:
+        user_of_row = np.repeat(np.array(users, dtype=object), lengths)
+        return pd.DataFrame({"user": user_of_row, "item": np.array(items, dtype=object)})
+
     with _open(path) as file:
         for number, line in enumerate(file, start=1):
             fields = line.split()
@@ -180,11 +224,13 @@ def _read_lines(path: Path) -> pd.DataFrame:
             users.append(fields[0])
             lengths.append(len(fields) - 1)
             items.extend(fields[1:])
-    user_of_row = np.repeat(np.array(users, dtype=object), lengths)
-    return pd.DataFrame({"user": user_of_row, "item": np.array(items, dtype=object)})
+            if len(items) >= ROWS:
+                yield piece()
+                users, lengths, items = [], [], []
+    yield piece()
 
 
-_READERS: dict[Format, Callable[[Path], pd.DataFrame]] = {
+_READERS: dict[Format, Callable[[Path], Iterator[pd.DataFrame]]] = {
     "inter": _read_inter,
     "csv": _read_csv,
     "tsv": _read_tsv,
@@ -195,8 +241,18 @@ _READERS: dict[Format, Callable[[Path], pd.DataFrame]] = {
 # ---------------------------------------------------------------- columns
 
 
-def _named(table: pd.DataFrame, columns: Columns, path: Path) -> pd.DataFrame:
-    """The columns asked for, under our names, checked."""
+def _named(
+    table: pd.DataFrame, columns: Columns, path: Path, before: int, dates: bool | None
+) -> tuple[pd.DataFrame, bool | None]:
+    """The columns asked for, under our names, checked; and whether times are dates.
+
+    Args:
+        table: a piece of the file.
+        columns: their names.
+        path: the file.
+        before: number of rows before this piece.
+        dates: whether times are dates; None before the first piece.
+    """
 
     def column(name: str, option: str) -> pd.Series:
         return named_column(table, name, path, f"columns.{option}")
@@ -207,14 +263,21 @@ def _named(table: pd.DataFrame, columns: Columns, path: Path) -> pd.DataFrame:
             "Call the parts NAME.train.inter, NAME.valid.inter and NAME.test.inter and give their folder"
         )
     named = {
-        "user": _ids(column(columns.user, "user"), path, columns.user),
-        "item": _ids(column(columns.item, "item"), path, columns.item),
+        "user": _ids(column(columns.user, "user"), path, columns.user, before),
+        "item": _ids(column(columns.item, "item"), path, columns.item, before),
     }
-    for option, wanted, usual in (("time", columns.time, "timestamp"), ("rating", columns.rating, "rating")):
-        name = wanted or (usual if usual in table.columns else None)
-        if name is not None:
-            named[option] = _numbers(column(name, option), path, name, dates=option == "time")
-    return pd.DataFrame(named)
+    if (time := _wanted(table, columns.time, "timestamp")) is not None:
+        values = column(time, "time")
+        if dates is None and len(table):
+            dates = _are_dates(values)
+        named["time"] = _seconds(values, path, time, before) if dates else _numbers(values, path, time, before)
+    if (rating := _wanted(table, columns.rating, "rating")) is not None:
+        named["rating"] = _numbers(column(rating, "rating"), path, rating, before)
+    return pd.DataFrame(named), dates
+
+
+def _wanted(table: pd.DataFrame, name: str | None, usual: str) -> str | None:
+    return name or (usual if usual in table.columns else None)
 
 
 def _benchmark_rows(path: Path, columns: Columns) -> pd.DataFrame:
@@ -232,25 +295,41 @@ def _benchmark_rows(path: Path, columns: Columns) -> pd.DataFrame:
     )
 
 
-def _ids(values: pd.Series, path: Path, name: str) -> pd.Series:
-    missing = values.isna() | (values.astype(str) == "")
+def _ids(values: pd.Series, path: Path, name: str, before: int = 0) -> pd.Series:
+    missing = values.isna()
+    if not pd.api.types.is_numeric_dtype(values):
+        missing |= values.astype(str) == ""
     if missing.any():
-        raise LaresError(f"{path}: data row {_first(missing)} has no {name!r}. Fill it in or leave the row out.")
+        raise LaresError(f"{path}: data row {before + _first(missing)} has no {name!r}. Fill it in or leave the row out.")
     return values
 
 
-def _numbers(values: pd.Series, path: Path, name: str, dates: bool) -> pd.Series:
-    numbers = values
-    if not pd.api.types.is_numeric_dtype(values):
-        numbers = pd.to_numeric(values, errors="coerce") if values.dtype.kind not in "mM" else values
-        if (dates and numbers.isna().all()) or numbers.dtype.kind in "mM":
-            moments = pd.to_datetime(values, errors="coerce", utc=True, format="ISO8601")
-            numbers = (moments - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
+def _are_dates(values: pd.Series) -> bool:
+    """Whether these are dates, or text of which nothing is a number."""
+    if pd.api.types.is_numeric_dtype(values):
+        return False
+    return values.dtype.kind in "mM" or bool(pd.to_numeric(values, errors="coerce").isna().all())
+
+
+def _seconds(values: pd.Series, path: Path, name: str, before: int) -> pd.Series:
+    """Dates as seconds since 1970, float64."""
+    moments = pd.to_datetime(values, errors="coerce", utc=True, format="ISO8601")
+    seconds: pd.Series = (moments - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
+    return _checked(seconds, values, path, name, before, "a number or an ISO date, as in its first rows")
+
+
+def _numbers(values: pd.Series, path: Path, name: str, before: int) -> pd.Series:
+    numbers = values if pd.api.types.is_numeric_dtype(values) else pd.to_numeric(values, errors="coerce")
+    return _checked(numbers, values, path, name, before, "a number")
+
+
+def _checked(numbers: pd.Series, values: pd.Series, path: Path, name: str, before: int, expected: str) -> pd.Series:
     bad = ~np.isfinite(numbers.to_numpy(dtype=float, na_value=np.nan))
     if bad.any():
         row = _first(bad)
-        what = "a number or an ISO date" if dates else "a number"
-        raise LaresError(f"{path}: data row {row} has {name!r} = {values.iloc[row - 1]!r}; expected {what}. Mend or remove it.")
+        raise LaresError(
+            f"{path}: data row {before + row} has {name!r} = {values.iloc[row - 1]!r}; expected {expected}. Mend or remove it."
+        )
     return numbers
 
 

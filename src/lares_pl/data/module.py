@@ -9,9 +9,10 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 
-from lares_pl.data.batches import BatchLoader, InstanceLoader, SameTargetPartners, Shard, WindowLoader
+from lares_pl.data.batches import BatchLoader, InstanceLoader, SameTargetPartners, WindowLoader
 from lares_pl.data.dataset import Instances, SequenceDataset, check_dataset
 from lares_pl.data.formats import Columns
+from lares_pl.data.order import Shard
 from lares_pl.data.unseen import read_histories
 from lares_pl.data.windows import training_windows
 from lares_pl.errors import LaresError
@@ -85,7 +86,7 @@ class SequenceDataModule(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Read the dataset."""
-        if stage == "fit" and len(self.sequences.training_instances()) == 0:
+        if stage == "fit" and len(self.sequences.training_instances) == 0:
             raise LaresError(f"{self.dataset_path}: no training instance: every user needs at least two items")
         if stage in ("fit", "validate", "test") and len(self.sequences.held_out("test")) == 0:
             raise LaresError(f"{self.dataset_path}: nothing to evaluate on: no user has three items or more")
@@ -125,15 +126,13 @@ class SequenceDataModule(L.LightningDataModule):
         data = self.sequences
         order: dict[str, Any] = {"shuffle": True, "seed": self.seed, "shard": self._shard, "pin": self._on_cuda}
         loader: BatchLoader
+        partners = SameTargetPartners(data) if self._asked("needs_partners") else None
         if self.instances == "sequence":
             windows = training_windows(data, self.max_length)
             aligned = self.aligned_positions if self._asked("needs_aligned") else 0
-            partners = self._partners(data.training_instances())
             loader = WindowLoader(data, windows, self.batch_size, self.max_length, self._kept, aligned, partners, **order)
         else:
-            instances = data.training_instances()
-            instances = instances if self._kept is None else instances.take(self._kept)
-            partners = self._partners(instances)
+            instances = data.training_instances if self._kept is None else data.training_instances.keeping(self._kept)
             loader = InstanceLoader(data, instances, self.batch_size, self.max_length, partners, **order)
         if loader.sampler.count < self._shard.world_size:
             raise LaresError(
@@ -142,9 +141,6 @@ class SequenceDataModule(L.LightningDataModule):
             )
         return loader
 
-    def _partners(self, instances: Instances) -> SameTargetPartners | None:
-        return SameTargetPartners(self.sequences.targets(instances)) if self._asked("needs_partners") else None
-
     def instances_loader(self, causal: bool = False) -> BatchLoader:
         """All training instances once, in order, for pruning.
 
@@ -152,7 +148,7 @@ class SequenceDataModule(L.LightningDataModule):
             causal: the model is, so that a user's first L instances may be read in one go.
         """
         if not causal:
-            return self._loader(self.sequences.training_instances())
+            return self._loader(self.sequences.training_instances)
         # on a CPU small batches, whose states stay in the cache
         size = self.eval_batch_size if self._on_cuda else min(self.eval_batch_size, 256)
         # with prefix instances what lies beyond the first L is read from exactly the history that METHOD defines

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,11 +62,11 @@ class ItemDescriptions:
     about: dict[str, Any] = field(default_factory=dict)
 
 
-def describe_items(item_ids: np.ndarray, source: Path, options: TextOptions) -> ItemDescriptions:
+def describe_items(item_ids: Sequence[Any], source: Path, options: TextOptions) -> ItemDescriptions:
     """Text vectors and metadata of a catalogue.
 
     Args:
-        item_ids: original ids in catalogue order, `[N]`.
+        item_ids: original ids in catalogue order, N of them.
         source: table of items (CSV, TSV, Parquet, RecBole .item), or a `.npy` of vectors whose row number is the item id.
         options: columns and encoder.
 

@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from lares_pl.data.dataset import SequenceDataset
 from lares_pl.data.formats import Columns, read_interactions
-from lares_pl.data.prepare import filter_and_order
 from lares_pl.errors import LaresError
 
 
@@ -25,7 +24,7 @@ def read_histories(path: Path, columns: Columns, known: SequenceDataset) -> Sequ
     Raises:
         LaresError: if the file can't be read or names an item that the catalogue does not hold.
     """
-    table, _ = filter_and_order(read_interactions(path, columns))
+    table = pd.concat(list(read_interactions(path, columns)), ignore_index=True)
     index_of = pd.Index([str(item_id) for item_id in known.item_ids.to_pylist()])
     items = index_of.get_indexer(pd.Index(table["item"].astype(str))) + 1
     unknown = items == 0
@@ -36,5 +35,6 @@ def read_histories(path: Path, columns: Columns, known: SequenceDataset) -> Sequ
             f"({int(unknown.sum())} of {len(table)} rows are unknown). Leave such rows out, or train on data that has them."
         )
     users, user_ids = pd.factorize(table["user"])
+    order = np.lexsort((table["time"], users)) if "time" in table.columns else np.argsort(users, kind="stable")
     offsets = np.concatenate([[0], np.bincount(users).cumsum()])
-    return SequenceDataset(items.astype(np.int32), offsets, pa.array(user_ids), known.item_ids, str(path))
+    return SequenceDataset.of_arrays(items[order].astype(np.int32), offsets, pa.array(user_ids), known.item_ids, str(path))

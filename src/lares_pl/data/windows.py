@@ -71,11 +71,10 @@ def training_windows(data: SequenceDataset, max_length: int, overlap: int | None
     """
     if overlap is not None and not 1 <= overlap <= max_length:
         raise ValueError(f"overlap must be within 1 … {max_length}, got {overlap}")
-    instances = data.training_instances()
-    counts = np.bincount(instances.users, minlength=data.users)
+    firsts = data.training_instances.firsts
+    counts = np.diff(firsts)
     users = np.flatnonzero(counts)
-    counts = counts[users]
-    firsts = np.concatenate([[0], counts.cumsum()])[:-1]
+    firsts, counts = firsts[users], counts[users]
     starts = data.offsets[:-1][users]
 
     fresh = max_length - (-(-max_length // 2) if overlap is None else overlap) + 1  # targets of a further window

@@ -182,7 +182,7 @@ class RPT(RankingStage):
             raise LaresError("RPT starts from SPT weights: give init_from (--model.init_from PATH)")
         if self.pruning is None:
             return
-        instances = len(data.sequences.training_instances())
+        instances = len(data.sequences.training_instances)
         if self._kept is None or len(self._kept) != instances:  # a resumed run over the same data has it
             loader = data.instances_loader(self.reference.causal)
             mine = kept_instances(self.reference, loader, instances, self.evaluation_depth, self.pruning)
