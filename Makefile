@@ -12,6 +12,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(RUN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
 
+$(VENV)/.spark: $(VENV)/.installed  # half a gigabyte that only tests need
+	$(RUN)/python -m pip install -q -c constraints.txt -e '.[spark]'
+	touch $@
+
 demo: $(VENV)/.installed  ## prepare, SPT, RPT, test, predict; DATA=path/to/file for data of your own
 	$(RUN)/lares demo $(if $(DATA),--data "$(DATA)")
 
@@ -22,7 +26,7 @@ lint: $(VENV)/.installed
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 
-unit: $(VENV)/.installed
+unit: $(VENV)/.spark
 	$(RUN)/python -m pytest -n 2
 
 bench: $(VENV)/.installed  ## the slow side against ours: CPU seconds, peak memory, ratios

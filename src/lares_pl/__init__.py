@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lares_pl.data.dataset import SequenceDataset
+    from lares_pl.data.engines import DuckDB
     from lares_pl.data.formats import Columns
     from lares_pl.data.histories import Histories
     from lares_pl.data.module import SequenceDataModule
     from lares_pl.data.prepare import prepare
+    from lares_pl.data.spark import Spark
     from lares_pl.data.text import TextOptions
     from lares_pl.errors import LaresError
     from lares_pl.model.backbone import BackboneConfig, RecurrentBackbone
@@ -45,10 +47,12 @@ __version__ = "0.1.0"
 # where each public name lives; the same names as above, for those who run instead of check
 _HOME = {
     "data.dataset": ["SequenceDataset"],
+    "data.engines": ["DuckDB"],
     "data.formats": ["Columns"],
     "data.histories": ["Histories"],
     "data.module": ["SequenceDataModule"],
     "data.prepare": ["prepare"],
+    "data.spark": ["Spark"],
     "data.text": ["TextOptions"],
     "errors": ["LaresError"],
     "model.backbone": ["BackboneConfig", "RecurrentBackbone"],
@@ -89,6 +93,7 @@ __all__ = [
     "ConstantDepth",
     "CosineSimilarity",
     "DotSimilarity",
+    "DuckDB",
     "FMLPBlock",
     "Histories",
     "ItemEmbedder",
@@ -107,6 +112,7 @@ __all__ = [
     "RotaryBlock",
     "SequenceDataModule",
     "SequenceDataset",
+    "Spark",
     "TedRecEmbedder",
     "TextOptions",
     "TransformerBlock",

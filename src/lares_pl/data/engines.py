@@ -189,7 +189,7 @@ def _check_alike(first: pa.Schema, new: pa.Schema, source: Path, file: str) -> N
         kinds = first.field(name).type, new.field(name).type
         if kinds[0] != kinds[1]:
             raise LaresError(
-                f"{source}: {name} are {kinds[0]} in the first part and {kinds[1]} in {file}; write all parts alike"
+                f"{source}: {name} is {kinds[0]} in the first part and {kinds[1]} in {file}; write all parts alike"
             )
 
 
