@@ -1,0 +1,216 @@
+"""Somebody starts this on a cluster on Friday evening: several processes, signals, the same command again and again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lares_pl import LaresError
+from lares_pl.runs import StageFolder
+from lares_pl.shipped import shipped_configs
+from tests.console import error, lares
+
+TWO = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.logger", "false"]
+CLUSTER = ["--config", "cluster.yaml", *TWO]
+
+
+@pytest.fixture(scope="module")
+def work(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the toy dataset and small stages: `spt.yaml` and `rpt.yaml` there win over the shipped ones."""
+    folder = tmp_path_factory.mktemp("cluster")
+    (folder / "prepared").symlink_to(toy_dataset)
+    budget = {"trainer": {"max_epochs": 3, "logger": False, "accelerator": "cpu"}}
+    size = {"hidden_size": 16, "pre_layers": 1, "core_layers": 1}
+    of_stage = {
+        "spt.yaml": {"model": {"init_args": {"backbone": size}}, "data": {"batch_size": 16, "max_length": 8}},
+        "rpt.yaml": {"model": {"init_args": {"group_size": 2, "pruning": {"passes": 1, "top": 20}}}, "data": {"batch_size": 8}},
+    }
+    for name, own in of_stage.items():
+        config = yaml.safe_load((shipped_configs() / name).read_text())
+        for part in (budget, own):
+            merge(config, part)
+        (folder / name).write_text(yaml.safe_dump(config))
+    return folder
+
+
+def merge(into: dict[str, object], values: dict[str, object]) -> None:
+    for key, value in values.items():
+        former = into.get(key)
+        if isinstance(former, dict) and isinstance(value, dict):
+            merge(former, value)
+        else:
+            into[key] = value
+
+
+def checkpoint(folder: Path, run: str, stage: str = "spt", name: str = "last") -> Path:
+    return folder / "runs" / run / stage / "checkpoints" / f"{name}.ckpt"
+
+
+def updates(path: Path) -> int:
+    return int(torch.load(path, weights_only=True)["global_step"])
+
+
+def assert_equal_runs(left: Path, right: Path) -> None:
+    """The same weights, optimiser and schedules, bit for bit."""
+    a, b = (torch.load(path, weights_only=True) for path in (left, right))
+    assert a["global_step"] == b["global_step"]
+    for name, value in a["state_dict"].items():
+        assert torch.equal(value, b["state_dict"][name]), name
+    assert a["lr_schedulers"] == b["lr_schedulers"]
+    for mine, theirs in zip(a["optimizer_states"][0]["state"].values(), b["optimizer_states"][0]["state"].values(), strict=True):
+        for name, value in mine.items():
+            assert torch.equal(value, theirs[name]), name
+
+
+def started(folder: Path, *arguments: str, command: tuple[str, ...] = ("-m", "lares_pl")) -> subprocess.Popen[str]:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "LARES", "PYTHONPATH"))}
+    return subprocess.Popen(
+        [sys.executable, *command, *arguments],
+        cwd=folder,
+        env={**clean, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=(folder / "stderr.txt").open("w"),
+        text=True,
+        start_new_session=True,  # a process group of its own, which may be signalled as a whole
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen[str], said: Path) -> None:
+    deadline = time.monotonic() + 240
+    while not path.exists():
+        assert process.poll() is None, said.read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    """Processes that this one started with its own command line: the other ranks."""
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in found if b"lares_pl" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return Path(f"/proc/{pid}/stat").read_text().split(") ")[1].startswith("Z")  # ended, and nobody asked how
+
+
+# ---------------------------------------------------------------- one at a time, the same line again
+
+
+def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
+    folder = StageFolder(tmp_path / "runs" / "a" / "spt")
+    first = folder.hold()
+    with pytest.raises(LaresError, match=rf"runs/a/spt is being trained already, by process {os.getpid()} on .*another --run"):
+        folder.hold()
+    StageFolder(tmp_path / "runs" / "a" / "rpt").hold().close()  # another stage is another folder
+    first.close()
+    folder.hold().close()
+
+
+@pytest.mark.slow
+def test_a_second_fit_of_one_name_is_refused_and_a_kill_sets_the_folder_free(work: Path) -> None:
+    line = ["fit", "--config", "spt.yaml", "--run", "twice", "--ckpt_path", "auto", "--test_after_fit", "false"]
+    process = started(work, *line, "--trainer.max_epochs", "5000")
+    wait_for(checkpoint(work, "twice"), process, work / "stderr.txt")
+    for again in (line, line[:5]):
+        assert f"by process {process.pid} on" in error(work, *again)
+    assert not (work / "runs" / "twice" / "spt.1").exists()
+    process.kill()
+    process.wait()
+    reached = updates(checkpoint(work, "twice"))
+    done = lares(work, *line, "--trainer.max_steps", str(reached + 3), "--trainer.max_epochs", "-1")
+    assert "resuming runs/twice/spt/checkpoints/last.ckpt" in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_the_same_line_starts_goes_on_and_ends_at_once(work: Path) -> None:
+    """RPT's first start takes its weights from SPT, as without `auto`."""
+    for stage in ("spt", "rpt"):
+        folder = work / "runs" / "again" / stage
+        line = ["fit", "--config", f"{stage}.yaml", "--run", "again", "--ckpt_path", "auto", "--trainer.max_epochs", "1"]
+        first = lares(work, *line)
+        assert "resuming" not in first.stdout + first.stderr
+        record = yaml.safe_load((folder / "config.yaml").read_text())
+        assert record["ckpt_path"] == "auto"
+        before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+        second = lares(work, *line)
+        assert f"runs/again/{stage} is finished" in second.stdout + second.stderr
+        assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+        # interrupted behind the last update: only the test is left to do
+        report = (folder / "test.json").read_text()
+        (folder / "test.json").unlink()
+        (folder / "finished.json").write_text((folder / "finished.json").read_text().replace("true", "false"))
+        weights = checkpoint(work, "again", stage).read_bytes()
+        lares(work, *line)
+        assert (folder / "test.json").read_text() == report
+        assert checkpoint(work, "again", stage).read_bytes() == weights
+        # a larger budget, asked for
+        trained = updates(checkpoint(work, "again", stage))
+        lares(work, *line[:6], "last", "--trainer.max_epochs", "2")
+        assert updates(checkpoint(work, "again", stage)) > trained
+        assert "max_epochs=0" in error(work, *line[:6], "last", "--trainer.max_epochs", "0")
+        again = yaml.safe_load((folder / "config.yaml").read_text())
+        assert again["model"]["init_args"]["init_from"] == record["model"]["init_args"]["init_from"]
+        assert not (work / "runs" / "again" / f"{stage}.1").exists()
+
+
+# ---------------------------------------------------------------- several processes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", ["both", "first", "second", "group"])
+def test_sigterm_on_two_processes_saves_once_and_ends_all(work: Path, whom: str) -> None:
+    line = ["fit", "--config", "spt.yaml", *CLUSTER, "--run", f"term-{whom}", "--ckpt_path", "auto"]
+    line += ["--test_after_fit", "false", "--trainer.accumulate_grad_batches", "2"]
+    last = checkpoint(work, f"term-{whom}")
+    process = started(work, *line, "--trainer.max_epochs", "5000")
+    wait_for(last, process, work / "stderr.txt")
+    (second,) = children(process)
+    if whom == "group":
+        os.killpg(process.pid, signal.SIGTERM)
+    if whom in ("both", "first"):
+        process.send_signal(signal.SIGTERM)
+    if whom in ("both", "second"):
+        os.kill(second, signal.SIGTERM)
+    assert process.wait(timeout=120) == 143
+    said = (work / "stderr.txt").read_text()
+    assert said.count("terminated; a checkpoint was saved") == 1
+    deadline = time.monotonic() + 60
+    while not gone(second):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    reached = updates(last)
+    done = lares(work, *line, "--trainer.max_steps", str(reached + 2), "--trainer.max_epochs", "-1")
+    assert "resuming" in done.stdout + done.stderr
+    assert not (work / "runs" / f"term-{whom}" / "spt.1").exists()
+
+
+@pytest.mark.slow
+def test_a_run_resumed_on_two_processes_is_the_uninterrupted_one(work: Path) -> None:
+    """Interrupted in the middle of an epoch, with accumulation, in bfloat16; both stages."""
+    each = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}
+    each |= {"init_args": {"filename": "{step}", "every_n_train_steps": 1, "save_top_k": -1, "auto_insert_metric_name": False}}
+    config = yaml.safe_load((shipped_configs() / "cluster.yaml").read_text())
+    config["trainer"]["callbacks"].append(each)
+    (work / "each.yaml").write_text(yaml.safe_dump(config))
+    for stage in ("spt", "rpt"):
+        line = ["fit", "--config", f"{stage}.yaml", "--config", "each.yaml", *TWO, "--test_after_fit", "false"]
+        line += ["--trainer.accumulate_grad_batches", "2", "--trainer.max_epochs", "2"]
+        lares(work, *line, "--run", "whole")
+        middle = checkpoint(work, "whole", stage, "2")
+        state = torch.load(middle, weights_only=True)
+        assert state["epoch"] == 0
+        assert not state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]
+        lares(work, *line, "--run", "resumed", "--ckpt_path", str(middle))
+        assert_equal_runs(checkpoint(work, "whole", stage), checkpoint(work, "resumed", stage))
