@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import json
+import math
 import os
 import signal
 import subprocess
@@ -9,11 +12,12 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 
-from lares_pl import LaresError
+from lares_pl import LaresError, SequenceDataset
 from lares_pl.runs import StageFolder
 from lares_pl.shipped import shipped_configs
 from tests.console import error, lares
@@ -65,7 +69,9 @@ def assert_equal_runs(left: Path, right: Path) -> None:
     for name, value in a["state_dict"].items():
         assert torch.equal(value, b["state_dict"][name]), name
     assert a["lr_schedulers"] == b["lr_schedulers"]
-    for mine, theirs in zip(a["optimizer_states"][0]["state"].values(), b["optimizer_states"][0]["state"].values(), strict=True):
+    for mine, theirs in zip(
+        a["optimizer_states"][0]["state"].values(), b["optimizer_states"][0]["state"].values(), strict=True
+    ):
         for name, value in mine.items():
             assert torch.equal(value, theirs[name]), name
 
@@ -214,3 +220,126 @@ def test_a_run_resumed_on_two_processes_is_the_uninterrupted_one(work: Path) -> 
         assert not state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]
         lares(work, *line, "--run", "resumed", "--ckpt_path", str(middle))
         assert_equal_runs(checkpoint(work, "whole", stage), checkpoint(work, "resumed", stage))
+
+
+@pytest.mark.slow
+def test_three_processes_count_and_predict_each_user_once(work: Path) -> None:
+    assert SequenceDataset.load(work / "prepared").users % 3 == 1
+    lares(work, "fit", "--config", "spt.yaml", "--run", "three", "--trainer.max_epochs", "1", "--test_after_fit", "false")
+    best = str(checkpoint(work, "three", name="best"))
+    small = ["--data.eval_batch_size", "8", "--trainer.accelerator", "cpu"]
+    for name, devices in (("one", ["1"]), ("three", ["3", "--trainer.strategy", "ddp"])):
+        options = ["--ckpt_path", best, *small, "--trainer.devices", *devices]
+        lares(work, "test", *options, "--output", f"{name}.json")
+        lares(work, "predict", *options, "--output", f"{name}.parquet")
+    one, three = (json.loads((work / f"{name}.json").read_text())["metrics"] for name in ("one", "three"))
+    assert three == pytest.approx(one, rel=1e-6)
+    one, three = (pq.read_table(work / f"{name}.parquet").to_pydict() for name in ("one", "three"))
+    assert one["user_id"] == three["user_id"]
+    assert one["item_ids"] == three["item_ids"]
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_processes(work: Path) -> None:
+    """With the cluster's overlay as it is: bfloat16, clipping; and accumulation."""
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "--", "lares_pl")
+    line = ["fit", "--config", "spt.yaml", *CLUSTER, "--run", "torchrun", "--ckpt_path", "auto"]
+    line += ["--trainer.accumulate_grad_batches", "2", "--trainer.log_every_n_steps", "1"]
+    process = started(work, *line, "--trainer.max_epochs", "1", command=torchrun)
+    assert process.wait(timeout=240) == 0, (work / "stderr.txt").read_text()
+    folder = work / "runs" / "torchrun" / "spt"
+    with (folder / "metrics" / "version_0" / "metrics.csv").open() as file:
+        losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert len(losses) == updates(checkpoint(work, "torchrun")) == 5  # 308 instances, 16 a process, 2 batches an update
+    assert all(math.isfinite(loss) for loss in losses)
+    assert json.loads((folder / "finished.json").read_text()) == {
+        "epochs": 1,
+        "updates": 5,
+        "best": str(folder / "checkpoints" / "best.ckpt"),
+        "tested": True,
+    }
+    config = yaml.safe_load((folder / "config.yaml").read_text())["trainer"]
+    assert (config["precision"], config["gradient_clip_val"]) == ("bf16-mixed", 1.0)
+
+
+# ---------------------------------------------------------------- SLURM, with stand-ins
+
+SRUN = """#!/bin/bash
+# Two tasks on this machine; SIGTERM of "SLURM" reaches the tasks through the file of their numbers; the highest status counts.
+while [[ $1 == --* ]]; do shift; done
+: > tasks.writing
+for task in 0 1; do
+    SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_NODEID=0 "$@" &
+    echo $! >> tasks.writing
+done
+mv tasks.writing tasks
+status=0
+for pid in $(cat tasks); do wait $pid; last=$?; (( last > status )) && status=$last; done
+rm -f tasks
+exit $status
+"""
+
+
+@pytest.mark.slow
+def test_the_slurm_script_requeues_itself_and_goes_on(work: Path) -> None:
+    """Time runs out in SPT: saved, requeued; started again it goes on, and RPT follows; cancelled it is not requeued."""
+    stand_ins = {
+        "srun": SRUN,
+        "scontrol": '#!/bin/bash\necho "$*" >> scontrol.txt\n',
+        "squeue": "#!/bin/bash\ncat state.txt\n",
+        "lares": f'#!/bin/bash\nexec {sys.executable} -m lares_pl "$@"\n',
+    }
+    tools = work / "tools"
+    tools.mkdir()
+    for name, text in stand_ins.items():
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    (work / "slurm.sh").write_text(lares(work, "config", "slurm.sh").stdout)
+    job = {
+        "SLURM_JOB_ID": str(10000 + os.getpid() % 9000),
+        "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_NNODES": "1",
+        "SLURM_NTASKS": "2",
+    }
+    job |= {"SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NAME": "lares", "PATH": f"{tools}:{os.environ['PATH']}"}
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "LARES", "PYTHONPATH"))}
+    said = work / "slurm.log"
+    last = checkpoint(work, "friday")
+
+    def script(*options: str, **environment: str) -> subprocess.Popen[bytes]:
+        options = ("--run", "friday", "--test_after_fit", "false", *options)
+        return subprocess.Popen(
+            ["bash", "slurm.sh", *options],
+            cwd=work,
+            env={**clean, "OMP_NUM_THREADS": "1", **job, **environment},
+            stdout=said.open("a"),  # --open-mode=append
+            stderr=subprocess.STDOUT,
+        )
+
+    def time_is_up(process: subprocess.Popen[bytes]) -> None:
+        before, deadline = last.stat().st_mtime_ns if last.exists() else None, time.monotonic() + 240
+        while not last.exists() or last.stat().st_mtime_ns == before:
+            assert process.poll() is None, said.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        for task in (work / "tasks").read_text().split():
+            os.kill(int(task), signal.SIGTERM)
+        assert process.wait(timeout=120) == 143, said.read_text()
+
+    requeued = work / "scontrol.txt"
+    (work / "state.txt").write_text("COMPLETING\n")
+    time_is_up(script("--trainer.max_epochs", "5000"))
+    assert not requeued.exists()  # cancelled
+    (work / "state.txt").write_text("RUNNING\n")
+    time_is_up(script("--trainer.max_epochs", "5000"))
+    assert requeued.read_text() == f"requeue {job['SLURM_JOB_ID']}\n"
+    state = torch.load(last, weights_only=True)
+    assert said.read_text().count("terminated; a checkpoint was saved") == 2
+
+    budget = ("--trainer.max_epochs", str(state["epoch"] + 2))
+    assert script(*budget, SLURM_RESTART_COUNT="1").wait(timeout=400) == 0, said.read_text()
+    assert "resuming runs/friday/spt/checkpoints/last.ckpt" in said.read_text()
+    assert updates(last) > state["global_step"]
+    assert checkpoint(work, "friday", "rpt", "best").is_file()
+    assert {path.name for path in (work / "runs" / "friday").iterdir()} == {"spt", "rpt", ".spt.lock", ".rpt.lock"}
+    assert len(requeued.read_text().splitlines()) == 1

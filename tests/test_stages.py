@@ -331,8 +331,7 @@ def test_resuming_takes_the_pruned_set_back(rpt_checkpoint: Path, toy_dataset: P
 
 def test_the_pruned_set_is_of_one_model_rule_and_dataset(rpt_checkpoint: Path, toy_dataset: Path, tmp_path: Path) -> None:
     for rule in (Pruning(1, 12), Pruning(2, 10)):
-        counted, again = prunings_when_resumed(rpt_checkpoint, toy_dataset, rule)
-        assert counted == 1
+        assert prunings_when_resumed(rpt_checkpoint, toy_dataset, rule)[0] == 1
     assert prunings_when_resumed(rpt_checkpoint, toy_dataset, depth=2)[0] == 1
     assert prunings_when_resumed(rpt_checkpoint, toy_dataset, instances="sequence", batch_size=16)[0] == 1
 

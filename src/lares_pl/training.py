@@ -10,11 +10,9 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,14 +21,14 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lares_pl import BSARecBlock, FMLPBlock, LRUBlock, RotaryBlock, TransformerBlock  # noqa: F401  (`class_path: FMLPBlock`)
 from lares_pl.callbacks.predictions import PredictionWriter
 from lares_pl.callbacks.progress import Progress
 from lares_pl.callbacks.record import ConfigRecord
-from lares_pl.callbacks.together import Together
+from lares_pl.callbacks.together import Together, terminated_is_not_success
 from lares_pl.config import import_class, own_defaults, readable
 from lares_pl.data.dataset import check_dataset
 from lares_pl.data.module import SequenceDataModule
@@ -49,7 +47,7 @@ def run() -> None:
     """Parse the command line and run the subcommand."""
     _quieten()
     sys.argv[1:] = with_shipped_configs(sys.argv[1:])
-    with own_defaults(), _terminated_is_not_success():
+    with own_defaults(), terminated_is_not_success():
         Command(
             RankingStage,
             SequenceDataModule,
@@ -61,20 +59,6 @@ def run() -> None:
             load_from_checkpoint_support=False,
             seed_everything_default=0,
         )
-
-
-@contextmanager
-def _terminated_is_not_success() -> Iterator[None]:
-    """Exit 143 after SIGTERM, as the shell says of a terminated process; Lightning saves a checkpoint and would exit 0."""
-    try:
-        yield
-    except SIGTERMException:
-        if getattr(rank_zero_only, "rank", 0) == 0:
-            print(
-                "terminated; a checkpoint was saved: resume with the same command and --ckpt_path last (or auto)",
-                file=sys.stderr,
-            )
-        sys.exit(128 + signal.SIGTERM)
 
 
 def _quieten() -> None:
@@ -236,8 +220,8 @@ class Command(LightningCLI):
         self.finished = folder.finished()
         if self.finished is not None and (self.finished["tested"] or not config.test_after_fit):
             rank_zero_info(
-                f"{folder.path} is finished ({self.finished['updates']:,} updates, {self.finished['epochs']:,} epochs): nothing "
-                "to do. Choose another --run to start anew; to train on, raise the budget and say --ckpt_path last"
+                f"{folder.path} is finished ({self.finished['updates']:,} updates, {self.finished['epochs']:,} epochs): "
+                "nothing to do. Choose another --run to start anew; to train on, raise the budget and say --ckpt_path last"
             )
             sys.exit(0)
 

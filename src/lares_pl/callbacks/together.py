@@ -4,14 +4,33 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lares_pl.errors import LaresError
+
+
+@contextmanager
+def terminated_is_not_success() -> Iterator[None]:
+    """Exit 143 after SIGTERM, as the shell says of a terminated process; Lightning saves a checkpoint and would exit 0."""
+    try:
+        yield
+    except SIGTERMException:
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            print(
+                "terminated; a checkpoint was saved: resume with the same command and --ckpt_path last (or auto)",
+                file=sys.stderr,
+            )
+        sys.exit(128 + signal.SIGTERM)
 
 
 class Together(Callback):
