@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +20,7 @@ import torch
 import yaml
 
 from lares_pl import LaresError, SequenceDataset
+from lares_pl.callbacks.together import Together
 from lares_pl.runs import StageFolder
 from lares_pl.shipped import shipped_configs
 from tests.console import error, lares
@@ -33,7 +36,7 @@ def work(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "prepared").symlink_to(toy_dataset)
     budget = {"trainer": {"max_epochs": 3, "logger": False, "accelerator": "cpu"}}
     size = {"hidden_size": 16, "pre_layers": 1, "core_layers": 1}
-    of_stage = {
+    of_stage: dict[str, dict[str, Any]] = {
         "spt.yaml": {"model": {"init_args": {"backbone": size}}, "data": {"batch_size": 16, "max_length": 8}},
         "rpt.yaml": {"model": {"init_args": {"group_size": 2, "pruning": {"passes": 1, "top": 20}}}, "data": {"batch_size": 8}},
     }
@@ -45,7 +48,7 @@ def work(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def merge(into: dict[str, object], values: dict[str, object]) -> None:
+def merge(into: dict[str, Any], values: dict[str, Any]) -> None:
     for key, value in values.items():
         former = into.get(key)
         if isinstance(former, dict) and isinstance(value, dict):
@@ -174,6 +177,14 @@ def test_the_same_line_starts_goes_on_and_ends_at_once(work: Path) -> None:
 # ---------------------------------------------------------------- several processes
 
 
+def test_processes_that_would_start_differently_are_refused() -> None:
+    for mine, first in ((None, "last.ckpt"), ("last.ckpt", None)):
+        strategy = SimpleNamespace(broadcast=lambda _, there=first: there, reduce_boolean_decision=lambda same, all: same)
+        trainer: Any = SimpleNamespace(ckpt_path=mine, global_rank=1, strategy=strategy)
+        with pytest.raises(LaresError, match=r"process 1 would start from .*must be the same for all processes"):
+            Together().setup(trainer, Any, "fit")  # type: ignore[arg-type]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("whom", ["both", "first", "second", "group"])
 def test_sigterm_on_two_processes_saves_once_and_ends_all(work: Path, whom: str) -> None:
@@ -205,7 +216,7 @@ def test_sigterm_on_two_processes_saves_once_and_ends_all(work: Path, whom: str)
 @pytest.mark.slow
 def test_a_run_resumed_on_two_processes_is_the_uninterrupted_one(work: Path) -> None:
     """Interrupted in the middle of an epoch, with accumulation, in bfloat16; both stages."""
-    each = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}
+    each: dict[str, Any] = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}
     each |= {"init_args": {"filename": "{step}", "every_n_train_steps": 1, "save_top_k": -1, "auto_insert_metric_name": False}}
     config = yaml.safe_load((shipped_configs() / "cluster.yaml").read_text())
     config["trainer"]["callbacks"].append(each)
