@@ -26,6 +26,7 @@ ROOMS = [
     "model",
     "data",
     "shipped",
+    "runs",
     "files",
     "config",
     "errors",

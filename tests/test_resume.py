@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,11 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lares_pl import RPT, SPT, Pruning, SequenceDataModule, WarmupCosine
+from lares_pl.callbacks.together import Together
 from lares_pl.stages.ranking import RankingStage
 from tests.test_stages import FAST, SMALL, trainer
 
@@ -87,3 +91,73 @@ def test_a_resumed_run_is_the_uninterrupted_one(
         assert all(torch.equal(left[i][key], right[i][key]) for i in left for key in left[i])
         if point in validations:  # between an update and its validation Lightning does not make the validation up for
             assert (resumed.best_score, resumed.wait_count) == (patience.best_score, patience.wait_count)
+
+
+class Terminated(Callback):
+    """SIGTERM at a batch, or at the validation behind it."""
+
+    def __init__(self, batch: int, in_validation: bool) -> None:
+        self.batch = batch
+        self.in_validation = in_validation
+
+    def _kill(self, trainer: L.Trainer, validating: bool) -> None:
+        if trainer.fit_loop.epoch_loop.total_batch_idx == self.batch and validating == self.in_validation:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        self._kill(trainer, validating=False)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._kill(trainer, validating=True)
+
+
+class Validations(Callback):
+    """What was validated, and when."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, float]] = []
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.seen.append((trainer.global_step, float(trainer.callback_metrics["val/ndcg@10"])))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_epochs": 3, "accumulate_grad_batches": 2},
+        {"max_steps": 8, "max_epochs": -1},
+        {"max_steps": 11, "max_epochs": -1, "val_check_interval": 3, "check_val_every_n_epoch": None},
+    ],
+)
+def test_a_run_that_sigterm_stops_anywhere_loses_nothing(options: dict[str, Any], toy_dataset: Path, tmp_path: Path) -> None:
+    """Whole updates and whole validations, the same as without interruption (5 batches an epoch)."""
+
+    def run(folder: Path, resumed: Path | None = None, *others: Callback) -> tuple[SPT, L.Trainer, Validations]:
+        L.seed_everything(7)
+        last = ModelCheckpoint(folder, "last", save_on_exception=True, enable_version_counter=False)
+        patience = EarlyStopping("val/ndcg@10", mode="max", patience=50, check_on_train_epoch_end=False)
+        validations = Validations()
+        callbacks = [Together(), last, patience, validations, *others]
+        fit = trainer(folder, enable_checkpointing=True, callbacks=callbacks, **options)
+        model = SPT(SMALL, optimizer=FAST)
+        try:
+            fit.fit(model, data(toy_dataset, "prefix"), ckpt_path=resumed, weights_only=True)
+        except SIGTERMException:
+            assert fit.received_sigterm
+        return model, fit, validations
+
+    model, whole, validations = run(tmp_path / "whole")
+    assert whole.num_training_batches == 5
+    for batch, in_validation in ((0, False), (4, False), (4, True), (5, False), (6, False)):
+        folder = tmp_path / f"{batch}-{in_validation}"
+        _, first, before = run(folder, None, Terminated(batch, in_validation))
+        if not first.interrupted:  # no validation there
+            assert in_validation
+            continue
+        assert 0 < first.global_step < whole.global_step
+        again, second, after = run(folder, folder / "last.ckpt")
+        assert second.global_step == whole.global_step
+        assert before.seen + after.seen == validations.seen
+        for name, value in model.state_dict().items():
+            assert name.startswith("metrics.") or torch.equal(value, again.state_dict()[name]), (batch, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from lares_pl import (
     Pruning,
     RecurrentBackbone,
     SequenceDataModule,
+    SequenceDataset,
     TransformerBlock,
     WarmupCosine,
     load_stage,
+    prepare,
 )
 from lares_pl.stages.checkpoint import read_checkpoint
 from lares_pl.stages.pruning import kept_instances
@@ -284,20 +287,73 @@ def test_pruning_everything_is_an_error(toy_dataset: Path, tmp_path: Path, spt_c
             fit.fit(rpt, module)
 
 
-def test_resuming_takes_the_pruned_set_back(spt_checkpoint: Path, toy_dataset: Path, tmp_path: Path) -> None:
-    rpt = RPT(str(spt_checkpoint), group_size=2, pruning=Pruning(1, 10))
-    fit = trainer(tmp_path, max_epochs=1)
-    fit.fit(rpt, data(toy_dataset))
-    fit.save_checkpoint(tmp_path / "rpt.ckpt")
-    again = RPT(backbone=read_checkpoint(tmp_path / "rpt.ckpt").settings["backbone"], group_size=2, pruning=Pruning(1, 10))
+@pytest.fixture(scope="module")
+def rpt_checkpoint(spt_checkpoint: Path, toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An RPT run of one epoch on pruned instances."""
+    path = tmp_path_factory.mktemp("rpt") / "rpt.ckpt"
+    fit = trainer(path.parent, max_epochs=1)
+    fit.fit(RPT(str(spt_checkpoint), group_size=2, pruning=Pruning(1, 10)), data(toy_dataset))
+    fit.save_checkpoint(path)
+    return path
+
+
+def prunings_when_resumed(path: Path, dataset: Path, pruning: Pruning = Pruning(1, 10), **options: Any) -> tuple[int, RPT]:
+    """How often a resumed run computes the pruned set."""
+    again = RPT(backbone=read_checkpoint(path).settings["backbone"], group_size=2, pruning=pruning)
+    again.evaluation_depth = options.pop("depth", again.evaluation_depth)
+    counted = 0
+
+    def count(*arguments: Any) -> torch.Tensor:
+        nonlocal counted
+        counted += 1
+        return kept_instances(*arguments)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lares_pl.stages.rpt.kept_instances", lambda *_: pytest.fail("pruned again"))
-        resumed = trainer(tmp_path, max_epochs=2)
-        resumed.fit(again, data(toy_dataset), ckpt_path=tmp_path / "rpt.ckpt", weights_only=True)
-    assert again._kept is not None
-    assert rpt._kept is not None
-    assert torch.equal(again._kept, rpt._kept)
+        patch.setattr("lares_pl.stages.rpt.kept_instances", count)
+        resumed = trainer(path.parent, max_epochs=2)
+        resumed.fit(again, data(dataset, **options), ckpt_path=path, weights_only=True)
     assert resumed.current_epoch == 2
+    return counted, again
+
+
+def test_resuming_takes_the_pruned_set_back(rpt_checkpoint: Path, toy_dataset: Path) -> None:
+    counted, again = prunings_when_resumed(rpt_checkpoint, toy_dataset)
+    assert counted == 0
+    assert again._kept is not None
+    stored = torch.load(rpt_checkpoint, weights_only=True)["lares"]["kept"]
+    instances = len(SequenceDataset.load(toy_dataset).training_instances)
+    assert len(again._kept.mask) == stored["instances"] == instances
+    assert stored["bits"].nbytes == -(-instances // 8)  # a bit an instance
+    unpacked = [bool(stored["bits"][i // 8] & (128 >> i % 8)) for i in range(instances)]
+    assert again._kept.mask.tolist() == unpacked
+    assert 0 < sum(unpacked) < instances
+
+
+def test_the_pruned_set_is_of_one_model_rule_and_dataset(rpt_checkpoint: Path, toy_dataset: Path, tmp_path: Path) -> None:
+    for rule in (Pruning(1, 12), Pruning(2, 10)):
+        assert prunings_when_resumed(rpt_checkpoint, toy_dataset, rule)[0] == 1
+    assert prunings_when_resumed(rpt_checkpoint, toy_dataset, depth=2)[0] == 1
+    assert prunings_when_resumed(rpt_checkpoint, toy_dataset, instances="sequence", batch_size=16)[0] == 1
+
+    # the same number of training instances and the same catalogue, but other histories
+    original = SequenceDataset.load(toy_dataset)
+    rows = [original.items[a:b].tolist() for a, b in pairwise(original.offsets.tolist())]
+    late = max(user for user, row in enumerate(rows) if len(row) > 3 and row[0] != row[1])  # items keep their numbers
+    rows[late][:2] = rows[late][1::-1]
+    names = original.item_ids.to_pylist()
+    lines = [f"{user}\t{names[item - 1]}\t{time}" for user, row in enumerate(rows) for time, item in enumerate(row)]
+    (tmp_path / "toy.tsv").write_text("user_id\titem_id\ttimestamp\n" + "\n".join(lines) + "\n")
+    prepare(str(tmp_path / "toy.tsv"), str(tmp_path / "other"))
+    changed = SequenceDataset.load(tmp_path / "other")
+    assert len(changed.training_instances) == len(original.training_instances)
+    assert changed.catalogue_fingerprint() == original.catalogue_fingerprint()
+    assert prunings_when_resumed(rpt_checkpoint, tmp_path / "other")[0] == 1
+
+    # another reference
+    content = torch.load(rpt_checkpoint, weights_only=True)
+    content["state_dict"]["reference.embedding.item.weight"][1] += 0.1
+    torch.save(content, tmp_path / "other.ckpt")
+    assert prunings_when_resumed(tmp_path / "other.ckpt", toy_dataset)[0] == 1
 
 
 def test_warmup_cosine() -> None:

@@ -249,7 +249,7 @@ def test_both_stages_train_on_sequences(toy_dataset: Path, tmp_path: Path) -> No
     kept = sum(len(batch) for batch in loader)
     assert 0 < kept < len(sequence.sequences.training_instances)
     assert rpt._kept is not None
-    assert kept == int(rpt._kept.sum())
+    assert kept == int(rpt._kept.mask.sum())
 
 
 def test_without_alignment_nothing_is_drawn_for_it(toy_dataset: Path, tmp_path: Path) -> None:

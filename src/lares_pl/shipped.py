@@ -1,4 +1,4 @@
-"""Configs that come with the package, found by name from anywhere."""
+"""Configs and scripts that come with the package, found by name from anywhere."""
 
 from __future__ import annotations
 
@@ -11,6 +11,22 @@ def shipped_configs() -> Path:
     """Their folder: inside a wheel, or at the top of a checkout."""
     inside = Path(__file__).parent / "configs"
     return inside if inside.is_dir() else Path(__file__).resolve().parents[2] / "configs"
+
+
+def config(name: str) -> None:
+    """Print a file that comes with the package, to read it or to make it one's own: `lares config spt.yaml > mine.yaml`.
+
+    Args:
+        name: its name, such as spt.yaml, cluster.yaml or slurm.sh.
+
+    Raises:
+        LaresError: if none of that name is shipped.
+    """
+    path = shipped_configs() / name
+    if not path.is_file():
+        known = ", ".join(sorted(path.name for path in shipped_configs().iterdir()))
+        raise LaresError(f"nothing of the name {name} is shipped; there are {known}")
+    print(path.read_text(encoding="utf-8"), end="")
 
 
 def with_shipped_configs(arguments: list[str]) -> list[str]:

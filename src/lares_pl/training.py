@@ -1,7 +1,8 @@
 """`lares fit | validate | test | predict`: LightningCLI, made to chain the stages.
 
 What it adds: configs shipped with the package are found by name; `--run` names the folder of a run; RPT takes dataset,
-architecture and weights from the SPT run; evaluation needs a checkpoint alone; errors are one paragraph.
+architecture and weights from the SPT run; evaluation needs a checkpoint alone; the same `fit` can be started again and again
+(`--ckpt_path auto`); errors are one paragraph.
 """
 
 from __future__ import annotations
@@ -9,31 +10,31 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from jsonargparse import Namespace, dict_to_namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lares_pl import BSARecBlock, FMLPBlock, LRUBlock, RotaryBlock, TransformerBlock  # noqa: F401  (`class_path: FMLPBlock`)
 from lares_pl.callbacks.predictions import PredictionWriter
 from lares_pl.callbacks.progress import Progress
 from lares_pl.callbacks.record import ConfigRecord
+from lares_pl.callbacks.together import Together, terminated_is_not_success
 from lares_pl.config import import_class, own_defaults, readable
 from lares_pl.data.dataset import check_dataset
 from lares_pl.data.module import SequenceDataModule
 from lares_pl.errors import LaresError
-from lares_pl.files import move_aside, write_json
+from lares_pl.files import write_json
+from lares_pl.runs import BEST, RUNS, StageFolder, trained
 from lares_pl.shipped import with_shipped_configs
 from lares_pl.stages.checkpoint import StageCheckpoint, load_stage, read_checkpoint
 from lares_pl.stages.ranking import RankingStage
@@ -41,15 +42,12 @@ from lares_pl.stages.rpt import RPT
 from lares_pl.stages.saving import AtomicCheckpointIO
 from lares_pl.stages.spt import SPT  # noqa: F401  (so that YAML may say `class_path: SPT`)
 
-RUNS = Path("runs")
-BEST = Path("checkpoints") / "best.ckpt"
-
 
 def run() -> None:
     """Parse the command line and run the subcommand."""
     _quieten()
     sys.argv[1:] = with_shipped_configs(sys.argv[1:])
-    with own_defaults(), _terminated_is_not_success():
+    with own_defaults(), terminated_is_not_success():
         Command(
             RankingStage,
             SequenceDataModule,
@@ -61,16 +59,6 @@ def run() -> None:
             load_from_checkpoint_support=False,
             seed_everything_default=0,
         )
-
-
-@contextmanager
-def _terminated_is_not_success() -> Iterator[None]:
-    """Exit 143 after SIGTERM, as the shell says of a terminated process; Lightning saves a checkpoint and would exit 0."""
-    try:
-        yield
-    except SIGTERMException:
-        print("terminated; a checkpoint was saved: resume with the same command and --ckpt_path last", file=sys.stderr)
-        sys.exit(128 + signal.SIGTERM)
 
 
 def _quieten() -> None:
@@ -154,7 +142,8 @@ class Command(LightningCLI):
         first.add_argument("--ckpt_path")
         path = first.parse_known_args(arguments)[0].ckpt_path
         if path is None:
-            raise LaresError(f"lares {command} needs a checkpoint: --ckpt_path runs/RUN/STAGE/{BEST}{_trained()}")
+            known = f" (there are {', '.join(map(str, found))})" if (found := trained()[:5]) else ""
+            raise LaresError(f"lares {command} needs a checkpoint: --ckpt_path runs/RUN/STAGE/{BEST}{known}")
         checkpoint = read_checkpoint(path)
         self._parser(command).set_defaults(
             {
@@ -176,9 +165,14 @@ class Command(LightningCLI):
             raise LaresError("no model: name a config, such as `lares fit --config spt.yaml`")
         if config.data.seed is None:
             config.data.seed = config.seed_everything
-        self.folder: Path | None = None
+        self.folder: StageFolder | None = None
+        self.resumed: StageCheckpoint | None = None
+        self.finished: dict[str, Any] | None = None
+        asked = config.get("ckpt_path")
         if self.subcommand == "fit":
-            self.folder = RUNS / config.run / (config.stage or config.model.class_path.rsplit(".", 1)[-1].lower())
+            name = config.stage or config.model.class_path.rsplit(".", 1)[-1].lower()
+            self.folder = StageFolder(RUNS / config.run / name)
+            self._resolve_checkpoint()
             self._join_stages()
         else:
             config.trainer.logger = config.trainer.logger or False
@@ -186,10 +180,14 @@ class Command(LightningCLI):
                 config.trainer.enable_checkpointing = False
         check_dataset(config.data.dataset)
         # recorded before anything of this run's own is added, so that the record can be run again under another name
-        self.save_config_kwargs = {"folder": self.folder, "resolved": config.clone()}
+        self.save_config_kwargs = {"folder": None if self.folder is None else self.folder.path, "resolved": config.clone()}
         if self.folder is not None:
-            self._place_outputs(self.folder)
-        callbacks = list(config.trainer.callbacks or [])
+            record = self.save_config_kwargs["resolved"]
+            record.ckpt_path = "auto" if asked == "auto" else None
+            if self.resumed is not None:
+                record.model.init_args["init_from"] = self.resumed.started_from
+            self._place_outputs(self.folder.path)
+        callbacks = [*(config.trainer.callbacks or []), Namespace(class_path=f"{Together.__module__}.Together")]
         if config.trainer.enable_progress_bar is not False:
             config.trainer.enable_progress_bar = True
             callbacks.append(Namespace(class_path=f"{Progress.__module__}.Progress", init_args=Namespace(every=30.0)))
@@ -203,14 +201,36 @@ class Command(LightningCLI):
         plugins = list(plugins) if isinstance(plugins, list) else [plugins]
         config.trainer.plugins = [*plugins, Namespace(class_path=f"{AtomicCheckpointIO.__module__}.AtomicCheckpointIO")]
 
+    def _resolve_checkpoint(self) -> None:
+        """Fit: `last` is this run's last checkpoint; `auto` is that where there is one, and a new run where there is none.
+
+        Processes start at different times, and each decides by itself: nothing that they look at changes before all of them
+        are there to train. (A new run moves the old folder away only where this very look found no checkpoint in it.)
+        """
+        config, folder = self.chosen, self.folder
+        assert folder is not None
+        asked = config.get("ckpt_path")
+        if asked not in ("auto", "last"):
+            return
+        there = folder.last.is_file()
+        config.ckpt_path = str(folder.last) if there or asked == "last" else None
+        if asked == "last" or not there:
+            return
+        config.model.init_args["init_from"] = None  # of the first start
+        self.finished = folder.finished()
+        if self.finished is not None and (self.finished["tested"] or not config.test_after_fit):
+            rank_zero_info(
+                f"{folder.path} is finished ({self.finished['updates']:,} updates, {self.finished['epochs']:,} epochs): "
+                "nothing to do. Choose another --run to start anew; to train on, raise the budget and say --ckpt_path last"
+            )
+            sys.exit(0)
+
     def _join_stages(self) -> None:
         """Fit: `ckpt_path` resumes this very stage, `init_from` starts from weights; RPT takes the rest from SPT."""
         config, folder = self.chosen, self.folder
         assert folder is not None
         arguments = config.model.init_args
         name = config.model.class_path.rsplit(".", 1)[-1]
-        if config.get("ckpt_path") == "last":
-            config.ckpt_path = str(folder / "checkpoints" / "last.ckpt")
         if config.get("ckpt_path") is not None:
             if arguments.get("init_from") is not None:
                 raise LaresError(
@@ -228,6 +248,7 @@ class Command(LightningCLI):
                     f"--ckpt_path {config.ckpt_path} holds weights alone, no run to resume; to start from its weights say "
                     f"--model.init_from {config.ckpt_path}"
                 )
+            self.resumed = checkpoint
             arguments["backbone"] = dict_to_namespace(checkpoint.settings["backbone"])
             for key, value in checkpoint.data.items():
                 config.data[key] = value
@@ -250,9 +271,9 @@ class Command(LightningCLI):
         source = arguments.get("init_from")
         if source is None:
             return
-        if folder.resolve() in Path(source).resolve().parents:
+        if folder.path.resolve() in Path(source).resolve().parents:
             raise LaresError(
-                f"--model.init_from {source} is a checkpoint of this very run ({folder}): to resume it say "
+                f"--model.init_from {source} is a checkpoint of this very run ({folder.path}): to resume it say "
                 f"--ckpt_path {source}; to start anew from its weights choose another --run or --stage"
             )
         checkpoint = read_checkpoint(source)
@@ -297,6 +318,8 @@ class Command(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Options that belong to the model but are not part of it."""
         config = self.chosen
+        if self.resumed is not None:
+            self.model.started_from = self.resumed.started_from
         if config.depth is not None:
             self.model.evaluation_depth = config.depth
         if self.subcommand == "predict":
@@ -305,22 +328,59 @@ class Command(LightningCLI):
     # ------------------------------------------------------------ around the trainer
 
     def before_fit(self) -> None:
-        """A new run never writes over an old one: what is there is moved aside, once the network could be built."""
-        assert self.folder is not None
+        """Once the network could be built, the first process claims the folder, until it ends.
+
+        A new run never writes over an old one: what is there is moved aside.
+        """
         self.datamodule.setup("fit")
         self.model.take_catalogue(self.datamodule, self.chosen.get("ckpt_path"))
         self.model.configure_model()
         self.model.check_instances(self.datamodule)
-        fresh = self.chosen.get("ckpt_path") is None and not self.chosen.trainer.fast_dev_run
-        if fresh and getattr(rank_zero_only, "rank", 0) == 0 and (former := move_aside(self.folder)) is not None:
-            rank_zero_info(f"{self.folder} held a run already: moved it to {former}")
+        if self.trainer.is_global_zero and not self.chosen.trainer.fast_dev_run:
+            self._claim()
+
+    def _claim(self) -> None:
+        assert self.folder is not None
+        self.claim: TextIO = self.folder.hold()  # held as long as this object is
+        if self.chosen.get("ckpt_path") is None and (former := self.folder.move_aside()) is not None:
+            rank_zero_info(f"{self.folder.path} held a run already: moved it to {former}")
+        if self.finished is None:
+            self.folder.reopen()
+
+    def fit(self, **arguments: Any) -> None:
+        """Train, unless an earlier start did and left only the test to do."""
+        if self.finished is not None:
+            return
+        try:
+            self.trainer.fit(**arguments)
+        except MisconfigurationException as error:  # such as a budget below what a resumed run has behind it
+            raise LaresError(readable(str(error))) from error
 
     def after_fit(self) -> None:
-        """Test the best checkpoint; for RPT say what changed since SPT."""
-        keeper = self.trainer.checkpoint_callback
-        best = keeper.best_model_path if isinstance(keeper, ModelCheckpoint) else ""
-        if self.trainer.interrupted or not self.chosen.test_after_fit:
+        """Record the end of training; test the best checkpoint; for RPT say what changed since SPT."""
+        if self.trainer.interrupted:
             return
+        best = self._record_end(tested=False)
+        if self.trainer.received_sigterm:  # with the last update
+            raise SIGTERMException
+        if self.chosen.test_after_fit:
+            self._test_best(best)
+            self._record_end(tested=True)
+
+    def _record_end(self, tested: bool) -> str:
+        """Say in the run's folder that training is over; returns the path of the best checkpoint."""
+        assert self.folder is not None
+        if self.finished is None:
+            keeper = self.trainer.checkpoint_callback
+            best = keeper.best_model_path if isinstance(keeper, ModelCheckpoint) else ""
+            self.finished = {"epochs": self.trainer.current_epoch, "updates": self.trainer.global_step, "best": best}
+        self.finished["tested"] = tested
+        if self.trainer.is_global_zero and not self.chosen.trainer.fast_dev_run:
+            self.folder.finish(**self.finished)
+        path: str = self.finished["best"]
+        return path
+
+    def _test_best(self, best: str) -> None:
         if not best:
             rank_zero_warn(
                 "training ended before the first validation: there is no best checkpoint (trainer.val_check_interval)"
@@ -333,7 +393,7 @@ class Command(LightningCLI):
         report["metrics"] = metrics
         if self.trainer.is_global_zero:
             assert self.folder is not None
-            write_json(self.folder / "test.json", report)
+            write_json(self.folder.path / "test.json", report)
             print(_comparison(report))
             print(f"best checkpoint: {best}")
 
@@ -362,12 +422,6 @@ class Command(LightningCLI):
         finally:
             self.trainer.loggers = loggers
         return metrics
-
-
-def _trained() -> str:
-    """Checkpoints at hand, for an error message."""
-    found = sorted(RUNS.glob(f"*/*/{BEST}"))
-    return f" (there are {', '.join(map(str, found[:5]))})" if found else ""
 
 
 def _comparison(report: Mapping[str, Any]) -> str:

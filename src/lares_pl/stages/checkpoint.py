@@ -30,6 +30,7 @@ class StageCheckpoint:
         data: hyperparameters of its data module: `dataset`, `max_length`.
         weights: its state dict.
         resumable: whether it holds the state of the optimiser, so that training can go on from it.
+        started_from: checkpoint that its run took its first weights from, if any.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class StageCheckpoint:
     data: dict[str, Any]
     weights: dict[str, Tensor]
     resumable: bool
+    started_from: str | None = None
 
     @property
     def stage_name(self) -> str:
@@ -52,7 +54,7 @@ class StageCheckpoint:
 
 
 def read_checkpoint(path: str | Path) -> StageCheckpoint:
-    """Read a checkpoint of a stage.
+    """Read a checkpoint of a stage; weights stay in the file until they are looked at.
 
     Raises:
         LaresError: if there is no such file, it can't be read without running code from it, or it is another program's.
@@ -61,7 +63,7 @@ def read_checkpoint(path: str | Path) -> StageCheckpoint:
     if not path.is_file():
         raise LaresError(f"no checkpoint at {path.absolute()}: train one first, or name another")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises whatever the damaged bytes lead to
         raise LaresError(f"{path}: can't be read as a checkpoint: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict) or KEY not in content:
@@ -75,6 +77,7 @@ def read_checkpoint(path: str | Path) -> StageCheckpoint:
         content.get("datamodule_hyper_parameters", {}),
         content["state_dict"],
         bool(content.get("optimizer_states")),
+        own.get("started_from"),
     )
 
 

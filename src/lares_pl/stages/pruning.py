@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +32,49 @@ class Pruning:
     def __post_init__(self) -> None:
         if self.passes < 1 or self.top < 1:
             raise LaresError("passes and top must be at least 1")
+
+
+@dataclass(frozen=True)
+class KeptSet:
+    """The instances that survived, and what they survived.
+
+    Args:
+        mask: which of the training instances, `[instances]` bool.
+        fingerprint: of all that decided (`pruning_fingerprint`).
+    """
+
+    mask: np.ndarray
+    fingerprint: str
+
+    def to_plain(self) -> dict[str, Any]:
+        """For a checkpoint: a bit an instance."""
+        bits = torch.from_numpy(np.packbits(self.mask))
+        return {"bits": bits, "instances": len(self.mask), "fingerprint": self.fingerprint}
+
+    @staticmethod
+    def from_plain(plain: Any) -> KeptSet | None:
+        """From a checkpoint; None where it holds none."""
+        if not isinstance(plain, Mapping):
+            return None
+        mask = np.unpackbits(plain["bits"].numpy(), count=plain["instances"]).astype(np.bool_)
+        return KeptSet(mask, plain["fingerprint"])
+
+
+def pruning_fingerprint(backbone: RecurrentBackbone, arrays: Iterable[np.ndarray], *settings: Any) -> str:
+    """A checksum of what decides which instances survive.
+
+    Args:
+        backbone: the SPT model, weights and architecture.
+        arrays: the data.
+        settings: depth, rule, how histories are read.
+    """
+    digest = hashlib.blake2b(repr((*settings, str(backbone))).encode(), digest_size=16)
+    for name, value in sorted(backbone.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -19,6 +18,7 @@ from torch.optim import Adam
 from lares_pl.config import from_plain
 from lares_pl.data.batches import Batch
 from lares_pl.data.histories import Histories
+from lares_pl.data.module import SequenceDataModule
 from lares_pl.errors import LaresError
 from lares_pl.model.backbone import BackboneConfig, RecurrentBackbone, with_dropout
 from lares_pl.model.recurrence import Noise
@@ -26,7 +26,7 @@ from lares_pl.objectives.policy import group_advantages, grpo, step_weights
 from lares_pl.objectives.rewards import RecallReward, Reward
 from lares_pl.stages.checkpoint import KEY, read_checkpoint
 from lares_pl.stages.processes import share_of_rows
-from lares_pl.stages.pruning import Pruning, kept_instances
+from lares_pl.stages.pruning import KeptSet, Pruning, kept_instances, pruning_fingerprint
 from lares_pl.stages.ranking import OptimizerFactory, RankingStage, SchedulerFactory, arguments, step_residual
 
 
@@ -141,7 +141,7 @@ class RPT(RankingStage):
         self.reward = from_plain(Reward, reward, "reward")
         self.beta = beta
         self.pruning = None if pruning is None else from_plain(Pruning, pruning, "pruning")
-        self._kept: Tensor | None = None
+        self._kept: KeptSet | None = None
 
     # ------------------------------------------------------------ building
 
@@ -165,36 +165,46 @@ class RPT(RankingStage):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the pruned set with the run."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint[KEY]["kept"] = self._kept
+        checkpoint[KEY]["kept"] = None if self._kept is None else self._kept.to_plain()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the pruned set back."""
         super().on_load_checkpoint(checkpoint)
-        self._kept = checkpoint[KEY].get("kept")
+        self._kept = KeptSet.from_plain(checkpoint[KEY].get("kept"))
 
     # ------------------------------------------------------------ training
 
     def on_fit_start(self) -> None:
-        """Prune the training instances, unless a resumed run did."""
+        """Prune the training instances, unless a resumed run did, with the same model, rule and data."""
         super().on_fit_start()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.init_from is None and self._kept is None and self.trainer.ckpt_path is None:
             raise LaresError("RPT starts from SPT weights: give init_from (--model.init_from PATH)")
         if self.pruning is None:
             return
-        instances = len(data.sequences.training_instances)
-        if self._kept is None or len(self._kept) != instances:  # a resumed run over the same data has it
-            loader = data.instances_loader(self.reference.causal)
-            mine = kept_instances(self.reference, loader, instances, self.evaluation_depth, self.pruning)
-            self._kept = self.trainer.strategy.reduce(mine.int(), reduce_op="sum").clamp(max=1).to(torch.uint8).cpu()
-        kept = int(self._kept.sum())
+        self._kept = self._prune(data, self.pruning)
+        instances, kept = len(self._kept.mask), int(self._kept.mask.sum())
         rank_zero_info(
-            f"pruning kept {kept:,} of {len(self._kept):,} training instances ({kept / len(self._kept):.1%}): "
+            f"pruning kept {kept:,} of {instances:,} training instances ({kept / instances:.1%}): "
             f"target among the first {self.pruning.top} in any of {self.pruning.passes} passes"
         )
         if kept == 0:
             raise LaresError("pruning left no training instance: the SPT model ranks no target that high; raise pruning.top")
-        data.keep(self._kept.numpy().astype(np.bool_))
+        data.keep(self._kept.mask)
+
+    def _prune(self, data: SequenceDataModule, pruning: Pruning) -> KeptSet:
+        sequences = data.sequences
+        how = (self.evaluation_depth, pruning, data.instances, data.max_length)
+        fingerprint = pruning_fingerprint(self.reference, (sequences.items, sequences.offsets), *how)
+        known = self._kept is not None and self._kept.fingerprint == fingerprint
+        if self.trainer.strategy.reduce_boolean_decision(known, all=True):
+            assert self._kept is not None
+            return self._kept
+        instances = len(sequences.training_instances)
+        loader = data.instances_loader(self.reference.causal)
+        mine = kept_instances(self.reference, loader, instances, self.evaluation_depth, pruning)
+        of_all = self.trainer.strategy.reduce(mine.int(), reduce_op="sum") > 0
+        return KeptSet(of_all.cpu().numpy(), fingerprint)
 
     def training_step(self, batch: Batch) -> Tensor:
         """One update from one group of trajectories an instance."""
