@@ -304,7 +304,7 @@ def test_a_crash_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytes
         raise OSError("No space left on device")
 
     monkeypatch.setattr("lares_pl.data.prepare.json.dumps", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(LaresError, match=r"could not be written \(No space left on device\)"):
         prepare(str(tmp_path / "x.txt"), str(tmp_path / "out"))
     assert [path.name for path in tmp_path.iterdir()] == ["x.txt"]
 

@@ -17,9 +17,12 @@ from functools import partial
 from inspect import Parameter, Signature
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace, _typehints
+from jsonargparse import ArgumentParser, Namespace, _typehints, set_parsing_settings
 
 from lares_pl.errors import LaresError
+
+# what an option without a type is given stays what it is; else a checkpoint could have any class built there
+set_parsing_settings(instantiate_subclass_spec_in_any=False)
 
 
 def class_of(factory: Callable[..., Any]) -> type:
@@ -51,10 +54,10 @@ def import_class(path: str) -> type:
     module, _, name = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, ValueError, AttributeError) as error:
+    except Exception as error:  # whatever a user's own module raises
         raise LaresError(f"class {path} can't be imported: {error}") from error
     if not isinstance(found, type):
-        raise LaresError(f"{path} is not a class")
+        raise LaresError(f"{path} is not a class; a class_path must name one")
     return found
 
 
@@ -96,14 +99,16 @@ class Parser(ArgumentParser):
 
 @contextmanager
 def own_defaults() -> Iterator[None]:
-    """While parsing: a block named in place of another starts from its own defaults.
+    """While parsing: a block named in place of another starts from its own defaults; only classes are built.
 
     jsonargparse keeps options of the same name, so that `class_path: my_model.MyBlock` would silently get the `heads` and
     `inner_size` of the TransformerBlock it replaces. Other choices (stages, optimisers, depth schedules) keep theirs.
+    It also calls functions: `class_path: os.system` in a checkpoint would run a command.
     """
     keep: Callable[..., None] = _typehints.discard_init_args_on_class_path_change
 
     def discard(parser: Any, former: Any, named: Any) -> None:
+        import_class(named["class_path"])
         changes = former and "init_args" in former and former["class_path"] != named["class_path"]
         if changes and _is_block(named["class_path"]):
             former["init_args"] = Namespace()

@@ -1,12 +1,16 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and folders to make them in that nobody has to clear away by hand."""
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import glob
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +18,78 @@ from lares_pl.errors import LaresError
 
 
 @contextmanager
-def appearing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; it takes the place of `path` if the block ends well, else vanishes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def appearing(path: Path, remedy: str = "Make room there, or name another place") -> Iterator[Path]:
+    """A temporary name to write to; the file takes the place of `path` if the block ends well, else it vanishes.
+
+    Args:
+        path: the file.
+        remedy: what to do where it can't be written.
+
+    Raises:
+        LaresError: if it can't be written (no space, no permission); what was there before still is.
+    """
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(path.parent, path.name) as folder:
+            temporary = folder / path.name
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except OSError as error:
+        raise LaresError(f"{path}: could not be written ({error}); a former one there is as it was. {remedy}") from error
+
+
+@contextmanager
+def temporary_folder(place: Path, name: str) -> Iterator[Path]:
+    """A hidden folder `.NAME.tmp.XXXXXXXX` in `place`, gone after the block unless it was renamed in it.
+
+    A process that is killed can't clear its folder away; the next one with the same name does. Each holds a lock on its own
+    (the kernel drops it with the process), so that the folder of a living process is never taken for one left behind.
+    """
+    for former in place.glob(f".{glob.escape(name)}.tmp.????????"):
+        with suppress(BlockingIOError, FileNotFoundError):
+            if (lock := _locked(former)) is not None:
+                shutil.rmtree(former, ignore_errors=True)
+                os.close(lock)
+    folder, lock = _new_folder(place, f".{name}.tmp.")
+    try:
+        yield folder
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _new_folder(place: Path, prefix: str) -> tuple[Path, int | None]:
+    """A folder of a new name, and its lock."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+        with suppress(BlockingIOError, FileNotFoundError):  # a process that clears away was quicker: not this one
+            lock = _locked(folder)
+            if folder.exists():
+                return folder, lock
+
+
+def _locked(folder: Path) -> int | None:
+    """A descriptor that holds the folder's lock; None where the file system knows no locks.
+
+    Raises:
+        BlockingIOError: if another process holds it.
+        FileNotFoundError: if the folder is gone.
+    """
+    try:
+        lock = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        if isinstance(error, BlockingIOError):
+            raise
+        return None
+    return lock
 
 
 def exchange(folder: Path, other: Path) -> None:

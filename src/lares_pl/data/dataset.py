@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -153,6 +155,17 @@ def check_dataset(path: str | Path | None) -> Path:
     return folder
 
 
+@contextmanager
+def _whole(folder: Path) -> Iterator[None]:
+    """Turn whatever damaged files lead to into one error."""
+    try:
+        yield
+    except LaresError:
+        raise
+    except Exception as error:
+        raise LaresError(f"{folder}: not a whole prepared dataset: {error}. Prepare it again.") from error
+
+
 class SequenceDataset:
     """Sequences of all users and the catalogue.
 
@@ -190,13 +203,13 @@ class SequenceDataset:
             LaresError: if there is none, it is incomplete, or its parts don't belong together.
         """
         folder = check_dataset(path)
-        try:
+        with _whole(folder):
             description: dict[str, Any] = json.loads((folder / "dataset.json").read_text())
             version = description.get("format_version")
             if version != FORMAT_VERSION:
                 raise LaresError(f"{folder}: format version {version}, this package reads {FORMAT_VERSION}: prepare it again")
             users, items, interactions = (int(description[name]) for name in ("users", "items", "interactions"))
-            catalogue = pq.read_table(folder / "items.parquet", columns=["item", "item_id"])
+            catalogue = pq.read_table(folder / "items.parquet", columns=["item", "item_id"], page_checksum_verification=True)
             if interactions == 0:
                 raise LaresError(f"{folder}: the dataset is empty: prepare it again from a file with interactions")
             if not np.array_equal(catalogue["item"].to_numpy(), np.arange(1, items + 1)):
@@ -204,19 +217,23 @@ class SequenceDataset:
                     f"{folder}: items.parquet does not list the items 1 … {items} that dataset.json tells of: the files don't "
                     "belong together. Prepare the dataset again"
                 )
+            if catalogue["item_id"].null_count:
+                raise LaresError(f"{folder}: items.parquet has items without an id. Prepare the dataset again")
             flat = flat_copies(folder, users, interactions, items)
-        # ArrowInvalid and JSONDecodeError are ValueErrors
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise LaresError(f"{folder}: not a whole prepared dataset: {error}. Prepare it again.") from error
-        return SequenceDataset(flat, None, catalogue["item_id"].combine_chunks(), str(folder))
+            return SequenceDataset(flat, None, catalogue["item_id"].combine_chunks(), str(folder))
 
     @cached_property
     def user_ids(self) -> pa.Array:
         """Original ids of the users, read when first asked for."""
         if self._user_ids is not None:
             return self._user_ids
-        parts = [pq.read_table(path, columns=["user_id"]) for path in sequence_files(Path(self.path))]
-        return pa.concat_tables(parts)["user_id"].combine_chunks()
+        with _whole(Path(self.path)):
+            files = sequence_files(Path(self.path))
+            parts = [pq.read_table(path, columns=["user_id"], page_checksum_verification=True) for path in files]
+            ids = pa.concat_tables(parts)["user_id"].combine_chunks()
+            if len(ids) != self.users or ids.null_count:
+                raise LaresError(f"{self.path}: its sequences name {len(ids)} of {self.users} users. Prepare it again")
+            return ids
 
     @property
     def catalogue_size(self) -> int:
@@ -242,10 +259,12 @@ class SequenceDataset:
         Read through a memory map into one array, row by row, so that nothing is held twice.
         """
         path = Path(self.path) / "items.parquet"
-        with pq.ParquetFile(path, memory_map=True) as file:
+        with _whole(Path(self.path)), pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
             if "embedding" not in file.schema_arrow.names:
                 return None
             kind = file.schema_arrow.field("embedding").type
+            if not pa.types.is_fixed_size_list(kind) or not pa.types.is_floating(kind.value_type):
+                raise LaresError(f"{path}: `embedding` holds {kind}, no vectors of one size. Prepare the dataset again")
             vectors = np.zeros((self.catalogue_size + 1, kind.list_size), dtype=kind.value_type.to_pandas_dtype())
             row = 1
             for part in file.iter_batches(batch_size=4096, columns=["embedding"]):

@@ -205,7 +205,7 @@ def _write_ordered(ordered: pa.RecordBatchReader, user_ids: pa.ChunkedArray, pat
     fields = [("user_id", user_ids.type), ("items", pa.list_(pa.int32()))]
     fields += [("timestamps", pa.list_(pa.int64()))] if with_time else []
     done = 0  # users
-    with pq.ParquetWriter(path, pa.schema(fields), compression="zstd") as writer:
+    with pq.ParquetWriter(path, pa.schema(fields), compression="zstd", write_page_checksum=True) as writer:
 
         def write(rows: pa.Table) -> None:
             """Whole users."""

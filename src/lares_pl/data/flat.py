@@ -8,8 +8,7 @@ partners with the same target are drawn.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lares_pl.errors import LaresError
+from lares_pl.files import temporary_folder
 
 FOLDER, RECORD = "flat", "made-from.json"
 
@@ -60,25 +60,20 @@ def flat_copies(folder: Path, users: int, interactions: int, catalogue: int) -> 
     if mapped is not None and (len(mapped.offsets), len(mapped.items)) == (users + 1, interactions):
         return mapped
     try:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{FOLDER}.", dir=folder))
-    except OSError:  # not ours to write to
-        return _filled(folder, users, interactions, catalogue, None)
-    try:
-        _filled(folder, users, interactions, catalogue, temporary)
-        (temporary / RECORD).write_text(json.dumps(made_from))
-        temporary.chmod(0o755)
-        try:
-            temporary.rename(folder / FOLDER)
-        except OSError:  # copies of other files, or another process was first
-            former = Path(tempfile.mkdtemp(prefix=f".{FOLDER}.", dir=folder)) / "former"
-            (folder / FOLDER).rename(former)
-            temporary.rename(folder / FOLDER)
-            shutil.rmtree(former.parent, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    mapped = _mapped(folder / FOLDER, made_from, catalogue)
-    assert mapped is not None
-    return mapped
+        with temporary_folder(folder, FOLDER) as temporary:
+            _filled(folder, users, interactions, catalogue, temporary)
+            (temporary / RECORD).write_text(json.dumps(made_from))
+            temporary.chmod(0o755)
+            try:
+                temporary.rename(folder / FOLDER)
+            except OSError:  # copies of other files, or another process was first
+                with temporary_folder(folder, FOLDER) as former:
+                    (folder / FOLDER).rename(former / FOLDER)
+                    temporary.rename(folder / FOLDER)
+        mapped = _mapped(folder / FOLDER, made_from, catalogue)
+    except OSError:  # not ours to write to, or no room
+        mapped = None
+    return _filled(folder, users, interactions, catalogue, None) if mapped is None else mapped
 
 
 def flat_of(items: np.ndarray, offsets: np.ndarray, catalogue: int) -> Flat:
@@ -95,18 +90,20 @@ def _mapped(folder: Path, made_from: dict[str, int], catalogue: int) -> Flat | N
         if json.loads((folder / RECORD).read_text()) != made_from:
             return None
         flat = Flat(*(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in Flat._fields))
-    except (OSError, ValueError):
+    except Exception:  # numpy and json raise whatever damaged bytes lead to
         return None
     whole = (
-        all(values.ndim == 1 and len(values) > 0 for values in (flat.offsets, flat.of_item))
-        and all(values.dtype == np.int64 for values in (flat.offsets, flat.of_item))
+        all(isinstance(values, np.ndarray) and values.ndim == 1 for values in flat)
+        and all(values.dtype == np.int64 and len(values) > 0 for values in (flat.offsets, flat.of_item))
         and flat.items.dtype == np.int32
+        and flat.by_target.dtype in (np.uint32, np.int64)
         and (flat.offsets[0], flat.offsets[-1]) == (0, len(flat.items))
         and (flat.of_item[0], flat.of_item[-1]) == (0, len(flat.by_target))
         and len(flat.of_item) == catalogue + 2
         and bool((np.diff(flat.offsets) >= 0).all() and (np.diff(flat.of_item) >= 0).all())
         and flat.items.min(initial=1) >= 1
         and flat.items.max(initial=1) <= catalogue
+        and flat.by_target.min(initial=0) >= 0
         and flat.by_target.max(initial=0) < len(flat.items)
     )
     return flat if whole else None
@@ -130,7 +127,10 @@ def _filled(folder: Path, users: int, interactions: int, catalogue: int, place: 
             if place is not None:
                 np.save(place / f"{name}.npy", made)
             return made
-        return np.lib.format.open_memmap(place / f"{name}.npy", mode="w+", dtype=kind, shape=(count,))
+        mapped = np.lib.format.open_memmap(place / f"{name}.npy", mode="w+", dtype=kind, shape=(count,))
+        with (place / f"{name}.npy").open("r+b") as file:  # a disk that is full says so here; on a mapped page it kills
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        return mapped
 
     items, offsets = array("items", interactions, np.int32), array("offsets", users + 1, np.int64)
     user = filled = 0
@@ -163,10 +163,11 @@ def _filled(folder: Path, users: int, interactions: int, catalogue: int, place: 
 def _lists(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Items one after the other and lengths of some users at a time."""
     for path in sequence_files(folder):
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             for batch in file.iter_batches(batch_size=1 << 16, columns=["items"]):
                 lists = batch.column("items")
-                if not pa.types.is_list(lists.type) or lists.null_count or lists.flatten().null_count:
+                whole = pa.types.is_list(lists.type) and pa.types.is_integer(lists.type.value_type)
+                if not whole or lists.null_count or lists.flatten().null_count:
                     raise LaresError(f"{path}: column `items` must hold a list of items for each user, without gaps")
                 lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
                 yield lists.flatten().to_numpy(zero_copy_only=False), lengths

@@ -115,7 +115,7 @@ def _pieces(path: Path, kind: Format | None) -> Iterator[pd.DataFrame]:
         raise
     except pd.errors.ParserWarning as error:
         raise LaresError(f"{path}: its rows have more fields than its header; mend the header or the rows") from error
-    except (OSError, EOFError, UnicodeDecodeError, ValueError) as error:  # ParserError and ArrowInvalid are ValueErrors
+    except Exception as error:  # pandas, pyarrow and zlib raise whatever damaged bytes lead to
         raise LaresError(f"{path}: can't be read as {kind}: {error}. Name another --format if it is another one.") from error
 
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +25,7 @@ from lares_pl.data.formats import Columns, Format, source_files
 from lares_pl.data.log import Filters, index_log
 from lares_pl.data.text import ItemDescriptions, TextOptions, describe_items
 from lares_pl.errors import LaresError
-from lares_pl.files import exchange
+from lares_pl.files import exchange, temporary_folder
 
 FORMAT_VERSION = 1
 
@@ -106,7 +104,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
     if (target / "dataset.json").is_file() and not overwrite:
         raise LaresError(f"{target} holds a prepared dataset already; --overwrite true replaces it, or name another --output")
     foreign = sorted({path.name for path in target.iterdir()} - _OURS) if target.is_dir() else []
-    if foreign := [name for name in foreign if not name.startswith(f".{FOLDER}.")]:  # flat copies that nobody finished
+    if foreign := [name for name in foreign if not name.startswith(f".{FOLDER}.tmp.")]:  # copies that nobody finished
         raise LaresError(f"{target} holds more than a prepared dataset ({', '.join(foreign[:3])}); name another --output")
 
 
@@ -128,7 +126,7 @@ def _write_items(catalogue: pa.Table, descriptions: ItemDescriptions, path: Path
     table = pa.table(columns)
     small = [name for name in table.column_names if name != "embedding"]
     compression = {**dict.fromkeys(small, "zstd"), "embedding.list.element": "none"}
-    pq.write_table(table, path, compression=compression, use_dictionary=small)
+    pq.write_table(table, path, compression=compression, use_dictionary=small, write_page_checksum=True)
 
 
 @contextmanager
@@ -136,20 +134,20 @@ def _appearing(target: Path, overwrite: bool) -> Iterator[Path]:
     """A directory to fill that takes the place of `target` when the block ends well, and vanishes when it does not."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(target.parent, target.name) as folder:
+            yield folder
+            for path in folder.rglob("*"):
+                if path.is_file():
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())
+            folder.chmod(0o755)
+            _check_target(target, overwrite)
+            if target.exists():
+                exchange(folder, target)
+            else:
+                folder.rename(target)
     except OSError as error:
-        raise LaresError(f"{target} can't be created: {error}") from error
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield folder
-        for path in folder.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        folder.chmod(0o755)
-        _check_target(target, overwrite)
-        if target.exists():
-            exchange(folder, target)
-        else:
-            folder.rename(target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        raise LaresError(
+            f"{target}: the dataset could not be written ({error}); what was there before is as it was. Make room there, "
+            "or name another --output"
+        ) from error

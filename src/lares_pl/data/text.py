@@ -183,8 +183,10 @@ def _ready_vectors(table: pd.DataFrame, source: Path, options: TextOptions) -> n
 def _read_npy(path: Path) -> np.ndarray:
     try:
         vectors: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # numpy raises whatever damaged bytes lead to
         raise LaresError(f"{path}: can't be read as a .npy array: {error}") from error
+    if not isinstance(vectors, np.ndarray):
+        raise LaresError(f"{path}: an archive of arrays; expected one array [items, size], as numpy.save writes it")
     if vectors.ndim != 2 or vectors.dtype.kind not in "fiu" or 0 in vectors.shape:
         raise LaresError(f"{path}: an array {list(vectors.shape)} of {vectors.dtype}; expected numbers [items, size]")
     return vectors

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from lares_pl.data.dataset import SequenceDataset
 from lares_pl.errors import LaresError
-from lares_pl.files import appearing, check_free
+from lares_pl.files import check_free
 from lares_pl.reference.files import read_reference, read_settings
 from lares_pl.reference.names import family_of, from_reference, to_reference
 from lares_pl.reference.settings import backbone_config, complete_settings, reference_settings
 from lares_pl.stages.checkpoint import load_stage, read_checkpoint
+from lares_pl.stages.saving import write_checkpoint
 from lares_pl.stages.spt import SPT
 
 
@@ -83,8 +84,7 @@ def import_reference(
         "global_step": 0,
     }
     stage.on_save_checkpoint(checkpoint)
-    with appearing(Path(output)) as path:
-        torch.save(checkpoint, path)
+    write_checkpoint(checkpoint, Path(output))
     print(_report(source, output, family, catalogue, assumed, unknown, ordered=items is not None, known=known is not None))
 
 
@@ -198,8 +198,7 @@ def export_reference(
         )
     settings |= losses
     state = to_reference(weights, family)
-    with appearing(Path(output)) as path:
-        torch.save({"config": settings, "state_dict": state}, path)
+    write_checkpoint({"config": settings, "state_dict": state}, Path(output))
     print(
         f"exported {source} as {output}\n  family           {family}, {stage.backbone.items:,} items, {len(state)} parameters"
     )

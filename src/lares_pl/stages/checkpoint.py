@@ -1,8 +1,16 @@
-"""What a checkpoint of a stage says about itself beside weights: read without running any code from it."""
+"""What a checkpoint of a stage says about itself beside weights: read without running any code from it.
+
+Nothing in the file is trusted: every byte is held against its checksum, only tensors and plain values are rebuilt, and only
+classes of their kind are built from what it names (a stage, blocks, an optimiser). A class is looked up by importing its
+module, as blocks of one's own ask for; the file can name a module, not bring one.
+"""
 
 from __future__ import annotations
 
+import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,30 +71,106 @@ def read_checkpoint(path: str | Path) -> StageCheckpoint:
     if not path.is_file():
         raise LaresError(f"no checkpoint at {path.absolute()}: train one first, or name another")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises whatever the damaged bytes lead to
-        raise LaresError(f"{path}: can't be read as a checkpoint: {str(error).splitlines()[0]}") from error
+        damaged = _damaged(path, path.stat().st_size, path.stat().st_mtime_ns)
+        content = None if damaged else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # zipfile and torch raise whatever the damaged bytes lead to
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise LaresError(f"{path}: can't be read as a checkpoint: {reason}. Take another, or train again") from error
+    if damaged:
+        raise LaresError(f"{path}: damaged (its part {damaged} has changed since it was written). Take another, or train again")
     if not isinstance(content, dict) or KEY not in content:
         raise LaresError(f"{path}: not a checkpoint of a lares_pl stage (its entry {KEY!r} is missing)")
+    if broken := _broken(content):
+        raise LaresError(f"{path}: not a whole checkpoint of a lares_pl stage: its entry {broken} is not what it should be")
     own = content[KEY]
     return StageCheckpoint(
         path,
         own["class_path"],
-        content.get("hyper_parameters", {}),
+        content["hyper_parameters"],
         own["catalogue"],
-        content.get("datamodule_hyper_parameters", {}),
+        content.get("datamodule_hyper_parameters") or {},
         content["state_dict"],
         bool(content.get("optimizer_states")),
         own.get("started_from"),
     )
 
 
+@lru_cache
+def _damaged(path: Path, size: int, changed: int) -> str | None:
+    """A part of the file that isn't what its checksum says, if any; torch itself takes changed bytes for numbers.
+
+    Args:
+        path: the file, a .zip as torch writes it.
+        size, changed: its size and time of change: a file is checked once as long as it stays the same.
+    """
+    with zipfile.ZipFile(path) as file:
+        return file.testzip()
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_text_or_none(value: Any) -> bool:
+    return isinstance(value, str | None)
+
+
+# what every checkpoint of a stage holds, and what may be missing
+_ENTRIES: dict[tuple[str, ...], Callable[[Any], bool]] = {
+    (KEY, "class_path"): _is_text,
+    (KEY, "started_from"): _is_text_or_none,
+    (KEY, "seed"): lambda value: isinstance(value, int | None),
+    (KEY, "catalogue", "items"): _is_count,
+    (KEY, "catalogue", "max_length"): _is_count,
+    (KEY, "catalogue", "fingerprint"): _is_text_or_none,
+    (KEY, "catalogue", "text"): lambda value: value is None or isinstance(value, dict),
+    (KEY, "catalogue", "text", "size"): lambda value: value is None or _is_count(value),
+    (KEY, "catalogue", "text", "precision"): lambda value: value in (None, "float32", "float16"),
+    # names with an underscore are Lightning's own, by which it has a class named there built
+    ("hyper_parameters",): lambda value: isinstance(value, dict) and all(_is_text(key) and key[:1] != "_" for key in value),
+    ("hyper_parameters", "backbone"): lambda value: isinstance(value, dict) and all(map(_is_text, value)),
+    ("datamodule_hyper_parameters",): lambda value: (
+        value is None or (isinstance(value, dict) and set(value) <= {"dataset", "max_length"})
+    ),
+    ("datamodule_hyper_parameters", "dataset"): _is_text_or_none,
+    ("datamodule_hyper_parameters", "max_length"): lambda value: value is None or _is_count(value),
+    ("state_dict",): lambda value: (
+        isinstance(value, dict) and all(_is_text(name) and isinstance(weight, Tensor) for name, weight in value.items())
+    ),
+}
+
+
+def _broken(content: Mapping[str, Any]) -> str | None:
+    """The first entry that is not as our stages write it."""
+    for keys, holds in _ENTRIES.items():
+        value: Any = content
+        for key in keys:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if not holds(value):
+            return ".".join(keys)
+    return None
+
+
 def load_stage(path: str | Path) -> RankingStage:
     """The trained stage of a checkpoint, whichever class it is of, on the CPU and in evaluation mode.
 
     Raises:
-        LaresError: as `read_checkpoint`, and if its class can't be imported.
+        LaresError: as `read_checkpoint`, and if its class is no stage, or its parts don't make up one.
     """
+    from lares_pl.stages.ranking import RankingStage
+
     checkpoint = read_checkpoint(path)
-    kind: type[RankingStage] = import_class(checkpoint.class_path)
-    return kind.load_from_checkpoint(path, map_location="cpu").eval()
+    kind = import_class(checkpoint.class_path)
+    if not issubclass(kind, RankingStage):
+        raise LaresError(f"{path}: names {checkpoint.class_path} as its stage, which is none")
+    try:
+        return kind.load_from_checkpoint(path, map_location="cpu").eval()
+    except LaresError as error:
+        raise LaresError(f"{path}: {error}") from error
+    except Exception as error:  # values of the right kind that no stage can be made of
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise LaresError(f"{path}: no stage can be made of it: {reason}") from error

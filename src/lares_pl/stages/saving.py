@@ -27,11 +27,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         if storage_options is not None:
             raise LaresError(f"{path}: checkpoints are written to local folders; storage options say nothing to them")
+        write_checkpoint(
+            checkpoint, Path(path), "Make room or name another folder, then resume from the last one (--ckpt_path last)"
+        )
+
+
+def write_checkpoint(checkpoint: dict[str, Any], path: Path, remedy: str = "Make room there, or name another place") -> None:
+    """Write a file of tensors; arguments and errors as those of `lares_pl.files.appearing`."""
+    with appearing(path, remedy) as temporary:
         try:
-            with appearing(Path(path)) as temporary:
-                torch.save(checkpoint, temporary)
-        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where a write falls short
-            raise LaresError(
-                f"{path}: this checkpoint could not be written ({str(error).splitlines()[0]}); a former one there is as it "
-                "was. Make room or name another folder, then resume from the last one (--ckpt_path last)"
-            ) from error
+            torch.save(checkpoint, temporary)
+        except RuntimeError as error:  # so torch's writer says that a write fell short
+            raise OSError(str(error).splitlines()[0]) from error
