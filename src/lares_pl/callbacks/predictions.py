@@ -47,7 +47,8 @@ class PredictionWriter(Callback):
         mine = Ranked(*(torch.cat(parts) for parts in zip(*self._parts, strict=True)))
         self._parts = []
         # every process has equally many rows (the last ones may only fill up), so shapes agree
-        gathered = [cast(torch.Tensor, pl_module.all_gather(part.to(pl_module.device))) for part in mine]
+        readers = pl_module.readers  # with a sharded catalogue those that share it predict the same
+        gathered = [cast(torch.Tensor, pl_module.all_gather(part.to(pl_module.device), group=readers)) for part in mine]
         if not trainer.is_global_zero:
             return
         instances, valid, items, scores = (

@@ -145,11 +145,9 @@ class RPT(RankingStage):
 
     # ------------------------------------------------------------ building
 
-    def configure_model(self) -> None:
-        """Build policy and reference policy."""
-        if hasattr(self, "backbone") or self._catalogue is None:
-            return
-        super().configure_model()
+    def build(self) -> None:
+        """Policy and reference policy."""
+        super().build()
         self.reference = self._new_backbone()
         self.reference.load_state_dict(self.backbone.state_dict())
         self.reference.requires_grad_(False).eval()
@@ -220,4 +218,4 @@ class RPT(RankingStage):
             **({} if outcome.residual is None else {"residual": outcome.residual}),
         }
         self.log_training(logged, batch)
-        return outcome.loss * share_of_rows(len(batch), self.device)
+        return outcome.loss * share_of_rows(len(batch), self.device, self.readers)
