@@ -19,7 +19,7 @@ SIMILARITIES = [DotSimilarity(), CosineSimilarity(0.2)]
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several tiles even for small matrices."""
     monkeypatch.setattr(scoring, "CHUNK", 30)
-    monkeypatch.setattr(scoring, "_tile", lambda states, items: (3, 5))
+    monkeypatch.setattr(scoring, "_tile", lambda states, classes: (3, 5))
 
 
 def material(rows: int = 7, items: int = 12, size: int = 4) -> tuple[Tensor, Tensor, Tensor]:
@@ -146,7 +146,7 @@ def test_temperature_must_be_positive() -> None:
 
 
 def test_a_copy_of_the_target_counts_against_it_whatever_tile_it_lies_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "_tile", lambda states, items: (256, 1024))
+    monkeypatch.setattr(scoring, "_tile", lambda states, classes: (256, 1024))
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randn(3000, 64, generator=generator)
     states = torch.randn(300, 64, generator=generator)

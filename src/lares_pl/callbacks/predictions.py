@@ -54,15 +54,15 @@ class PredictionWriter(Callback):
     ) -> None:
         """Gather the batches of all processes, which follow one another in the dataset, and write them."""
         # every process has equally many rows (the last ones may only fill up), so shapes agree
-        gathered = [cast(Tensor, pl_module.all_gather(part)) for part in outputs]
+        readers = pl_module.readers  # with a sharded catalogue those that share it predict the same
+        gathered = [cast(Tensor, pl_module.all_gather(part, group=readers)) for part in outputs]
         if not trainer.is_global_zero:
             return
         together = [both.cpu().reshape(-1, *part.shape[1:]) for both, part in zip(gathered, outputs, strict=True)]
         instances, _, items, scores = (part[together[1]] for part in together)
-        # in order and once each: processes that share a model's catalogue predict for the same users
-        numbers, rows = np.unique(instances.numpy(), return_index=True)
-        users = self._instances.take(numbers).users
-        table = predictions_table(trainer.datamodule.predicted, users, items[rows], scores[rows])  # type: ignore[attr-defined]
+        order = torch.argsort(instances)
+        users = self._instances.take(instances[order].numpy()).users
+        table = predictions_table(trainer.datamodule.predicted, users, items[order], scores[order])  # type: ignore[attr-defined]
         if self._writer is None:
             self._writer = self._file.enter_context(pq.ParquetWriter(self._temporary, table.schema, compression="zstd"))
         self._writer.write_table(table)

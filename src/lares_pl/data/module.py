@@ -99,7 +99,9 @@ class SequenceDataModule(L.LightningDataModule):
 
     @property
     def _shard(self) -> Shard:
-        return Shard(self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else Shard()
+        # processes that share a sharded catalogue read the same
+        serving = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
+        return Shard() if serving is None else Shard(serving["rank"], serving["num_replicas"])
 
     def _loader(self, instances: Instances, dataset: SequenceDataset | None = None) -> BatchLoader:
         """Evaluation batches, in order."""

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +19,13 @@ from lares_pl.model.blocks import BlockFactory, build_block, is_causal, last_sta
 from lares_pl.model.blocks.probe import probe
 from lares_pl.model.blocks.transformer import TransformerBlock
 from lares_pl.model.depth import DepthSchedule, PoissonLogNormal
-from lares_pl.model.embedding import Embedder, ItemEmbedder, ItemText
+from lares_pl.model.embedding import Embedder, ItemEmbedder, ItemTable, ItemText
 from lares_pl.model.layout import Layout, packed, padded
 from lares_pl.model.recurrence import AddInjection, InitialState, Injection, Noise, NormalState, RandomNoise
 from lares_pl.model.scoring import DotSimilarity, Similarity
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 @dataclass(frozen=True)
@@ -154,8 +158,21 @@ class RecurrentBackbone(nn.Module):
 
     @property
     def item_vectors(self) -> Tensor:
-        """Item embeddings with the padding row, `[N + 1, d]`."""
+        """Item embeddings with the padding row, `[N + 1, d]`; a DTensor where the catalogue is sharded."""
         return self.embedding.item.weight
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Hold what has a row an item by rows over the processes of a mesh; all of them read the same histories then.
+
+        Args:
+            mesh: of one dimension.
+
+        Raises:
+            LaresError: if a process would be left without rows.
+        """
+        for part in self.modules():
+            if isinstance(part, (ItemTable, ItemText)):
+                part.shard(mesh)
 
     @property
     def causal(self) -> bool:

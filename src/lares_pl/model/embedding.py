@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,11 @@ from torch import Tensor, nn
 from lares_pl.errors import LaresError
 from lares_pl.model.dropout import Dropout
 from lares_pl.model.layout import Layout
+from lares_pl.model.sharding import is_sharded, rows_of, sharded
 from lares_pl.model.spectral import SpectralFilter, signal, spectrum
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class ItemText(nn.Module):
@@ -34,7 +39,25 @@ class ItemText(nn.Module):
 
     def forward(self, items: Tensor) -> Tensor:
         """Items `[*]` -> vectors `[*, p]`."""
-        return self.vectors[items]
+        return rows_of(self.vectors).look_up(items)
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Keep this process's rows only; does nothing the second time (several backbones share one text)."""
+        if not is_sharded(self.vectors):
+            self.vectors = sharded(self.vectors, mesh)
+
+
+class ItemTable(nn.Embedding):
+    """A vector for each item, whole or by rows over processes; row 0 (padding) gets no gradient from lookups."""
+
+    def forward(self, items: Tensor) -> Tensor:
+        """Items `[*]` -> vectors `[*, d]`."""
+        return rows_of(self.weight).look_up(items, self.padding_idx)
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Keep this process's rows only; does nothing the second time."""
+        if not is_sharded(self.weight):
+            self.weight = sharded(self.weight, mesh)
 
 
 class ItemPositionEmbedding(nn.Module):
@@ -56,7 +79,7 @@ class ItemPositionEmbedding(nn.Module):
         self, items: int, max_length: int, hidden_size: int, dropout: float, layer_norm_eps: float, positions: bool = True
     ) -> None:
         super().__init__()
-        self.item = nn.Embedding(items + 1, hidden_size, padding_idx=0)
+        self.item = ItemTable(items + 1, hidden_size, padding_idx=0)
         self.position = nn.Embedding(max_length, hidden_size) if positions else None
         self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
         self.dropout = Dropout(dropout)

@@ -4,6 +4,9 @@ Questions: the log-probability of the target, a loss of it, its rank, the best k
 that memory does not grow with rows times catalogue; a loss takes its gradient from the tiles of its rows while they are there.
 `scores` gives the whole matrix, for small catalogues and tests.
 
+Item vectors may be sharded by rows over processes (a DTensor, `lares_pl.model.sharding`) that have the same states: each scores
+its rows tile by tile, and they agree on maxima, sums and counts of `[R]` numbers; all of them get the same answers.
+
 Item 0 (padding) is a class of the softmax, as in the reference implementation; it is never ranked or recommended.
 """
 
@@ -12,7 +15,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lares_pl.errors import LaresError
+from lares_pl.model.sharding import Rows, rows_of
 
 CHUNK = 1 << 22  # scores held at a time (float32: 16 MiB); on a CPU at least of 64 rows
 
@@ -35,9 +39,15 @@ class Similarity(ABC):
         """What is done to each side before the dot product, `[*, d]` -> `[*, d]`."""
 
     def transform(self, states: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-        """States `[R, d]` and item vectors `[N + 1, d]` such that their dot products are the scores."""
+        """States `[R, d]` and item vectors `[n, d]` such that their dot products are the scores."""
         states = self.normalise(states)
         return states if self.tau == 1 else states / self.tau, self.normalise(items)
+
+    def prepare(self, states: Tensor, items: Tensor) -> tuple[Tensor, Rows]:
+        """As `transform`, of item vectors `[N + 1, d]` that may be sharded: those that this process holds."""
+        rows = rows_of(items)
+        states, vectors = self.transform(states, rows.vectors)
+        return states, replace(rows, vectors=vectors)
 
 
 @dataclass(frozen=True)
@@ -71,26 +81,26 @@ def _slices(count: int, step: int) -> Iterator[slice]:
         yield slice(start, min(start + step, count))
 
 
-def _tile(states: Tensor, items: Tensor) -> tuple[int, int]:
-    """Rows and classes of one tile of scores.
+def _tile(states: Tensor, classes: int) -> tuple[int, int]:
+    """Rows and classes of one tile of scores against so many classes.
 
     On a CPU a tile fits the second-level cache (at most 1 MiB of float32: the products run several times faster than into
     memory); elsewhere it is as large as memory allows, so that few kernels are started.
     """
-    rows = CHUNK // items.shape[0]
+    rows = CHUNK // classes
     if states.device.type == "cpu":
         return max(64, min(256, rows)), 1024
-    return max(1, rows), items.shape[0]
+    return max(1, rows), classes
 
 
 def _log_probs(
-    states: Tensor, items: Tensor, targets: Tensor, rows: slice, tiles: list[Tensor] | None = None
+    states: Tensor, items: Rows, targets: Tensor, rows: slice, tiles: list[Tensor] | None = None
 ) -> tuple[Tensor, list[Tensor]]:
     """Log-probabilities of the targets of some rows.
 
     Args:
         states: transformed states times log2(e), `[R, d]`: two's powers are cheaper than e's.
-        items: transformed item vectors, `[N + 1, d]`.
+        items: transformed item vectors.
         targets: `[R]`.
         rows: which rows.
         tiles: where given, takes `2^(score - height)` of each tile, `[rows, classes]`.
@@ -98,20 +108,22 @@ def _log_probs(
     Returns:
         The log-probabilities `[rows]`, and for each tile `height - log2(normaliser)`, `[rows]`.
     """
-    _, classes_step = _tile(states, items)
+    _, classes_step = _tile(states, items.most)
     heights, sums = [], []
-    for part in _slices(items.shape[0], classes_step):
-        tile = _wide(states[rows] @ items[part].T)
+    for part in _slices(len(items.vectors), classes_step):
+        tile = _wide(states[rows] @ items.vectors[part].T)
         height = tile.amax(dim=1)
         tile.sub_(height[:, None]).exp2_()
         heights.append(height)
         sums.append(tile.sum(dim=1))
         if tiles is not None:
             tiles.append(tile)
-    top = torch.stack(heights).amax(dim=0)
+    top = items.highest(torch.stack(heights).amax(dim=0))
     total = torch.stack([s * (height - top).exp2() for s, height in zip(sums, heights, strict=True)]).sum(dim=0)
+    of_rows = targets[rows]
+    own = items.held(_wide((states[rows] * items.vectors[items.place(of_rows)]).sum(dim=1)), of_rows)
+    total, own = items.total(torch.stack([total, own]))
     normaliser = top + total.log2()
-    own = _wide((states[rows] * items[targets[rows]]).sum(dim=1))
     return (own - normaliser) * math.log(2), [height - normaliser for height in heights]
 
 
@@ -133,16 +145,17 @@ class _TargetLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, items: Tensor, targets: Tensor, loss: Callable[[Tensor, slice], Tensor]
+        ctx: Any, states: Tensor, vectors: Tensor, items: Rows, targets: Tensor, loss: Callable[[Tensor, slice], Tensor]
     ) -> tuple[Tensor, Tensor]:
         wide = _wide(states[:0]).dtype
         log_probs = torch.empty(states.shape[0], dtype=wide, device=states.device)
         value = log_probs.new_zeros(())
         to_states = torch.zeros_like(states, dtype=wide)
-        to_items = torch.zeros_like(items, dtype=wide) if ctx.needs_input_grad[1] else None
+        to_items = torch.zeros_like(vectors, dtype=wide) if ctx.needs_input_grad[1] else None
+        items = replace(items, vectors=vectors)
         scaled = states * math.log2(math.e)
-        rows_step, classes_step = _tile(states, items)
-        parts = list(_slices(items.shape[0], classes_step))
+        rows_step, classes_step = _tile(states, items.most)
+        parts = list(_slices(len(vectors), classes_step))
         for rows in _slices(states.shape[0], rows_step):
             tiles: list[Tensor] = []
             log_probs[rows], heights = _log_probs(scaled, items, targets, rows, tiles)
@@ -152,24 +165,26 @@ class _TargetLoss(torch.autograd.Function):
                 (gradient,) = torch.autograd.grad(share, of_rows)
             value += share.detach()
             # d log p(y) / d scores = onehot(y) - softmax(scores)
-            own, weight = targets[rows], gradient.to(states.dtype)[:, None]
-            to_states[rows] += weight * items[own]
+            weight = items.held(gradient.to(states.dtype), targets[rows])[:, None]
+            own = items.place(targets[rows])
+            to_states[rows] += weight * vectors[own]
             if to_items is not None:
                 to_items.index_add_(0, own, (weight * states[rows]).to(wide))
             for part, tile, height in zip(parts, tiles, heights, strict=True):
                 shares = tile.mul_((gradient * height.exp2())[:, None])
-                _subtract_product(to_states[rows], shares, items[part])
+                _subtract_product(to_states[rows], shares, vectors[part])
                 if to_items is not None:
                     _subtract_product(to_items[part], shares.T, states[rows])
-        ctx.save_for_backward(to_states.to(states.dtype), None if to_items is None else to_items.to(items.dtype))
+        to_states = items.total(to_states)
+        ctx.save_for_backward(to_states.to(states.dtype), None if to_items is None else to_items.to(vectors.dtype))
         ctx.mark_non_differentiable(log_probs)
         return value, log_probs
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         to_states, to_items = ctx.saved_tensors
-        return to_states * gradients[0], None if to_items is None else to_items * gradients[0], None, None
+        return to_states * gradients[0], None if to_items is None else to_items * gradients[0], None, None, None
 
 
 def target_loss(
@@ -181,7 +196,7 @@ def target_loss(
 
     Args:
         states: `[R, d]`.
-        items: item vectors with the padding row, `[N + 1, d]`.
+        items: item vectors with the padding row, `[N + 1, d]`, whole or sharded.
         targets: item indices, `[R]`.
         similarity: how states and items are compared.
         loss: the share of some rows, a scalar, from their log-probabilities `[rows]` and which rows they are.
@@ -192,7 +207,8 @@ def target_loss(
     if not (torch.is_grad_enabled() and (states.requires_grad or items.requires_grad)):
         log_probs = target_log_prob(states, items, targets, similarity)
         return loss(log_probs, slice(0, len(log_probs))), log_probs
-    value, log_probs = _TargetLoss.apply(*similarity.transform(states, items), targets, loss)  # type: ignore[no-untyped-call]
+    left, right = similarity.prepare(states, items)
+    value, log_probs = _TargetLoss.apply(left, right.vectors, right, targets, loss)  # type: ignore[no-untyped-call]
     return value, log_probs
 
 
@@ -202,16 +218,16 @@ def target_log_prob(states: Tensor, items: Tensor, targets: Tensor, similarity: 
 
     Args:
         states: `[R, d]`.
-        items: item vectors with the padding row, `[N + 1, d]`.
+        items: item vectors with the padding row, `[N + 1, d]`, whole or sharded.
         targets: item indices, `[R]`.
         similarity: how states and items are compared.
 
     Returns:
         `[R]`, float32 (float64 for states in float64).
     """
-    left, right = similarity.transform(states, items)
+    left, right = similarity.prepare(states, items)
     left = left * math.log2(math.e)
-    rows_step, _ = _tile(left, right)
+    rows_step, _ = _tile(left, right.most)
     log_probs = torch.empty(len(left), dtype=_wide(left[:0]).dtype, device=left.device)
     for rows in _slices(len(left), rows_step):
         log_probs[rows], _ = _log_probs(left, right, targets, rows)
@@ -220,8 +236,9 @@ def target_log_prob(states: Tensor, items: Tensor, targets: Tensor, similarity: 
 
 def scores(states: Tensor, items: Tensor, similarity: Similarity) -> Tensor:
     """All scores, `[R, N + 1]`; the padding column is included."""
-    left, right = similarity.transform(states, items)
-    return (left @ right.T).float()
+    left, right = similarity.prepare(states, items)
+    own = F.pad((left @ right.vectors.T).float(), (0, right.most - len(right.vectors)))
+    return right.joined(own)[:, : len(items)]
 
 
 @dataclass(frozen=True)
@@ -263,22 +280,24 @@ def target_rank(
     Returns:
         `[R]`, int64.
     """
-    left, right = similarity.transform(states, items)
-    rows_step, classes_step = _tile(left, right)
+    left, right = similarity.prepare(states, items)
+    rows_step, classes_step = _tile(left, right.most)
     ranks = torch.empty_like(targets)
     for rows in _slices(states.shape[0], rows_step):
         chunk, own_items = left[rows], targets[rows]
         # by the same product as the scores it is compared with, so that ties are ties
-        own = (chunk @ right[own_items].T).diagonal().float()[:, None]
+        own = (chunk @ right.vectors[right.place(own_items)].T).diagonal().float()
+        own = right.total(right.held(own, own_items))[:, None]
         not_below = torch.zeros_like(own_items)
-        for part in _slices(items.shape[0], classes_step):
-            scores = (chunk @ right[part].T).float()
-            _leave_out(scores, rows, part, excluded)
-            _set(scores, own_items - part.start, torch.inf)  # counts the target itself, whatever is excluded
+        for part in _slices(len(right.vectors), classes_step):
+            scores = (chunk @ right.vectors[part].T).float()
+            classes = slice(right.start + part.start, right.start + part.stop)
+            _leave_out(scores, rows, classes, excluded)
+            _set(scores, own_items - classes.start, torch.inf)  # counts the target itself, whatever is excluded
             # a score that is not a number puts its target last instead of first
             not_below += scores.shape[1] - torch.lt(scores, own, out=scores).sum(dim=1).long()
         ranks[rows] = not_below
-    return ranks
+    return right.total(ranks)
 
 
 def _set(scores: Tensor, places: Tensor, value: float) -> None:
@@ -304,12 +323,18 @@ def top_k(
     Returns:
         Scores `[R, k]` in descending order (-inf where fewer than k items remain) and item indices `[R, k]`.
     """
-    best_scores = states.new_empty(states.shape[0], k, dtype=torch.float32)
-    best_items = torch.empty(states.shape[0], k, dtype=torch.int64, device=states.device)
-    left, right = similarity.transform(states, items)
-    everything = slice(0, items.shape[0])
-    for rows in _slices(states.shape[0], max(1, CHUNK // items.shape[0])):
-        chunk = (left[rows] @ right.T).float()
-        _leave_out(chunk, rows, everything, excluded)
-        best_scores[rows], best_items[rows] = chunk.topk(k, dim=1)
+    left, right = similarity.prepare(states, items)
+    here = slice(right.start, right.start + len(right.vectors))
+    own = min(k, right.most)
+    best_scores = states.new_full((len(states), own), -torch.inf, dtype=torch.float32)
+    best_items = torch.zeros(len(states), own, dtype=torch.int64, device=states.device)
+    found = min(own, len(right.vectors))
+    for rows in _slices(len(states), max(1, CHUNK // right.most)):
+        chunk = (left[rows] @ right.vectors.T).float()
+        _leave_out(chunk, rows, here, excluded)
+        best_scores[rows, :found], best_items[rows, :found] = chunk.topk(found, dim=1)
+    best_scores, best_items = right.joined(best_scores), right.joined(best_items + right.start)
+    if best_scores.shape[1] > k:
+        best_scores, order = best_scores.topk(k, dim=1)
+        best_items = best_items.gather(1, order)
     return best_scores, best_items

@@ -15,6 +15,7 @@ from lares_pl.data.batches import Batch
 from lares_pl.errors import LaresError
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.recurrence import KeyedNoise
+from lares_pl.model.sharding import local
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,14 @@ def pruning_fingerprint(backbone: RecurrentBackbone, arrays: Iterable[np.ndarray
     """A checksum of what decides which instances survive.
 
     Args:
-        backbone: the SPT model, weights and architecture.
+        backbone: the SPT model, weights (of a sharded catalogue this process's) and architecture.
         arrays: the data.
         settings: depth, rule, how histories are read.
     """
     digest = hashlib.blake2b(repr((*settings, str(backbone))).encode(), digest_size=16)
     for name, value in sorted(backbone.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(local(value).detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     for array in arrays:
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

@@ -8,9 +8,11 @@ from typing import Any, Literal, NamedTuple, cast
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
@@ -25,7 +27,9 @@ from lares_pl.model.blocks import compile_block
 from lares_pl.model.embedding import ItemText
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.model.scoring import Excluded
+from lares_pl.model.sharding import is_sharded
 from lares_pl.stages.checkpoint import KEY, read_checkpoint
+from lares_pl.stages.processes import average_gradients, share_values, total_norm
 from lares_pl.stages.randomness import BatchRandomness
 
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], Optimizer]
@@ -174,12 +178,24 @@ class RankingStage(L.LightningModule):
         return {"size": vectors.shape[1], "precision": vectors.dtype.name}
 
     def configure_model(self) -> None:
-        """Build the network once the catalogue is known."""
-        if hasattr(self, "backbone") or self._catalogue is None:
-            return
+        """Build the network once the catalogue is known; shard it once the processes are.
+
+        Raises:
+            LaresError: if weights to start from don't fit; if the strategy asks for what a sharded catalogue can't do.
+        """
+        if self._catalogue is None:
+            return  # loaded from a checkpoint, which brings it
+        if not hasattr(self, "backbone"):
+            self.build()
+        if self.device_mesh is not None:
+            self._shard(self.device_mesh)
+
+    def build(self) -> None:
+        """The network, from the catalogue."""
         self.backbone = self._new_backbone()
         self._leave_text_to_each_process()
         if self.init_from is not None:
+            assert self._catalogue is not None
             checkpoint = read_checkpoint(self.init_from)
             if self._catalogue["fingerprint"] != checkpoint.catalogue["fingerprint"]:
                 _compare_catalogues(checkpoint.catalogue, self._catalogue, str(checkpoint.path))
@@ -192,6 +208,29 @@ class RankingStage(L.LightningModule):
         assert self._catalogue is not None
         size, length = self._catalogue["items"], self._catalogue["max_length"]
         return RecurrentBackbone(size, length, self.backbone_config, self._item_text())
+
+    def _shard(self, mesh: DeviceMesh) -> None:
+        """Item rows over the processes of a tensor-parallel group; all else the same everywhere."""
+        if mesh["tensor_parallel"].size() == 1:
+            raise LaresError(
+                "trainer.strategy: with tensor_parallel_size 1 there is nothing to shard the catalogue over; use at least 2, "
+                "or the strategy ddp"
+            )
+        if getattr(self.trainer.strategy, "_save_distributed_checkpoint", False):
+            raise LaresError(
+                "trainer.strategy: checkpoints of lares are one file each, which any number of devices can read; set "
+                "save_distributed_checkpoint: false"
+            )
+        for part in self.modules():
+            if isinstance(part, RecurrentBackbone):
+                part.shard(mesh["tensor_parallel"])
+        self.to(self.trainer.strategy.root_device)
+        share_values(self)
+
+    @property
+    def readers(self) -> dist.ProcessGroup | None:
+        """The processes that read different rows of a batch; all of them (None) unless they share a catalogue."""
+        return None if self.device_mesh is None else self.device_mesh["data_parallel"].get_group()
 
     def _leave_text_to_each_process(self) -> None:
         """Keep frozen text out of what DDP broadcasts before each pass: all processes read the same."""
@@ -246,7 +285,8 @@ class RankingStage(L.LightningModule):
         if self._seed is None or self.trainer.ckpt_path is None:  # a resumed run goes on with its own
             self._seed = torch.initial_seed() % 2**62
         self._seed = int(self.trainer.strategy.broadcast(self._seed))
-        self.randomness = BatchRandomness(self._seed, self.global_rank, self.device)
+        rank = dist.get_rank(self.readers) if dist.is_initialized() else 0
+        self.randomness = BatchRandomness(self._seed, rank, self.device)
         self._since = (time.perf_counter(), 0)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -263,15 +303,17 @@ class RankingStage(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Keep a gradient that is not finite from the weights; `on_nonfinite` says what then.
+        """Average gradients where no strategy does; keep one that is not finite from the weights (`on_nonfinite`).
 
         Raises:
             LaresError: with the update, the parts of the loss and the instances, where the run is to stop.
         """
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             return  # with float16 the scaler skips such updates and lowers its scale: they are part of the method
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if bool(get_total_norm(gradients).isfinite()):
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if self.device_mesh is not None:
+            average_gradients(parameters, self.device_mesh)
+        if bool(total_norm(p.grad for p in parameters if p.grad is not None).isfinite()):
             return
         if self.on_nonfinite == "skip":
             self.skipped_updates += 1
@@ -288,6 +330,21 @@ class RankingStage(L.LightningModule):
             "(trainer.gradient_clip_val), or leave such updates out (model.on_nonfinite: skip)"
         )
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As Lightning does; by norm also where some of the gradients are sharded."""
+        if self.device_mesh is None or not gradient_clip_val or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = total_norm(p.grad for p in parameters)
+        for kind in ([p for p in parameters if is_sharded(p) == flag] for flag in (False, True)):
+            clip_grads_with_norm_(kind, float(gradient_clip_val), norm)
+
     def log_training(self, values: Mapping[str, Tensor | float | int], batch: Batch) -> None:
         """Log values of one update under `train/`, with learning rate and speed."""
         batch_size = len(batch)
@@ -296,7 +353,10 @@ class RankingStage(L.LightningModule):
             numbers["skipped_updates"] = self.skipped_updates
         self._latest = numbers, batch.instances
         since, instances = self._since
-        now, instances = time.perf_counter(), instances + batch_size * self.trainer.world_size
+        now, instances = (
+            time.perf_counter(),
+            instances + batch_size * (self.trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1),
+        )
         self.log_dict({f"train/{name}": value for name, value in numbers.items()}, batch_size=batch_size)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=batch_size)
         self.log("train/instances_per_second", instances / max(now - since, 1e-9), batch_size=batch_size)

@@ -145,11 +145,9 @@ class RPT(RankingStage):
 
     # ------------------------------------------------------------ building
 
-    def configure_model(self) -> None:
-        """Build policy and reference policy."""
-        if hasattr(self, "backbone") or self._catalogue is None:
-            return
-        super().configure_model()
+    def build(self) -> None:
+        """Policy and reference policy."""
+        super().build()
         self.reference = self._new_backbone()
         self.reference.load_state_dict(self.backbone.state_dict())
         self.reference.requires_grad_(False).eval()
@@ -195,15 +193,16 @@ class RPT(RankingStage):
     def _prune(self, data: SequenceDataModule, pruning: Pruning) -> KeptSet:
         sequences = data.sequences
         how = (self.evaluation_depth, pruning, data.instances, data.max_length)
-        fingerprint = pruning_fingerprint(self.reference, (sequences.items, sequences.offsets), *how)
+        mine = pruning_fingerprint(self.reference, (sequences.items, sequences.offsets), *how)
+        fingerprint = self.trainer.strategy.broadcast(mine)  # with a sharded catalogue each process has other weights
         known = self._kept is not None and self._kept.fingerprint == fingerprint
         if self.trainer.strategy.reduce_boolean_decision(known, all=True):
             assert self._kept is not None
             return self._kept
         instances = len(sequences.training_instances)
         loader = data.instances_loader(self.reference.causal)
-        mine = kept_instances(self.reference, loader, instances, self.evaluation_depth, pruning)
-        of_all = self.trainer.strategy.reduce(mine.int(), reduce_op="sum") > 0
+        kept = kept_instances(self.reference, loader, instances, self.evaluation_depth, pruning)
+        of_all = self.trainer.strategy.reduce(kept.int(), reduce_op="sum") > 0
         return KeptSet(of_all.cpu().numpy(), fingerprint)
 
     def training_step(self, batch: Batch) -> Tensor:
@@ -230,4 +229,4 @@ class RPT(RankingStage):
             **({} if outcome.residual is None else {"residual": outcome.residual}),
         }
         self.log_training(logged, batch)
-        return outcome.loss * share_of_rows(len(batch), self.device)
+        return outcome.loss * share_of_rows(len(batch), self.device, self.readers)

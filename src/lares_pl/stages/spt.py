@@ -9,6 +9,7 @@ half of it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -118,10 +119,10 @@ class SPT(RankingStage):
 
         cross_entropy = self.backbone.cross_entropy(prediction[-1], batch.targets)
         logged = {"ce": cross_entropy.detach(), "depth": depth}
-        loss = cross_entropy * share_of_rows(len(batch), self.device)
+        loss = cross_entropy * share_of_rows(len(batch), self.device, self.readers)
         if pair:
             normalised = [self.backbone_config.similarity.normalise(states) for states in pair]
-            of_all = rows_of_all if self.gather_negatives else None
+            of_all = partial(rows_of_all, group=self.readers) if self.gather_negatives else None
             trajectory_level, step_level = alignment_loss(normalised[0], normalised[-1], step, self.tau, of_all)
             loss = loss + self.alpha * trajectory_level + self.gamma * step_level
             logged |= {"sla": step_level.detach(), "pair_depth": pair_depth}

@@ -1,0 +1,160 @@
+"""A catalogue by rows over processes against the whole one: two and three real processes (gloo), random cases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.multiprocessing.spawn import spawn
+
+from lares_pl import CosineSimilarity, DotSimilarity, LaresError
+from lares_pl.model import scoring
+from lares_pl.model.embedding import ItemTable, ItemText
+from lares_pl.model.scoring import Excluded, Similarity
+from lares_pl.model.sharding import local, rows_of, sharded
+
+pytestmark = pytest.mark.slow
+
+CASES = 12
+
+
+def on_processes(task: Callable[[int, int], None], world: int, folder: Path) -> None:
+    """Run `task(rank, world)` in so many processes with a group of theirs; an exception in one is raised here."""
+    spawn(_joined, (world, task, str(folder / "rendezvous")), nprocs=world)
+
+
+def _joined(rank: int, world: int, task: Callable[[int, int], None], rendezvous: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=world)
+    try:
+        task(rank, world)
+    finally:
+        dist.destroy_process_group()
+
+
+def mesh_of(world: int) -> DeviceMesh:
+    return init_device_mesh("cpu", (world,), mesh_dim_names=("tensor_parallel",))
+
+
+def excluded_pairs(rows: int, items: int, generator: torch.Generator) -> Excluded:
+    chosen = torch.rand(rows, items + 1, generator=generator) < 0.2
+    return Excluded(*chosen.nonzero(as_tuple=True))
+
+
+def whole_of(part: Tensor, world: int) -> Tensor:
+    """All rows of what each process has a part of, for processes with different numbers of rows."""
+    parts: list[Tensor | None] = [None] * world
+    dist.all_gather_object(parts, part)
+    return torch.cat([each for each in parts if each is not None])
+
+
+# ---------------------------------------------------------------- scoring
+
+
+def scoring_is_the_same(rank: int, world: int) -> None:
+    mesh = mesh_of(world)
+    for case in range(CASES):
+        generator = torch.Generator().manual_seed(case)
+        rows = int(torch.randint(1, 9, (), generator=generator))
+        # on three processes ceil((N + 1) / 3) rows each must leave some for the last
+        items = int(torch.randint(5, 24, (), generator=generator)) if case else 6
+        scoring.CHUNK = 30 if case % 2 else 1 << 22
+        scoring._tile = (lambda states, classes: (3, 4)) if case % 2 else TILE
+        similarity: Similarity = CosineSimilarity(0.2) if case % 3 == 0 else DotSimilarity()
+        states = torch.randn(rows, 4, generator=generator) * (30 if case % 4 == 0 else 1)
+        vectors = torch.randn(items + 1, 4, generator=generator)
+        if case % 2:  # whole numbers: exact ties, within slices and across them
+            states, vectors, similarity = states.round(), vectors.round(), DotSimilarity()
+        targets = torch.randint(1, items + 1, (rows,), generator=generator)
+        excluded = excluded_pairs(rows, items, generator)
+        # the first process's values count
+        table = sharded(nn.Parameter(vectors if rank == 0 else torch.full_like(vectors, torch.nan)), mesh)
+        losses_agree(states, vectors, table, targets, similarity, world)
+        for left_out in (None, excluded):
+            expected = scoring.target_rank(states, vectors, targets, similarity, left_out)
+            assert torch.equal(scoring.target_rank(states, table, targets, similarity, left_out), expected)
+            for k in (1, 3, items):
+                best_agree(states, vectors, table, k, similarity, left_out)
+        torch.testing.assert_close(scoring.scores(states, table, similarity), scoring.scores(states, vectors, similarity))
+    nan = torch.full((2, 4), torch.nan)
+    assert (scoring.target_rank(nan, table, targets[:1].expand(2), similarity) >= items).all()
+
+
+TILE = scoring._tile
+
+
+def losses_agree(states: Tensor, vectors: Tensor, table: Tensor, targets: Tensor, similarity: Similarity, world: int) -> None:
+    weights = torch.linspace(-1, 1, len(states), dtype=torch.float64)  # so that nothing but a mistake is a difference
+    states, vectors, table = states.double(), vectors.double(), nn.Parameter(table.detach().double())
+    results = []
+    for catalogue in (vectors.requires_grad_(), table):
+        s = states.clone().requires_grad_()
+        value, log_probs = scoring.target_loss(
+            s, catalogue, targets, similarity, lambda p, rows: (weights[rows] * p.sin()).sum()
+        )
+        (3 * value).backward()
+        again = scoring.target_log_prob(states, catalogue, targets, similarity)
+        assert catalogue.grad is not None
+        gradient = catalogue.grad if catalogue is not table else whole_of(local(catalogue.grad), world)
+        results.append((value.detach(), log_probs, again, s.grad, gradient))
+    for whole, shared in zip(*results, strict=True):
+        torch.testing.assert_close(shared, whole, rtol=1e-9, atol=1e-9)
+
+
+def best_agree(
+    states: Tensor, vectors: Tensor, table: Tensor, k: int, similarity: Similarity, excluded: Excluded | None
+) -> None:
+    values, items = scoring.top_k(states, vectors, k, similarity, excluded)
+    shared_values, shared_items = scoring.top_k(states, table, k, similarity, excluded)
+    torch.testing.assert_close(values, shared_values)
+    scores = scoring.scores(states, vectors, similarity)
+    real = torch.isfinite(values)
+    # among equal scores either may come; each item comes once and has the score it is given
+    torch.testing.assert_close(scores.gather(1, shared_items)[real], values[real])
+    for row, (found, expected) in enumerate(zip(shared_items, items, strict=True)):
+        kept = found[real[row]].tolist()
+        assert len(set(kept)) == len(kept)
+        if values[row][real[row]].unique().numel() == len(kept) and len(kept) < k:
+            assert kept == expected[real[row]].tolist()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_scoring_against_a_sharded_catalogue_is_scoring_against_the_whole(world: int, tmp_path: Path) -> None:
+    on_processes(scoring_is_the_same, world, tmp_path)
+
+
+# ---------------------------------------------------------------- looking up
+
+
+def looking_up_is_the_same(rank: int, world: int) -> None:
+    mesh = mesh_of(world)
+    torch.manual_seed(rank)  # the first process's values count
+    table = ItemTable(11, 4, padding_idx=0)
+    text = ItemText(torch.randn(11, 3).half())
+    first = [table.weight.detach().clone(), text.vectors.clone()]
+    dist.broadcast_object_list(first, 0)
+    whole = nn.Embedding.from_pretrained(first[0], freeze=False, padding_idx=0)
+    for part in (table, text, text):  # twice does nothing
+        part.shard(mesh)
+    assert len(local(table.weight)) == rows_of(table.weight).most - (rank == world - 1) * (-11 % world)
+    items = torch.tensor([[3, 0, 10, 7], [10, 10, 0, 6]])
+    assert torch.equal(text(items), first[1][items])
+    weights = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(0))
+    for embedding in (table, whole):
+        ((embedding(items) ** 2) * weights).sum().backward()
+    torch.testing.assert_close(table(items), whole(items), rtol=0, atol=0)
+    assert whole.weight.grad is not None
+    assert table.weight.grad is not None
+    torch.testing.assert_close(whole_of(local(table.weight.grad), world), whole.weight.grad)
+    assert int((whole.weight.grad[0] != 0).sum()) == 0  # padding gets none from lookups
+    with pytest.raises(LaresError, match="can't be sharded over"):
+        sharded(torch.zeros(4, 2), mesh)  # on three processes: 2, 2 and none
+
+
+def test_looking_up_in_a_sharded_table_is_looking_up_in_the_whole(tmp_path: Path) -> None:
+    on_processes(looking_up_is_the_same, 3, tmp_path)
