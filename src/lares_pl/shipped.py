@@ -6,6 +6,8 @@ from pathlib import Path
 
 from lares_pl.errors import LaresError
 
+_MOST_VALUES = 100_000  # of a config: some lines of YAML can stand for billions
+
 
 def shipped_configs() -> Path:
     """Their folder: inside a wheel, or at the top of a checkout."""
@@ -33,19 +35,41 @@ def with_shipped_configs(arguments: list[str]) -> list[str]:
     """The arguments with each `--config NAME` that is no local file replaced by the shipped one of that name.
 
     Raises:
-        LaresError: if there is neither.
+        LaresError: if there is neither, or it is no YAML.
     """
     resolved: list[str] = []
     expected = False
     for argument in arguments:
         if expected:
-            argument = _find(argument)
+            argument = _checked(_find(argument))
         elif argument.startswith(("--config=", "-c=")):
             option, _, name = argument.partition("=")
-            argument = f"{option}={_find(name)}"
+            argument = f"{option}={_checked(_find(name))}"
         expected = argument in ("--config", "-c")
         resolved.append(argument)
     return resolved
+
+
+def _checked(path: str) -> str:
+    """The path of a config, once it is known to hold `key: value` and nothing that YAML would build or multiply."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise LaresError(f"--config {path}: can't be read as YAML: {' '.join(str(error).split())}") from error
+    if content is not None and not (isinstance(content, dict) and all(isinstance(key, str) for key in content)):
+        raise LaresError(f"--config {path}: holds no options; expected lines `key: value`")
+    left, values = [content], 0
+    while left:
+        value = left.pop()
+        values += 1
+        left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+        if values > _MOST_VALUES:
+            raise LaresError(
+                f"--config {path}: its *aliases stand for more than {_MOST_VALUES:,} values; write out what is meant"
+            )
+    return path
 
 
 def _find(name: str) -> str:

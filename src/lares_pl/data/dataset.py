@@ -212,7 +212,8 @@ class SequenceDataset:
             catalogue = pq.read_table(folder / "items.parquet", columns=["item", "item_id"], page_checksum_verification=True)
             if interactions == 0:
                 raise LaresError(f"{folder}: the dataset is empty: prepare it again from a file with interactions")
-            if not np.array_equal(catalogue["item"].to_numpy(), np.arange(1, items + 1)):
+            numbers = catalogue["item"]
+            if not pa.types.is_integer(numbers.type) or not np.array_equal(numbers.to_numpy(), np.arange(1, items + 1)):
                 raise LaresError(
                     f"{folder}: items.parquet does not list the items 1 … {items} that dataset.json tells of: the files don't "
                     "belong together. Prepare the dataset again"

@@ -9,6 +9,7 @@ have several lines). RecBole benchmark files, split already, are told by the fol
 from __future__ import annotations
 
 import csv
+import datetime
 import gzip
 import warnings
 from collections.abc import Callable, Iterator
@@ -297,6 +298,11 @@ def _benchmark_rows(path: Path, columns: Columns) -> pd.DataFrame:
 
 def _ids(values: pd.Series, path: Path, name: str, before: int = 0) -> pd.Series:
     missing = values.isna()
+    if values.dtype == object or values.dtype.kind == "m":  # of Parquet: lists, bytes, structures, durations
+        odd = ~missing & ~values.map(lambda value: isinstance(value, (str, int, datetime.date)))
+        if odd.any():
+            kind = type(values[odd].iloc[0]).__name__
+            raise LaresError(f"{path}: data row {before + _first(odd)} has a {kind} for {name!r}; expected text or a number")
     if not pd.api.types.is_numeric_dtype(values):
         missing |= values.astype(str) == ""
     if missing.any():
@@ -308,23 +314,24 @@ def _are_dates(values: pd.Series) -> bool:
     """Whether these are dates, or text of which nothing is a number."""
     if pd.api.types.is_numeric_dtype(values):
         return False
-    return values.dtype.kind in "mM" or bool(pd.to_numeric(values, errors="coerce").isna().all())
+    return values.dtype.kind == "M" or bool(pd.to_numeric(values.astype(str), errors="coerce").isna().all())
 
 
 def _seconds(values: pd.Series, path: Path, name: str, before: int) -> pd.Series:
     """Dates as seconds since 1970, float64."""
-    moments = pd.to_datetime(values, errors="coerce", utc=True, format="ISO8601")
-    seconds: pd.Series = (moments - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
+    written = values if values.dtype.kind == "M" else values.astype(str)
+    moments = pd.to_datetime(written, errors="coerce", utc=True, format="ISO8601")
+    seconds: pd.Series = (moments - pd.Timestamp("1970-01-01", tz="UTC")) / pd.Timedelta(seconds=1)
     return _checked(seconds, values, path, name, before, "a number or an ISO date, as in its first rows")
 
 
 def _numbers(values: pd.Series, path: Path, name: str, before: int) -> pd.Series:
-    numbers = values if pd.api.types.is_numeric_dtype(values) else pd.to_numeric(values, errors="coerce")
+    numbers = values if pd.api.types.is_numeric_dtype(values) else pd.to_numeric(values.astype(str), errors="coerce")
     return _checked(numbers, values, path, name, before, "a number")
 
 
 def _checked(numbers: pd.Series, values: pd.Series, path: Path, name: str, before: int, expected: str) -> pd.Series:
-    bad = ~np.isfinite(numbers.to_numpy(dtype=float, na_value=np.nan))
+    bad = ~(np.abs(numbers.to_numpy(dtype=float, na_value=np.nan)) < 2.0**63)  # as a number the file can hold
     if bad.any():
         row = _first(bad)
         raise LaresError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,6 +83,12 @@ def read_reference(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise LaresError(f"no such file: {path}")
     reader = SimpleNamespace(Unpickler=_Unpickler, load=_load, __name__="inert")
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as file:
+                if damaged := file.testzip():
+                    raise ValueError(f"its part {damaged} has changed since it was written")
+                if any(Path(name).name == "constants.pkl" for name in file.namelist()):  # torch would run it
+                    raise ValueError("it is a TorchScript program, not a checkpoint")
         content = torch.load(path, map_location="cpu", pickle_module=reader, weights_only=False)
     except Exception as error:  # torch and pickle raise whatever the bytes lead to
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -272,6 +272,7 @@ class RankingStage(L.LightningModule):
         else:
             _compare_catalogues(stored, self._catalogue, "the dataset")
         self.configure_model()
+        _compare_weights(checkpoint["state_dict"], self.state_dict())
 
     # ------------------------------------------------------------ randomness
 
@@ -423,6 +424,17 @@ def _check_that_it_comes_back(config: BackboneConfig) -> None:
             f"this architecture could not be rebuilt from a checkpoint: {error}. A block's class must be importable by name "
             "(not defined inside a function), its options named in its constructor, plain numbers, strings, lists or dicts"
         ) from error
+
+
+def _compare_weights(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise if weights are not those of this architecture."""
+    for name in [*expected, *given]:
+        found, wanted = (list(of[name].shape) if name in of else None for of in (given, expected))
+        if found != wanted:
+            raise LaresError(
+                f"the checkpoint's weights are not those of its architecture: {name} is {found or 'not there'}, expected "
+                f"{wanted or 'no such parameter'}"
+            )
 
 
 def _compare_catalogues(of_model: Mapping[str, Any], of_data: Mapping[str, Any], where: str) -> None:
