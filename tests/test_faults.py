@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import random
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 
-from lares_pl import SPT, LaresError, load_stage
+from lares_pl import SPT, LaresError, SequenceDataset, load_stage, prepare
+from lares_pl.cli import main
 from lares_pl.shipped import shipped_configs
 from lares_pl.stages.checkpoint import read_checkpoint
 from lares_pl.stages.saving import AtomicCheckpointIO
@@ -94,11 +102,11 @@ def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for_a_save(path: Path, process: subprocess.Popen[str]) -> None:
+def wait_for_a_save(path: Path, process: subprocess.Popen[str] | Running) -> None:
     """Until a checkpoint is there that was not before."""
     before, deadline = path.stat().st_mtime_ns if path.exists() else None, time.monotonic() + 240
     while not path.exists() or path.stat().st_mtime_ns == before:
-        assert process.poll() is None, (Path(path).parents[4] / "stderr.txt").read_text()
+        assert process.poll() is None, path
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -120,21 +128,237 @@ def test_sigterm_saves_a_checkpoint_and_is_no_success(work: Path) -> None:
     assert updates(last) >= reached
 
 
+# ---------------------------------------------------------------- kill -9, and disks that are full
+
+KILLS = int(os.environ.get("LARES_KILLS", "12"))  # over all of the tests below
+CONTEXT = multiprocessing.get_context("forkserver")  # a command a moment after it is asked for, nothing left to import
+CONTEXT.set_forkserver_preload(["lares_pl.training", "lares_pl.data.prepare", "lares_pl.data.dataset"])
+
+
+def share(part: float) -> int:
+    return max(1, round(KILLS * part))
+
+
+def _command(folder: Path, arguments: list[str], most_bytes: int | None) -> None:
+    os.setpgrp()
+    os.chdir(folder)
+    os.environ["WANDB_MODE"] = "offline"
+    said = os.open("said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    torch.set_num_threads(1)
+    if most_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+    sys.argv = ["lares", *arguments]
+    main()
+
+
+class Running:
+    """A `lares` command in a process of its own."""
+
+    def __init__(self, folder: Path, *arguments: str, most_bytes: int | None = None) -> None:
+        self.folder = folder
+        self.process = CONTEXT.Process(target=_command, args=(folder, list(arguments), most_bytes))
+        self.process.start()
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def said(self) -> str:
+        return (self.folder / "said.txt").read_text()
+
+    def kill(self, after: float) -> None:
+        """Kill it, if it is still there then."""
+        self.process.join(after)
+        if self.process.is_alive():
+            os.kill(self.process.pid or 0, signal.SIGKILL)
+        self.process.join()
+
+    def end(self, status: int = 0) -> str:
+        self.process.join(400)
+        assert self.process.exitcode == status, self.said()
+        return self.said()
+
+
+def refusal(running: Running) -> str:
+    """The one paragraph of a command that could not go on."""
+    said = running.end(2)
+    assert "Traceback" not in said
+    (line,) = [line for line in said.splitlines() if line.startswith("lares: error: ")]
+    return line
+
+
+def undisturbed(folder: Path, *arguments: str) -> float:
+    """Seconds it takes."""
+    start = time.monotonic()
+    Running(folder, *arguments).end()
+    return time.monotonic() - start
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def sequences(folder: Path) -> list[Any]:
+    """All that a prepared dataset says."""
+    data = SequenceDataset.load(folder)
+    return [data.items.tolist(), data.offsets.tolist(), data.user_ids.to_pylist(), data.catalogue_fingerprint()]
+
+
 @pytest.mark.slow
-def test_killed_at_random_moments_the_last_checkpoint_is_whole(work: Path) -> None:
-    """A few kills by default; LARES_KILLS asks for more."""
-    folder = work / "runs" / "kill" / "spt" / "checkpoints"
-    randomness = torch.Generator().manual_seed(0)
-    reached = 0
-    for _ in range(int(os.environ.get("LARES_KILLS", "4"))):
+@pytest.mark.parametrize(("often", "part"), [(False, 1 / 6), (True, 1 / 4)])
+def test_killed_at_random_moments_the_last_checkpoint_is_whole(work: Path, often: bool, part: float) -> None:
+    """In training, and while it hardly does anything but save."""
+    run = "often" if often else "kill"
+    folder = work / "runs" / run / "spt" / "checkpoints"
+    keeper = {"filename": "last", "every_n_train_steps": 1, "enable_version_counter": False, "save_on_train_epoch_end": False}
+    callback = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": keeper}
+    (work / "often.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [callback], "limit_val_batches": 0}}))
+    draws, reached = random.Random(run), 0
+    for _ in range(share(part)):
         resumed = ("--ckpt_path", "last") if (folder / "last.ckpt").exists() else ()
-        process = started(work, "--run", "kill", *resumed)
-        wait_for_a_save(folder / "last.ckpt", process)
-        time.sleep(float(torch.rand((), generator=randomness)) * 0.5)
-        process.kill()
-        process.wait()
+        running = Running(work, *fit("--run", run, *(("--config", "often.yaml") if often else ()), *resumed))
+        wait_for_a_save(folder / "last.ckpt", running)
+        running.kill(draws.uniform(0, 0.5))
         for path in folder.glob("*.ckpt"):
             read_checkpoint(path)
         load_stage(folder / "last.ckpt")
         assert updates(folder / "last.ckpt") > reached
         reached = updates(folder / "last.ckpt")
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two logs that take a while to prepare."""
+    folder = tmp_path_factory.mktemp("logs")
+    for name, seed in (("a", 1), ("b", 2)):
+        users, items = np.random.default_rng(seed).integers(0, 3000, (2, 60_000))
+        lines = [f"{user}\ti{item}\t{time}\n" for time, (user, item) in enumerate(zip(users, items, strict=True))]
+        (folder / f"{name}.tsv").write_text("user_id\titem_id\ttimestamp\n" + "".join(lines))
+        prepare(str(folder / f"{name}.tsv"), str(folder / name))
+    return folder
+
+
+@pytest.mark.slow
+def test_killed_while_it_prepares_a_dataset_is_there_whole_or_not_at_all(logs: Path, tmp_path: Path) -> None:
+    a, b = sequences(logs / "a"), sequences(logs / "b")
+    seconds = undisturbed(tmp_path, "prepare", str(logs / "a.tsv"), "--output", "other")
+    draws = random.Random(0)
+    for _ in range(share(1 / 6)):
+        Running(tmp_path, "prepare", str(logs / "a.tsv"), "--output", "out").kill(draws.uniform(0, 1.1 * seconds))
+        if (tmp_path / "out").exists():
+            assert sequences(tmp_path / "out") == a
+            shutil.rmtree(tmp_path / "out")
+    Running(tmp_path, "prepare", str(logs / "a.tsv"), "--output", "out").end()
+    now, then = a, b
+    for _ in range(share(1 / 6)):
+        source = logs / ("b.tsv" if now is a else "a.tsv")
+        Running(tmp_path, "prepare", str(source), "--output", "out", "--overwrite", "true").kill(
+            draws.uniform(0, 1.1 * seconds)
+        )
+        found = sequences(tmp_path / "out")
+        assert found in (now, then)
+        now, then = (then, now) if found == then else (now, then)
+    Running(tmp_path, "prepare", str(logs / "b.tsv"), "--output", "out", "--overwrite", "true").end()
+    assert sequences(tmp_path / "out") == b
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out", "said.txt"]  # all cleared away
+
+
+@pytest.fixture(scope="module")
+def trained(work: Path) -> Path:
+    """A checkpoint, and rankings made with it: `five.parquet` and `seven.parquet`."""
+    arguments = fit("--run", "trained", "--trainer.max_steps", "3")
+    Running(work, *arguments).end()
+    path = work / "runs" / "trained" / "spt" / "checkpoints" / "last.ckpt"
+    for name, k in (("five", "5"), ("seven", "7")):
+        Running(work, *predicting(path), "--k", k, "--output", f"{name}.parquet").end()
+    return path
+
+
+def predicting(path: Path) -> list[str]:
+    device = ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]
+    return ["predict", "--ckpt_path", str(path), *device, "--data.eval_batch_size", "1"]
+
+
+@pytest.mark.slow
+def test_killed_while_it_predicts_the_file_is_the_former_or_the_new_one(work: Path, trained: Path) -> None:
+    (work / "rankings").mkdir()
+    path = work / "rankings" / "r.parquet"
+    rankings = {k: pq.read_table(work / f"{k}.parquet") for k in ("five", "seven")}
+    command = [*predicting(trained), "--k", "7", "--output", str(path), "--overwrite", "true"]
+    seconds = undisturbed(work, *command)
+    draws = random.Random(1)
+    for _ in range(share(1 / 4)):
+        shutil.copy(work / "five.parquet", path)
+        Running(work, *command).kill(draws.uniform(0, 1.1 * seconds))
+        assert pq.read_table(path) in list(rankings.values())
+    Running(work, *command).end()
+    assert pq.read_table(path) == rankings["seven"]
+    assert [file.name for file in path.parent.iterdir()] == ["r.parquet"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("most_bytes", [2_000, 60_000, 300_000, 1_000_000])
+def test_no_room_for_a_dataset(logs: Path, tmp_path: Path, most_bytes: int) -> None:
+    shutil.copytree(logs / "a", tmp_path / "out")
+    before = content(tmp_path / "out")
+    for name, more in (("new", ()), ("out", ("--overwrite", "true"))):
+        said = refusal(Running(tmp_path, "prepare", str(logs / "b.tsv"), "--output", name, *more, most_bytes=most_bytes))
+        assert str(tmp_path / name) in said or str(tmp_path / f".{name}") in said
+        assert content(tmp_path / "out") == before
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "said.txt"]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place], capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk is not allowed here")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def fill(disk: Path, left: int) -> None:
+    free = os.statvfs(disk)
+    (disk / "full").write_bytes(b"x" * (free.f_bavail * free.f_bsize - left))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("left", [0, 300_000, 1_000_000, 2_000_000])
+def test_a_disk_that_is_full(logs: Path, disk: Path, left: int) -> None:
+    fill(disk, left)
+    assert "disk/" in refusal(Running(disk.parent, "prepare", str(logs / "b.tsv"), "--output", "disk/out"))
+    assert [path.name for path in disk.iterdir()] == ["full"]
+
+
+@pytest.mark.slow
+def test_a_dataset_on_a_full_disk_is_read_into_memory(logs: Path, disk: Path) -> None:
+    """Its flat copies don't fit; a mapped page without a place on the disk would kill the process."""
+    shutil.copytree(logs / "a", disk / "a", ignore=shutil.ignore_patterns("flat"))
+    fill(disk, 300_000)
+    code = "import sys; from lares_pl import SequenceDataset; print(SequenceDataset.load(sys.argv[1]).items.sum())"
+    done = subprocess.run([sys.executable, "-c", code, disk / "a"], capture_output=True, text=True, check=False)
+    assert done.stdout == f"{SequenceDataset.load(logs / 'a').items.sum()}\n", done
+    assert sorted(path.name for path in (disk / "a").iterdir()) == ["dataset.json", "items.parquet", "sequences.parquet"]
+
+
+@pytest.mark.slow
+def test_no_room_for_rankings(work: Path, trained: Path) -> None:
+    before = (work / "five.parquet").read_bytes()
+    command = [*predicting(trained), "--k", "7", "--output", "five.parquet", "--overwrite", "true"]
+    said = refusal(Running(work, *command, most_bytes=1500))
+    assert "five.parquet: could not be written" in said
+    assert (work / "five.parquet").read_bytes() == before
+    assert not list(work.glob(".five*"))
+
+
+@pytest.mark.slow
+def test_no_room_for_a_checkpoint(work: Path, trained: Path) -> None:
+    before = content(trained.parent)
+    resumed = ["--run", "trained", "--ckpt_path", "last", "--trainer.max_steps", "100"]
+    said = refusal(Running(work, *fit(*resumed), most_bytes=len(trained.read_bytes()) // 2))
+    assert "could not be written" in said
+    assert "resume from the last one (--ckpt_path last)" in said
+    assert content(trained.parent) == before

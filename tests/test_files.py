@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from lares_pl import LaresError
-from lares_pl.files import appearing, move_aside, write_json, write_text
+from lares_pl.files import appearing, move_aside, temporary_folder, write_json, write_text
 
 
 def test_a_crash_leaves_the_former_file_and_nothing_else(tmp_path: Path) -> None:
@@ -31,3 +33,27 @@ def test_moving_aside_never_takes_a_name_that_is_there(tmp_path: Path) -> None:
         (folder / "x").write_text(str(number))
         assert move_aside(folder) == tmp_path / f"run.{number}"
         assert (tmp_path / f"run.{number}" / "x").read_text() == str(number)
+
+
+def test_folders_of_killed_processes_are_cleared_away_and_those_of_living_ones_are_not(tmp_path: Path) -> None:
+    code = "import sys, time; from pathlib import Path; from lares_pl.files import temporary_folder\n"
+    code += "with temporary_folder(Path(sys.argv[1]), 'x'): print('there', flush=True); time.sleep(600)"
+    living, dead = (
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) for _ in range(2)
+    )
+    for process in (living, dead):
+        assert process.stdout is not None
+        assert process.stdout.readline() == "there\n"
+    assert len(list(tmp_path.iterdir())) == 2
+    dead.kill()
+    dead.wait()
+    (tmp_path / ".x.tmp.precious.txt").write_text("not ours")
+    (tmp_path / ".xy.tmp.abcdefgh").mkdir()
+    with temporary_folder(tmp_path, "x") as mine:
+        left = {path.name for path in tmp_path.iterdir()} - {".x.tmp.precious.txt", ".xy.tmp.abcdefgh", mine.name}
+        assert len(left) == 1  # of the living
+    living.kill()
+    living.wait()
+    with temporary_folder(tmp_path, "x"):
+        assert not (tmp_path / left.pop()).exists()
+    assert {path.name for path in tmp_path.iterdir()} == {".x.tmp.precious.txt", ".xy.tmp.abcdefgh"}

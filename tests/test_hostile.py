@@ -459,6 +459,7 @@ def test_what_a_checkpoint_names_is_not_called(
     write_checkpoint(content, path)
     with pytest.raises(LaresError):
         read_checkpoint(path) if place[0] == "datamodule_hyper_parameters" else load_stage(path)
+    outcome(lambda: SPT.load_from_checkpoint(path))
     assert not mark.exists()
     options = ["--data.dataset", str(toy_dataset), "--trainer.accelerator", "cpu"]
     error(tmp_path, "test", "--ckpt_path", str(path), *options)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -100,6 +100,8 @@ class DuckDB(Engine):
             given = {key: value for key, value in settings.items() if value is not None}
             try:
                 connection = duckdb.connect(f"{place}/log.duckdb", config={"temp_directory": f"{place}/spilled", **given})
+            except duckdb.IOException as error:
+                raise _no_room(folder, error) from error
             except duckdb.Error as error:
                 raise LaresError(f"--engine.memory {self.memory}, --engine.threads {self.threads}: {error}") from error
             try:
@@ -109,10 +111,18 @@ class DuckDB(Engine):
                 raise LaresError(
                     f"the log does not fit: {error}. Raise --engine.memory, or use fewer --engine.threads"
                 ) from error
-            except duckdb.IOException as error:
-                raise LaresError(f"{folder}: the log can't be kept there while it is sorted: {error}") from error
+            except duckdb.Error as error:  # a write that falls short is an error of the file, the transaction or the database
+                raise _no_room(folder, error) from error
             finally:
-                connection.close()
+                with suppress(duckdb.Error):  # the same write once more
+                    connection.close()
+
+
+def _no_room(folder: Path, error: duckdb.Error) -> LaresError:
+    reason = str(error).splitlines()[0]
+    return LaresError(
+        f"{folder}: the log can't be kept there while it is sorted: {reason}. Make room, or name another --output"
+    )
 
 
 class _DuckDBSession(Session):

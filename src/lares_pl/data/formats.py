@@ -203,6 +203,7 @@ def _read_parquet(path: Path) -> Iterator[pd.DataFrame]:
         if file.metadata.num_rows == 0:
             yield file.schema_arrow.empty_table().to_pandas()
         for batch in file.iter_batches(batch_size=ROWS):
+            batch.validate(full=True)  # text that is no UTF-8
             yield pa.Table.from_batches([batch]).to_pandas()
 
 
@@ -310,23 +311,28 @@ def _ids(values: pd.Series, path: Path, name: str, before: int = 0) -> pd.Series
     return values
 
 
+def _as_text(values: pd.Series) -> pd.Series:
+    """Whatever Parquet may hold, as it would be written."""
+    return values if isinstance(values.dtype, pd.StringDtype) else values.astype(object).map(str)
+
+
 def _are_dates(values: pd.Series) -> bool:
     """Whether these are dates, or text of which nothing is a number."""
     if pd.api.types.is_numeric_dtype(values):
         return False
-    return values.dtype.kind == "M" or bool(pd.to_numeric(values.astype(str), errors="coerce").isna().all())
+    return values.dtype.kind == "M" or bool(pd.to_numeric(_as_text(values), errors="coerce").isna().all())
 
 
 def _seconds(values: pd.Series, path: Path, name: str, before: int) -> pd.Series:
     """Dates as seconds since 1970, float64."""
-    written = values if values.dtype.kind == "M" else values.astype(str)
+    written = values if values.dtype.kind == "M" else _as_text(values)
     moments = pd.to_datetime(written, errors="coerce", utc=True, format="ISO8601")
     seconds: pd.Series = (moments - pd.Timestamp("1970-01-01", tz="UTC")) / pd.Timedelta(seconds=1)
     return _checked(seconds, values, path, name, before, "a number or an ISO date, as in its first rows")
 
 
 def _numbers(values: pd.Series, path: Path, name: str, before: int) -> pd.Series:
-    numbers = values if pd.api.types.is_numeric_dtype(values) else pd.to_numeric(values.astype(str), errors="coerce")
+    numbers = values if pd.api.types.is_numeric_dtype(values) else pd.to_numeric(_as_text(values), errors="coerce")
     return _checked(numbers, values, path, name, before, "a number")
 
 

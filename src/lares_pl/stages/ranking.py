@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, Self, cast
 
 import lightning as L
 import torch
@@ -105,6 +105,16 @@ class RankingStage(L.LightningModule):
         self.randomness: BatchRandomness
         self._seed: int | None = None  # of the run that a checkpoint is of
         self._since = (0.0, 0)  # time and number of instances at the last report of speed
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *arguments: Any, **options: Any) -> Self:
+        """As Lightning's, for files that are sound.
+
+        Raises:
+            LaresError: as `read_checkpoint`.
+        """
+        read_checkpoint(checkpoint_path)
+        return super().load_from_checkpoint(checkpoint_path, *arguments, **options)
 
     # ------------------------------------------------------------ building
 
