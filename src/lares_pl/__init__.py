@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
     from lares_pl.model.scoring import CosineSimilarity, DotSimilarity
     from lares_pl.objectives.rewards import NDCGReward, RecallReward
+    from lares_pl.objectives.softmax import FullSoftmax, SampledSoftmax
     from lares_pl.stages.checkpoint import load_stage
     from lares_pl.stages.pruning import Pruning
     from lares_pl.stages.rpt import RPT
@@ -69,6 +70,7 @@ _HOME = {
     ],
     "model.scoring": ["CosineSimilarity", "DotSimilarity"],
     "objectives.rewards": ["NDCGReward", "RecallReward"],
+    "objectives.softmax": ["FullSoftmax", "SampledSoftmax"],
     "stages.checkpoint": ["load_stage"],
     "stages.pruning": ["Pruning"],
     "stages.rpt": ["RPT"],
@@ -90,6 +92,7 @@ __all__ = [
     "CosineSimilarity",
     "DotSimilarity",
     "FMLPBlock",
+    "FullSoftmax",
     "Histories",
     "ItemEmbedder",
     "ItemText",
@@ -105,6 +108,7 @@ __all__ = [
     "RecallReward",
     "RecurrentBackbone",
     "RotaryBlock",
+    "SampledSoftmax",
     "SequenceDataModule",
     "SequenceDataset",
     "TedRecEmbedder",
