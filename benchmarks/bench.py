@@ -326,14 +326,14 @@ def peak_mib(data: SequenceDataset, name: str, side: str) -> float:
         before = torch.cuda.memory_allocated() / 2**20
     else:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far (Linux)
-        before = _resident("VmRSS")
+        before = resident("VmRSS")
     for repetition in range(repeats):
         (case.slow if side == "slow" else case.fast)(repetition)
-    peak = torch.cuda.max_memory_allocated() / 2**20 if DEVICE.type == "cuda" else _resident("VmHWM")
+    peak = torch.cuda.max_memory_allocated() / 2**20 if DEVICE.type == "cuda" else resident("VmHWM")
     return peak - before
 
 
-def _resident(field: str) -> float:
+def resident(field: str) -> float:
     """Memory of this process in MiB: now (`VmRSS`) or at its peak (`VmHWM`)."""
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
     return int(line.split()[1]) / 1024

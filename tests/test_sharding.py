@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.multiprocessing.spawn import spawn
 
-from lares_pl import CosineSimilarity, DotSimilarity, LaresError
+from lares_pl import BackboneConfig, CosineSimilarity, DotSimilarity, LaresError, RecurrentBackbone, SampledSoftmax
 from lares_pl.model import scoring
 from lares_pl.model.embedding import ItemTable, ItemText
 from lares_pl.model.scoring import Excluded, Similarity
@@ -152,8 +152,29 @@ def looking_up_is_the_same(rank: int, world: int) -> None:
     assert table.weight.grad is not None
     torch.testing.assert_close(whole_of(local(table.weight.grad), world), whole.weight.grad)
     assert int((whole.weight.grad[0] != 0).sum()) == 0  # padding gets none from lookups
+    a_sampled_softmax_is_the_same(mesh)
     with pytest.raises(LaresError, match="can't be sharded over"):
         sharded(torch.zeros(4, 2), mesh)  # on three processes: 2, 2 and none
+
+
+def a_sampled_softmax_is_the_same(mesh: DeviceMesh) -> None:
+    loss, counts = SampledSoftmax(9, 0.75), torch.arange(12)
+    torch.manual_seed(0)
+    model = RecurrentBackbone(11, 5, BackboneConfig(hidden_size=8))
+    results = []
+    for shared in (False, True):
+        if shared:
+            model.zero_grad()
+            model.shard(mesh)
+        states = torch.randn(6, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        draws = torch.Generator().manual_seed(2)
+        value = loss(model, states, torch.tensor([1, 2, 3, 11, 5, 1]), loss.proposal(counts), draws)
+        value.backward()
+        gradient = model.item_vectors.grad
+        assert gradient is not None
+        results.append((value.detach(), states.grad, whole_of(local(gradient), mesh.size()) if shared else gradient.clone()))
+    for whole, by_rows in zip(*results, strict=True):
+        torch.testing.assert_close(by_rows, whole)
 
 
 def test_looking_up_in_a_sharded_table_is_looking_up_in_the_whole(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from lares_pl.model.scoring import CosineSimilarity, DotSimilarity
     from lares_pl.objectives.rewards import NDCGReward, RecallReward
+    from lares_pl.objectives.softmax import FullSoftmax, SampledSoftmax
     from lares_pl.stages.checkpoint import load_stage
     from lares_pl.stages.pruning import Pruning
     from lares_pl.stages.rpt import RPT
@@ -73,6 +74,7 @@ _HOME = {
     ],
     "model.scoring": ["CosineSimilarity", "DotSimilarity"],
     "objectives.rewards": ["NDCGReward", "RecallReward"],
+    "objectives.softmax": ["FullSoftmax", "SampledSoftmax"],
     "stages.checkpoint": ["load_stage"],
     "stages.pruning": ["Pruning"],
     "stages.rpt": ["RPT"],
@@ -95,6 +97,7 @@ __all__ = [
     "DotSimilarity",
     "DuckDB",
     "FMLPBlock",
+    "FullSoftmax",
     "Histories",
     "ItemEmbedder",
     "ItemText",
@@ -110,6 +113,7 @@ __all__ = [
     "RecallReward",
     "RecurrentBackbone",
     "RotaryBlock",
+    "SampledSoftmax",
     "SequenceDataModule",
     "SequenceDataset",
     "Spark",

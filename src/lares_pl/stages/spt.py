@@ -12,14 +12,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Adam
 
+from lares_pl.config import from_plain
 from lares_pl.data.batches import Batch
 from lares_pl.errors import LaresError
 from lares_pl.model.backbone import BackboneConfig
 from lares_pl.objectives.alignment import alignment
+from lares_pl.objectives.softmax import FullSoftmax, NextItemLoss, Proposal
 from lares_pl.stages.processes import rows_of_all, share_of_rows
 from lares_pl.stages.ranking import OptimizerFactory, RankingStage, SchedulerFactory, arguments, step_residual
 
@@ -64,6 +67,7 @@ class SPT(RankingStage):
         compile_core: compile the core-blocks with `torch.compile` for training; measure whether it pays on your device
             (on a CPU it does not).
         on_nonfinite: what to do with an update whose gradient is not finite: `stop` the run, or `skip` and count it.
+        loss: of predicting the target: `FullSoftmax`, or `SampledSoftmax` for catalogues too large for it.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class SPT(RankingStage):
         gather_negatives: bool = True,
         compile_core: bool = False,
         on_nonfinite: Literal["stop", "skip"] = "stop",
+        loss: NextItemLoss = FullSoftmax(),
     ) -> None:
         if alpha < 0 or gamma < 0 or tau <= 0:
             raise LaresError("SPT: alpha and gamma must not be negative, tau must be above 0")
@@ -89,6 +94,8 @@ class SPT(RankingStage):
         self.gamma = gamma
         self.tau = tau
         self.gather_negatives = gather_negatives
+        self.loss: NextItemLoss = from_plain(NextItemLoss, loss, "loss")
+        self._proposal: Proposal | None = None
 
     @property
     def needs_aligned(self) -> bool:  # type: ignore[override]
@@ -99,6 +106,14 @@ class SPT(RankingStage):
     def needs_partners(self) -> bool:  # type: ignore[override]
         """Whether batches must bring histories with the same target."""
         return self.alpha > 0
+
+    def on_fit_start(self) -> None:
+        """Count training targets, where negatives are drawn by them."""
+        super().on_fit_start()
+        if self.loss.draws_negatives:
+            data = self.trainer.datamodule.sequences  # type: ignore[attr-defined]
+            counts = np.bincount(data.targets(data.training_instances()), minlength=data.catalogue_size + 1)
+            self._proposal = self.loss.proposal(torch.from_numpy(counts).to(self.device))
 
     def training_step(self, batch: Batch) -> Tensor:
         """One update: three passes (one without alignment) run as one rollout."""
@@ -117,7 +132,7 @@ class SPT(RankingStage):
         read = [batch.places, *[None] * (len(depths) - 1)]
         prediction, *pair = self.backbone.rollout(histories, depths, self.randomness.noise, read=read)
 
-        cross_entropy = self.backbone.cross_entropy(prediction[-1], batch.targets)
+        cross_entropy = self.loss(self.backbone, prediction[-1], batch.targets, self._proposal, draws)
         logged = {"ce": cross_entropy.detach(), "depth": depth}
         loss = cross_entropy * share_of_rows(len(batch), self.device, self.readers)
         if pair:
