@@ -144,8 +144,10 @@ def test_a_sample_trains_nearly_as_well_as_the_catalogue_and_better_than_popular
         reached[name] = fit.callback_metrics["val/ndcg@10"].item()
     module = data(toy_dataset)
     sequences = module.sequences
-    popular = torch.bincount(torch.from_numpy(sequences.targets(sequences.training_instances()).astype("int64")), minlength=41)
-    held_out = torch.from_numpy(sequences.targets(sequences.held_out("validation")).astype("int64"))
+    popular = torch.bincount(
+        torch.from_numpy(sequences.targets(sequences.training_instances.all()).astype("int64")), minlength=41
+    )
+    held_out = torch.from_numpy(sequences.targets(sequences.held_out("validation").all()).astype("int64"))
     ranks = 1 + (popular[1:] > popular[held_out][:, None]).sum(dim=1)
     reached["popularity"] = float(torch.where(ranks <= 10, 1 / (ranks + 1.0).log2(), 0).mean())
     assert reached["sampled"] > 1.2 * reached["popularity"], reached

@@ -111,8 +111,7 @@ class SPT(RankingStage):
         """Count training targets, where negatives are drawn by them."""
         super().on_fit_start()
         if self.loss.draws_negatives:
-            data = self.trainer.datamodule.sequences  # type: ignore[attr-defined]
-            counts = np.bincount(data.targets(data.training_instances()), minlength=data.catalogue_size + 1)
+            counts = np.diff(self.trainer.datamodule.sequences.flat.of_item)  # type: ignore[attr-defined]
             self._proposal = self.loss.proposal(torch.from_numpy(counts).to(self.device))
 
     def training_step(self, batch: Batch) -> Tensor:
