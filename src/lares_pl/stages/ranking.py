@@ -12,7 +12,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grads_with_norm_
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
@@ -27,9 +26,8 @@ from lares_pl.model.blocks import compile_block
 from lares_pl.model.embedding import ItemText
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.model.scoring import Excluded
-from lares_pl.model.sharding import is_sharded
 from lares_pl.stages.checkpoint import KEY, read_checkpoint
-from lares_pl.stages.processes import average_gradients, share_values, total_norm
+from lares_pl.stages.processes import average_gradients, clip, share_values, total_norm
 from lares_pl.stages.randomness import BatchRandomness
 
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], Optimizer]
@@ -211,15 +209,15 @@ class RankingStage(L.LightningModule):
 
     def _shard(self, mesh: DeviceMesh) -> None:
         """Item rows over the processes of a tensor-parallel group; all else the same everywhere."""
-        if mesh["tensor_parallel"].size() == 1:
-            raise LaresError(
-                "trainer.strategy: with tensor_parallel_size 1 there is nothing to shard the catalogue over; use at least 2, "
-                "or the strategy ddp"
-            )
         if getattr(self.trainer.strategy, "_save_distributed_checkpoint", False):
             raise LaresError(
                 "trainer.strategy: checkpoints of lares are one file each, which any number of devices can read; set "
                 "save_distributed_checkpoint: false"
+            )
+        if mesh["tensor_parallel"].size() == 1:
+            raise LaresError(
+                "trainer.strategy: with tensor_parallel_size 1 there is nothing to shard the catalogue over; use at least 2, "
+                "or the strategy ddp"
             )
         for part in self.modules():
             if isinstance(part, RecurrentBackbone):
@@ -296,8 +294,18 @@ class RankingStage(L.LightningModule):
     # ------------------------------------------------------------ training
 
     def configure_optimizers(self) -> Any:
-        """The optimiser and, where there is one, its schedule by update."""
+        """The optimiser and, where there is one, its schedule by update.
+
+        Raises:
+            LaresError: if an optimiser is to update all parameters in one kernel where some are sharded.
+        """
         optimizer = self.optimizer(self.backbone.parameters())
+        at_once = [name for name in ("foreach", "fused") if any(group.get(name) for group in optimizer.param_groups)]
+        if self.device_mesh is not None and at_once:
+            raise LaresError(
+                f"model.optimizer: {at_once[0]} updates parameters together and can't mix sharded ones with others: leave it "
+                "out where the catalogue is sharded (PyTorch then updates one after the other)"
+            )
         if self.scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
@@ -336,14 +344,12 @@ class RankingStage(L.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """As Lightning does; by norm also where some of the gradients are sharded."""
-        if self.device_mesh is None or not gradient_clip_val or gradient_clip_algorithm == "value":
+        """As Lightning does, also where some of the gradients are sharded."""
+        if self.device_mesh is None:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            return
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = total_norm(p.grad for p in parameters)
-        for kind in ([p for p in parameters if is_sharded(p) == flag] for flag in (False, True)):
-            clip_grads_with_norm_(kind, float(gradient_clip_val), norm)
+        elif gradient_clip_val:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            clip(parameters, float(gradient_clip_val), by_norm=gradient_clip_algorithm != "value")
 
     def log_training(self, values: Mapping[str, Tensor | float | int], batch: Batch) -> None:
         """Log values of one update under `train/`, with learning rate and speed."""
