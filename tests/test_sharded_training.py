@@ -6,11 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from lares_pl import prepare
+from lares_pl import TextOptions, prepare
 from lares_pl.stages.checkpoint import read_checkpoint
 from tests.console import SMALL, lares
 
@@ -118,3 +120,30 @@ def test_two_groups_that_share_a_catalogue_each_equal_one_process(work: Path) ->
     groups = ["--trainer.devices", "4", "--trainer.strategy.init_args.data_parallel_size", "2", "--data.batch_size", "16"]
     four = fit(work, "spt.yaml", "four", *SHARDED, *same, *groups)
     assert_same_weights(fit(work, "spt.yaml", "still", *ONE, *same), four)
+
+
+def test_item_text_is_sharded_too(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    lines = [" ".join([f"u{user}", *rng.choice(list("abcdefghij"), rng.integers(3, 9))]) for user in range(41)]
+    (tmp_path / "x.txt").write_text("\n".join(lines) + "\n")
+    pd.DataFrame({"item_id": list("abcdefghij"), "v": list(rng.normal(size=(10, 6)))}).to_parquet(tmp_path / "v.parquet")
+    text = TextOptions(vectors="v", half=True)
+    prepare(str(tmp_path / "x.txt"), str(tmp_path / "prepared"), item_text=str(tmp_path / "v.parquet"), text=text)
+    tedrec = ["--config", "tedrec.yaml", *SMALL, "--test_after_fit", "false"]
+    one = fit(tmp_path, "spt.yaml", "one", *tedrec, *ONE, steps=2)
+    two = fit(tmp_path, "spt.yaml", "two", *tedrec, *SHARDED, steps=2)
+    assert_same_weights(one, two)
+    vectors = read_checkpoint(two / "checkpoints" / "last.ckpt").weights["backbone.embedding.text.vectors"]
+    assert vectors.dtype == torch.float16
+    assert vectors.shape == (11, 6)
+    fit(tmp_path, "rpt.yaml", "two", *SHARDED, "--model.pruning.top", "10", steps=2)
+
+
+def test_what_a_sharded_catalogue_cannot_do_is_refused(work: Path) -> None:
+    alone = ["--config", "spt.yaml", "--config", "sharded.yaml", *ONE, "--run", "refused"]
+    alone += ["--trainer.strategy.init_args.tensor_parallel_size", "1"]
+    said = lares(work, "fit", *alone, *SMALL, status=2).stderr
+    assert "nothing to shard the catalogue over" in said
+    assert len([line for line in said.splitlines() if line.startswith("lares: error")]) == 1
+    folders = ["--trainer.strategy.init_args.save_distributed_checkpoint", "true"]
+    assert "save_distributed_checkpoint: false" in lares(work, "fit", *alone, *folders, *SMALL, status=2).stderr

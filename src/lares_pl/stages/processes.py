@@ -120,3 +120,18 @@ def total_norm(gradients: Iterable[Tensor]) -> Tensor:
     whole: list[Tensor] = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
     norm: Tensor = torch.linalg.vector_norm(torch.stack(whole))
     return norm
+
+
+def clip(parameters: Iterable[Tensor], most: float, by_norm: bool) -> None:
+    """Clip gradients of which some are sharded, in place.
+
+    Args:
+        parameters: whose gradients.
+        most: largest norm of all of them together, or largest absolute value.
+        by_norm: which of the two.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    share = (most / (total_norm(gradients) + 1e-6)).clamp(max=1) if by_norm else None
+    for gradient in gradients:
+        mine = local(gradient)
+        _ = mine.clamp_(-most, most) if share is None else mine.mul_(share)

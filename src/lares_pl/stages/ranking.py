@@ -12,7 +12,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grads_with_norm_
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
@@ -27,10 +26,17 @@ from lares_pl.model.blocks import compile_block
 from lares_pl.model.embedding import ItemText
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.model.scoring import Excluded
-from lares_pl.model.sharding import is_sharded
 from lares_pl.stages.checkpoint import KEY, read_checkpoint
-from lares_pl.stages.processes import average_gradients, share_values, total_norm
+from lares_pl.stages.processes import average_gradients, clip, share_values, total_norm
 from lares_pl.stages.randomness import BatchRandomness
+from lares_pl.stages.refusals import (
+    check_optimizer,
+    check_sharding,
+    check_that_it_comes_back,
+    compare_catalogues,
+    compare_weights,
+    not_finite,
+)
 
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -82,7 +88,7 @@ class RankingStage(L.LightningModule):
         if on_nonfinite not in ("stop", "skip"):
             raise LaresError(f"on_nonfinite must be stop or skip, got {on_nonfinite}")
         self.backbone_config = from_plain(BackboneConfig, backbone, "backbone")
-        _check_that_it_comes_back(self.backbone_config)
+        check_that_it_comes_back(self.backbone_config)
         self.optimizer = from_plain(OptimizerFactory, optimizer, "optimizer")
         self.scheduler = None if scheduler is None else from_plain(SchedulerFactory, scheduler, "scheduler")
         self.exclude_seen = exclude_seen
@@ -149,7 +155,7 @@ class RankingStage(L.LightningModule):
         if self.backbone_config.embedder.reads_text:
             found["text"] = self._read_text(data, checkpoint or self.init_from)
         if self._catalogue is not None:
-            _compare_catalogues(self._catalogue, found, data.dataset_path)
+            compare_catalogues(self._catalogue, found, data.dataset_path)
         self._catalogue = found
 
     def check_instances(self, data: SequenceDataModule) -> None:
@@ -208,7 +214,7 @@ class RankingStage(L.LightningModule):
             assert self._catalogue is not None
             checkpoint = read_checkpoint(self.init_from)
             if self._catalogue["fingerprint"] != checkpoint.catalogue["fingerprint"]:
-                _compare_catalogues(checkpoint.catalogue, self._catalogue, str(checkpoint.path))
+                compare_catalogues(checkpoint.catalogue, self._catalogue, str(checkpoint.path))
             try:
                 self.backbone.load_state_dict(checkpoint.backbone_weights())
             except RuntimeError as error:
@@ -221,16 +227,7 @@ class RankingStage(L.LightningModule):
 
     def _shard(self, mesh: DeviceMesh) -> None:
         """Item rows over the processes of a tensor-parallel group; all else the same everywhere."""
-        if mesh["tensor_parallel"].size() == 1:
-            raise LaresError(
-                "trainer.strategy: with tensor_parallel_size 1 there is nothing to shard the catalogue over; use at least 2, "
-                "or the strategy ddp"
-            )
-        if getattr(self.trainer.strategy, "_save_distributed_checkpoint", False):
-            raise LaresError(
-                "trainer.strategy: checkpoints of lares are one file each, which any number of devices can read; set "
-                "save_distributed_checkpoint: false"
-            )
+        check_sharding(self.trainer, mesh)
         for part in self.modules():
             if isinstance(part, RecurrentBackbone):
                 part.shard(mesh["tensor_parallel"])
@@ -280,9 +277,9 @@ class RankingStage(L.LightningModule):
         if self._catalogue is None:
             self._catalogue = stored
         else:
-            _compare_catalogues(stored, self._catalogue, "the dataset")
+            compare_catalogues(stored, self._catalogue, "the dataset")
         self.configure_model()
-        _compare_weights(checkpoint["state_dict"], self.state_dict())
+        compare_weights(checkpoint["state_dict"], self.state_dict())
 
     # ------------------------------------------------------------ randomness
 
@@ -307,8 +304,14 @@ class RankingStage(L.LightningModule):
     # ------------------------------------------------------------ training
 
     def configure_optimizers(self) -> Any:
-        """The optimiser and, where there is one, its schedule by update."""
+        """The optimiser and, where there is one, its schedule by update.
+
+        Raises:
+            LaresError: if an optimiser is to update all parameters in one kernel where some are sharded.
+        """
         optimizer = self.optimizer(self.backbone.parameters())
+        if self.device_mesh is not None:
+            check_optimizer(optimizer)
         if self.scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
@@ -331,15 +334,8 @@ class RankingStage(L.LightningModule):
             for parameter in self.parameters():
                 parameter.grad = None
             return
-        values, instances = self._latest
-        parts = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         where = f"update {self.trainer.global_step + 1} (epoch {self.trainer.current_epoch})"
-        listed = ", ".join(map(str, instances[:10].tolist())) + (", …" if len(instances) > 10 else "")
-        raise LaresError(
-            f"{type(self).__name__}: the gradient of {where} is not finite. Its last batch had {parts}; training instances "
-            f"{listed}. The weights are those before it. Lower the learning rate, clip gradients "
-            "(trainer.gradient_clip_val), or leave such updates out (model.on_nonfinite: skip)"
-        )
+        raise not_finite(f"{type(self).__name__}: the gradient of {where}", *self._latest)
 
     def configure_gradient_clipping(
         self,
@@ -347,14 +343,12 @@ class RankingStage(L.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """As Lightning does; by norm also where some of the gradients are sharded."""
-        if self.device_mesh is None or not gradient_clip_val or gradient_clip_algorithm == "value":
+        """As Lightning does, also where some of the gradients are sharded."""
+        if self.device_mesh is None:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            return
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = total_norm(p.grad for p in parameters)
-        for kind in ([p for p in parameters if is_sharded(p) == flag] for flag in (False, True)):
-            clip_grads_with_norm_(kind, float(gradient_clip_val), norm)
+        elif gradient_clip_val:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            clip(parameters, float(gradient_clip_val), by_norm=gradient_clip_algorithm != "value")
 
     def log_training(self, values: Mapping[str, Tensor | float | int], batch: Batch) -> None:
         """Log values of one update under `train/`, with learning rate and speed."""
@@ -364,10 +358,8 @@ class RankingStage(L.LightningModule):
             numbers["skipped_updates"] = self.skipped_updates
         self._latest = numbers, batch.instances
         since, instances = self._since
-        now, instances = (
-            time.perf_counter(),
-            instances + batch_size * (self.trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1),
-        )
+        readers = (self.trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
+        now, instances = time.perf_counter(), instances + batch_size * readers
         self.log_dict({f"train/{name}": value for name, value in numbers.items()}, batch_size=batch_size)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=batch_size)
         self.log("train/instances_per_second", instances / max(now - since, 1e-9), batch_size=batch_size)
@@ -423,41 +415,3 @@ def step_residual(trajectory: Tensor) -> Tensor:
     last, before = trajectory[-1].detach(), trajectory[-2].detach()
     residual: Tensor = ((last - before).norm(dim=-1) / last.norm(dim=-1).clamp(min=1e-12)).mean()
     return residual
-
-
-def _check_that_it_comes_back(config: BackboneConfig) -> None:
-    """Refuse before training what could be written into a checkpoint but not be built from it again."""
-    try:
-        from_plain(BackboneConfig, to_plain(config), "backbone")
-    except LaresError as error:
-        raise LaresError(
-            f"this architecture could not be rebuilt from a checkpoint: {error}. A block's class must be importable by name "
-            "(not defined inside a function), its options named in its constructor, plain numbers, strings, lists or dicts"
-        ) from error
-
-
-def _compare_weights(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise if weights are not those of this architecture."""
-    for name in [*expected, *given]:
-        found, wanted = (list(of[name].shape) if name in of else None for of in (given, expected))
-        if found != wanted:
-            raise LaresError(
-                f"the checkpoint's weights are not those of its architecture: {name} is {found or 'not there'}, expected "
-                f"{wanted or 'no such parameter'}"
-            )
-
-
-def _compare_catalogues(of_model: Mapping[str, Any], of_data: Mapping[str, Any], where: str) -> None:
-    """Raise if a model of one catalogue meets data of another."""
-    fingerprints = {of_model["fingerprint"], of_data["fingerprint"]} - {None}  # a checkpoint from elsewhere may not know its
-    if of_model["items"] != of_data["items"] or len(fingerprints) > 1:
-        raise LaresError(
-            f"{where}: the checkpoint's model knows another catalogue ({of_model['items']:,} items, fingerprint "
-            f"{of_model['fingerprint']}) than this dataset ({of_data['items']:,} items, fingerprint {of_data['fingerprint']}). "
-            "Use the dataset the model was trained on (--data.dataset), or train a model on this one."
-        )
-    if of_model["max_length"] != of_data["max_length"]:
-        raise LaresError(
-            f"the checkpoint's model reads histories of up to {of_model['max_length']} items and data.max_length is "
-            f"{of_data['max_length']}: set data.max_length to {of_model['max_length']}"
-        )
