@@ -256,7 +256,7 @@ def test_an_emptied_dataset_is_refused(work: Path, tmp_path: Path) -> None:
         tmp_path / "empty" / "sequences.parquet",
     )
     best = str(work / "runs" / "ml" / "spt" / "checkpoints" / "best.ckpt")
-    assert "the dataset is empty" in error(tmp_path, "test", "--ckpt_path", best, "--data.dataset", "empty")
+    assert "its sequences hold 0 and 0" in error(tmp_path, "test", "--ckpt_path", best, "--data.dataset", "empty")
 
 
 def test_a_traceback_is_shown_when_asked_for(tmp_path: Path) -> None:
