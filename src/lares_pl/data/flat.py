@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lares_pl.errors import LaresError
-from lares_pl.files import temporary_folder
+from lares_pl.files import exchange, temporary_folder
 
 FOLDER, RECORD = "flat", "made-from.json"
 
@@ -56,22 +57,20 @@ def flat_copies(folder: Path, users: int, interactions: int, catalogue: int) -> 
         LaresError: if the sequences hold other numbers of users or interactions, or an item outside the catalogue.
     """
     made_from = {path.name: path.stat().st_size for path in sequence_files(folder)}
-    mapped = _mapped(folder / FOLDER, made_from, catalogue)
+    mapped = _mapped(folder / FOLDER, made_from)
     if mapped is not None and (len(mapped.offsets), len(mapped.items)) == (users + 1, interactions):
         return mapped
     try:
         with temporary_folder(folder, FOLDER) as temporary:
-            _filled(folder, users, interactions, catalogue, temporary)
-            (temporary / RECORD).write_text(json.dumps(made_from))
+            flat = _filled(folder, users, interactions, catalogue, temporary)
+            (temporary / RECORD).write_text(json.dumps({"files": made_from, "arrays": _described(flat)}))
             temporary.chmod(0o755)
-            try:
+            if (folder / FOLDER).exists():  # copies of other files, or another process was first
+                exchange(temporary, folder / FOLDER)
+            else:
                 temporary.rename(folder / FOLDER)
-            except OSError:  # copies of other files, or another process was first
-                with temporary_folder(folder, FOLDER) as former:
-                    (folder / FOLDER).rename(former / FOLDER)
-                    temporary.rename(folder / FOLDER)
-        mapped = _mapped(folder / FOLDER, made_from, catalogue)
-    except OSError:  # not ours to write to, or no room
+        mapped = _mapped(folder / FOLDER, made_from)
+    except OSError:  # not ours to write to, no room, or another process was first after all
         mapped = None
     return _filled(folder, users, interactions, catalogue, None) if mapped is None else mapped
 
@@ -84,29 +83,24 @@ def flat_of(items: np.ndarray, offsets: np.ndarray, catalogue: int) -> Flat:
     return Flat(items, offsets, by_target, of_item)
 
 
-def _mapped(folder: Path, made_from: dict[str, int], catalogue: int) -> Flat | None:
-    """Copies of these very files; None where there are none, or they are damaged."""
+def _mapped(folder: Path, made_from: dict[str, int]) -> Flat | None:
+    """Copies of these very files; None where there are none, or they are not what was written."""
     try:
-        if json.loads((folder / RECORD).read_text()) != made_from:
+        record = json.loads((folder / RECORD).read_text())
+        if record["files"] != made_from:
             return None
         flat = Flat(*(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in Flat._fields))
+        return flat if record["arrays"] == _described(flat) else None
     except Exception:  # numpy and json raise whatever damaged bytes lead to
         return None
-    whole = (
-        all(isinstance(values, np.ndarray) and values.ndim == 1 for values in flat)
-        and all(values.dtype == np.int64 and len(values) > 0 for values in (flat.offsets, flat.of_item))
-        and flat.items.dtype == np.int32
-        and flat.by_target.dtype in (np.uint32, np.int64)
-        and (flat.offsets[0], flat.offsets[-1]) == (0, len(flat.items))
-        and (flat.of_item[0], flat.of_item[-1]) == (0, len(flat.by_target))
-        and len(flat.of_item) == catalogue + 2
-        and bool((np.diff(flat.offsets) >= 0).all() and (np.diff(flat.of_item) >= 0).all())
-        and flat.items.min(initial=1) >= 1
-        and flat.items.max(initial=1) <= catalogue
-        and flat.by_target.min(initial=0) >= 0
-        and flat.by_target.max(initial=0) < len(flat.items)
-    )
-    return flat if whole else None
+
+
+def _described(flat: Flat) -> dict[str, list[Any]]:
+    """Kind, length and checksum of each array."""
+    return {
+        name: [str(values.dtype), len(values), zlib.crc32(values.view(np.uint8).data)]
+        for name, values in zip(Flat._fields, flat, strict=True)
+    }
 
 
 # ---------------------------------------------------------------- making
