@@ -279,7 +279,10 @@ class RankingStage(L.LightningModule):
         else:
             compare_catalogues(stored, self._catalogue, "the dataset")
         self.configure_model()
-        compare_weights(checkpoint["state_dict"], self.state_dict())
+        if (
+            "state_dict" in checkpoint
+        ):  # a strategy that loads by parts gives it to the first process alone, and compares itself
+            compare_weights(checkpoint["state_dict"], self.state_dict())
 
     # ------------------------------------------------------------ randomness
 
