@@ -86,7 +86,12 @@ class Budget(L.Callback):
 def metrics(stage: SPT, batches: Iterable[Batch], split: str) -> dict[str, float]:
     """Recall@10 and NDCG@10 of the stage as it stands."""
     stage.eval()
-    ranks = torch.cat([stage.backbone.target_rank(stage.user_states(batch), batch.targets)[batch.valid] for batch in batches])
+    ranks = torch.cat(
+        [
+            stage.backbone.target_rank(stage.reasoning(stage.backbone, batch.histories).states, batch.targets)[batch.valid]
+            for batch in batches
+        ]
+    )
     stage.train()
     return {f"{split}_recall": float(recall(ranks, 10).mean()), f"{split}_ndcg": float(ndcg(ranks, 10).mean())}
 

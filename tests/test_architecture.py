@@ -18,6 +18,8 @@ ROOMS = [
     "cli",
     "demo",
     "training",
+    "chain",
+    "recommender",
     "reference",
     "callbacks",
     "stages",
@@ -31,7 +33,7 @@ ROOMS = [
     "config",
     "errors",
 ]
-LIGHTNING = {"training", "callbacks", "stages", "reference"}
+LIGHTNING = {"training", "chain", "callbacks", "stages", "reference"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lares_pl.model.blocks.transformer import TransformerBlock
     from lares_pl.model.depth import BoundedPoisson, ConstantDepth, Poisson, PoissonLogNormal, UniformDepth
     from lares_pl.model.embedding import ItemEmbedder, ItemText, TedRecEmbedder
+    from lares_pl.model.reasoning import DivergenceStop, Reasoning, ResidualStop
     from lares_pl.model.recurrence import (
         AddInjection,
         ConcatInjection,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from lares_pl.model.scoring import CosineSimilarity, DotSimilarity
     from lares_pl.objectives.rewards import NDCGReward, RecallReward
     from lares_pl.objectives.softmax import FullSoftmax, SampledSoftmax
+    from lares_pl.recommender import Recommendations, Recommender
     from lares_pl.stages.checkpoint import load_stage
     from lares_pl.stages.pruning import Pruning
     from lares_pl.stages.rpt import RPT
@@ -64,6 +66,7 @@ _HOME = {
     "model.blocks.transformer": ["TransformerBlock"],
     "model.depth": ["BoundedPoisson", "ConstantDepth", "Poisson", "PoissonLogNormal", "UniformDepth"],
     "model.embedding": ["ItemEmbedder", "ItemText", "TedRecEmbedder"],
+    "model.reasoning": ["DivergenceStop", "Reasoning", "ResidualStop"],
     "model.recurrence": [
         "AddInjection",
         "ConcatInjection",
@@ -75,6 +78,7 @@ _HOME = {
     "model.scoring": ["CosineSimilarity", "DotSimilarity"],
     "objectives.rewards": ["NDCGReward", "RecallReward"],
     "objectives.softmax": ["FullSoftmax", "SampledSoftmax"],
+    "recommender": ["Recommendations", "Recommender"],
     "stages.checkpoint": ["load_stage"],
     "stages.pruning": ["Pruning"],
     "stages.rpt": ["RPT"],
@@ -94,6 +98,7 @@ __all__ = [
     "ConcatInjection",
     "ConstantDepth",
     "CosineSimilarity",
+    "DivergenceStop",
     "DotSimilarity",
     "DuckDB",
     "FMLPBlock",
@@ -110,8 +115,12 @@ __all__ = [
     "Poisson",
     "PoissonLogNormal",
     "Pruning",
+    "Reasoning",
     "RecallReward",
+    "Recommendations",
+    "Recommender",
     "RecurrentBackbone",
+    "ResidualStop",
     "RotaryBlock",
     "SampledSoftmax",
     "SequenceDataModule",

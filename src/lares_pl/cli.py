@@ -16,6 +16,7 @@ from lares_pl.errors import LaresError
 _FUNCTIONS = {
     "prepare": ("lares_pl.data.prepare", "turn raw interactions into a prepared dataset"),
     "synthetic": ("lares_pl.data.synthetic", "write the embedded demonstration data as raw interactions"),
+    "recommend": ("lares_pl.recommender", "rank the catalogue for histories never seen in training"),
     "import-reference": ("lares_pl.reference.exchange", "turn a checkpoint of the authors' release into one of ours"),
     "export-reference": ("lares_pl.reference.exchange", "turn a checkpoint of ours into one of the authors' release"),
     "config": ("lares_pl.shipped", "print a shipped config or script: lares config cluster.yaml"),

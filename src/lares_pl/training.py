@@ -29,11 +29,13 @@ from lares_pl.callbacks.predictions import PredictionWriter
 from lares_pl.callbacks.progress import Progress
 from lares_pl.callbacks.record import ConfigRecord
 from lares_pl.callbacks.together import Together, terminated_is_not_success
-from lares_pl.config import import_class, own_defaults, readable
+from lares_pl.chain import join_stages, resolve_checkpoint
+from lares_pl.config import own_defaults, readable
 from lares_pl.data.dataset import check_dataset
 from lares_pl.data.module import SequenceDataModule
 from lares_pl.errors import LaresError
 from lares_pl.files import write_json
+from lares_pl.model.reasoning import StopRule
 from lares_pl.runs import BEST, RUNS, StageFolder, trained
 from lares_pl.shipped import with_shipped_configs
 from lares_pl.stages.checkpoint import StageCheckpoint, load_stage, read_checkpoint
@@ -106,6 +108,12 @@ class Command(LightningCLI):
         parser.add_argument(
             "--depth", type=NonNegativeInt | None, help="Depth of evaluation; the model's mean depth where not given."
         )
+        parser.add_argument(
+            "--stop", type=StopRule | None, help="Ends reasoning about a history before that depth (lares_pl.ResidualStop)."
+        )
+        parser.add_argument(
+            "--trajectories", type=PositiveInt, default=1, help="Trajectories whose scores evaluation averages."
+        )
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -172,8 +180,8 @@ class Command(LightningCLI):
         if self.subcommand == "fit":
             name = config.stage or config.model.class_path.rsplit(".", 1)[-1].lower()
             self.folder = StageFolder(RUNS / config.run / name)
-            self._resolve_checkpoint()
-            self._join_stages()
+            self.finished = resolve_checkpoint(config, self.folder)
+            self.resumed = join_stages(config, self.folder)
         else:
             config.trainer.logger = config.trainer.logger or False
             if not config.trainer.callbacks:  # nothing is saved: no checkpoint callback to be put in by default
@@ -200,93 +208,6 @@ class Command(LightningCLI):
         plugins = config.trainer.plugins or []
         plugins = list(plugins) if isinstance(plugins, list) else [plugins]
         config.trainer.plugins = [*plugins, Namespace(class_path=f"{AtomicCheckpointIO.__module__}.AtomicCheckpointIO")]
-
-    def _resolve_checkpoint(self) -> None:
-        """Fit: `last` is this run's last checkpoint; `auto` is that where there is one, and a new run where there is none.
-
-        Processes start at different times, and each decides by itself: nothing that they look at changes before all of them
-        are there to train. (A new run moves the old folder away only where this very look found no checkpoint in it.)
-        """
-        config, folder = self.chosen, self.folder
-        assert folder is not None
-        asked = config.get("ckpt_path")
-        if asked not in ("auto", "last"):
-            return
-        there = folder.last.is_file()
-        config.ckpt_path = str(folder.last) if there or asked == "last" else None
-        if asked == "last" or not there:
-            return
-        config.model.init_args["init_from"] = None  # of the first start
-        self.finished = folder.finished()
-        if self.finished is not None and (self.finished["tested"] or not config.test_after_fit):
-            rank_zero_info(
-                f"{folder.path} is finished ({self.finished['updates']:,} updates, {self.finished['epochs']:,} epochs): "
-                "nothing to do. Choose another --run to start anew; to train on, raise the budget and say --ckpt_path last"
-            )
-            sys.exit(0)
-
-    def _join_stages(self) -> None:
-        """Fit: `ckpt_path` resumes this very stage, `init_from` starts from weights; RPT takes the rest from SPT."""
-        config, folder = self.chosen, self.folder
-        assert folder is not None
-        arguments = config.model.init_args
-        name = config.model.class_path.rsplit(".", 1)[-1]
-        if config.get("ckpt_path") is not None:
-            if arguments.get("init_from") is not None:
-                raise LaresError(
-                    "--ckpt_path and --model.init_from exclude each other: --ckpt_path resumes an interrupted run where it "
-                    "stopped, --model.init_from starts a new run from the weights of another. Give the one you mean."
-                )
-            checkpoint = read_checkpoint(config.ckpt_path)
-            if checkpoint.stage_name != name:
-                raise LaresError(
-                    f"--ckpt_path {config.ckpt_path} is a checkpoint of {checkpoint.stage_name} and resumes only a run of "
-                    f"{checkpoint.stage_name}; to start {name} from its weights say --model.init_from {config.ckpt_path}"
-                )
-            if not checkpoint.resumable:
-                raise LaresError(
-                    f"--ckpt_path {config.ckpt_path} holds weights alone, no run to resume; to start from its weights say "
-                    f"--model.init_from {config.ckpt_path}"
-                )
-            self.resumed = checkpoint
-            arguments["backbone"] = dict_to_namespace(checkpoint.settings["backbone"])
-            for key, value in checkpoint.data.items():
-                config.data[key] = value
-            rank_zero_info(f"resuming {config.ckpt_path}: architecture, dataset and history length are the checkpoint's")
-            return
-        is_rpt = issubclass(import_class(config.model.class_path), RPT)
-        if is_rpt and arguments.get("backbone") is not None:
-            raise LaresError(
-                "RPT takes its architecture from the SPT checkpoint; leave model.backbone out. (Configs that choose a block "
-                "belong to the first stage: lares fit --config spt.yaml --config fmlp.yaml, then lares fit --config rpt.yaml.)"
-            )
-        if is_rpt and arguments.get("init_from") is None:
-            arguments["init_from"] = str(RUNS / config.run / "spt" / BEST)
-            if not Path(arguments["init_from"]).is_file():
-                raise LaresError(
-                    f"RPT starts from the SPT run of the same name and there is none at {arguments['init_from']}: "
-                    f"train it first (lares fit --config spt.yaml --run {config.run}), "
-                    "or name a checkpoint with --model.init_from"
-                )
-        source = arguments.get("init_from")
-        if source is None:
-            return
-        if folder.path.resolve() in Path(source).resolve().parents:
-            raise LaresError(
-                f"--model.init_from {source} is a checkpoint of this very run ({folder.path}): to resume it say "
-                f"--ckpt_path {source}; to start anew from its weights choose another --run or --stage"
-            )
-        checkpoint = read_checkpoint(source)
-        arguments["init_from"] = str(Path(source).absolute())
-        if "backbone" in arguments and arguments["backbone"] is None:
-            arguments["backbone"] = dict_to_namespace(checkpoint.settings["backbone"])
-        self._take_data(checkpoint)
-
-    def _take_data(self, checkpoint: StageCheckpoint) -> None:
-        """Dataset and history length of a checkpoint, where the configuration names none."""
-        for key, value in checkpoint.data.items():
-            if self.chosen.data.get(key) is None:
-                self.chosen.data[key] = value
 
     def _place_outputs(self, folder: Path) -> None:
         """Give checkpoints and loggers their place in the run's folder; metrics are always kept as CSV too."""
@@ -322,6 +243,7 @@ class Command(LightningCLI):
             self.model.started_from = self.resumed.started_from
         if config.depth is not None:
             self.model.evaluation_depth = config.depth
+        self.model.stop, self.model.trajectories = config.stop, config.trajectories
         if self.subcommand == "predict":
             self.model.predict_k = config.k
 
@@ -415,7 +337,8 @@ class Command(LightningCLI):
     def _test_before(self, path: str) -> Mapping[str, float]:
         """Test metrics of the SPT checkpoint under the same conditions, logged nowhere."""
         before = load_stage(path)
-        before.evaluation_depth, before.exclude_seen = self.model.evaluation_depth, self.model.exclude_seen
+        for name in ("evaluation_depth", "stop", "trajectories", "exclude_seen"):
+            setattr(before, name, getattr(self.model, name))
         loggers, self.trainer.loggers = self.trainer.loggers, []
         try:
             (metrics,) = self.trainer.test(before, datamodule=self.datamodule, verbose=False)

@@ -20,8 +20,10 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from torch import Tensor
 
 from lares_pl.data.flat import Flat, flat_copies, flat_of, sequence_files
+from lares_pl.data.ids import packed_ids
 from lares_pl.data.prepare import FORMAT_VERSION
 from lares_pl.errors import LaresError
 
@@ -253,6 +255,11 @@ class SequenceDataset:
             for item_id in self.item_ids.slice(start, 1 << 16).to_pylist():
                 digest.update(str(item_id).encode() + b"\0")
         return digest.hexdigest()[:16]
+
+    @cached_property
+    def packed_item_ids(self) -> dict[str, Tensor]:
+        """Original ids of items 1 … N as a checkpoint carries them."""
+        return packed_ids(self.item_ids)
 
     def text_vectors(self) -> np.ndarray | None:
         """Text vectors of the catalogue, `[N + 1, p]` float32 or float16, row 0 (padding) zero; None where there are none.

@@ -238,8 +238,7 @@ class RecurrentBackbone(nn.Module):
         """
         if min(depths) < 0:
             raise LaresError(f"depth must not be negative, got {min(depths)}")
-        if max(depths) > 0 and not self.core_blocks:
-            raise LaresError(f"depth {max(depths)} asked of a model without core-block (core_layers: 0): its only depth is 0")
+        self.check_depth(max(depths))
         count = len(depths)
         shared = isinstance(histories, Histories)
         each = [histories] * count if isinstance(histories, Histories) else list(histories)
@@ -265,7 +264,7 @@ class RecurrentBackbone(nn.Module):
                     trajectories[r].append(state)
 
         state = (
-            self._initial_state([each[r] for r in order], [sources[r] for r in order], context)
+            self.initial_state([each[r] for r in order], [sources[r] for r in order], context)
             if initial_states is None
             else torch.cat([initial_states[r] for r in order])
         )
@@ -317,6 +316,15 @@ class RecurrentBackbone(nn.Module):
         (states,) = self.rollout(histories, [depth], noise, read=everywhere)
         return states[-1]
 
+    def check_depth(self, depth: int) -> None:
+        """Whether the model can go that deep.
+
+        Raises:
+            LaresError: if it has no core-block to repeat and the depth is above 0.
+        """
+        if depth > 0 and not self.core_blocks:
+            raise LaresError(f"depth {depth} asked of a model without core-block (core_layers: 0): its only depth is 0")
+
     def check_causal(self) -> None:
         """Whether states after every prefix of a history can come out of one pass.
 
@@ -332,7 +340,7 @@ class RecurrentBackbone(nn.Module):
                 "(data.instances: prefix)"
             )
 
-    def _initial_state(self, histories: Sequence[Histories], sources: Sequence[Noise], like: Tensor) -> Tensor:
+    def initial_state(self, histories: Sequence[Histories], sources: Sequence[Noise], like: Tensor) -> Tensor:
         """z_0 of all trajectories, each drawn from its own source."""
         draws = []
         for part, source in zip(histories, sources, strict=True):

@@ -87,6 +87,14 @@ class Layout(ABC):
         """Layout of the same histories, `times` times in a row."""
 
     @abstractmethod
+    def keep(self, rows: Tensor) -> tuple[Layout, Tensor]:
+        """Layout of some of the histories, and the index of their states along the first dimension of `x`.
+
+        Args:
+            rows: mask of those that stay, `[R]`, at least one.
+        """
+
+    @abstractmethod
     def pad(self, x: Tensor) -> Tensor:
         """`[*shape, d]` -> `[R, longest, d]`; what stands at padding is unspecified but finite."""
 
@@ -188,6 +196,10 @@ class PackedLayout(Layout):
     def repeat(self, times: int) -> Layout:
         return PackedLayout(self.lengths.repeat(times), self.longest, self.tokens * times)
 
+    def keep(self, rows: Tensor) -> tuple[Layout, Tensor]:
+        tokens = rows[self._row].nonzero()[:, 0]
+        return PackedLayout(self.lengths[rows], self.longest, len(tokens)), tokens
+
     @_never_compiled
     def causal_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, p: float) -> Tensor:
         if q.device.type != "cpu" or self._full:
@@ -254,6 +266,9 @@ class PaddedLayout(Layout):
 
     def repeat(self, times: int) -> Layout:
         return PaddedLayout(self.lengths.repeat(times), self.longest)
+
+    def keep(self, rows: Tensor) -> tuple[Layout, Tensor]:
+        return PaddedLayout(self.lengths[rows], self.longest), rows.nonzero()[:, 0]
 
     def pad(self, x: Tensor) -> Tensor:
         return x

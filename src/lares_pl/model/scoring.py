@@ -241,6 +241,26 @@ def scores(states: Tensor, items: Tensor, similarity: Similarity) -> Tensor:
     return right.joined(own)[:, : len(items)]
 
 
+@torch.no_grad()
+def divergence(states: Tensor, others: Tensor, items: Tensor, similarity: Similarity) -> Tensor:
+    """`KL(p || q)` in nats between the distributions of two states over items 1 … N.
+
+    Args:
+        states: whose distribution is p, `[R, d]`.
+        others: whose distribution is q, `[R, d]`.
+        items: item vectors with the padding row, `[N + 1, d]`, whole or sharded.
+        similarity: how states and items are compared.
+
+    Returns:
+        `[R]`.
+    """
+    found = torch.empty(len(states), device=states.device)
+    for rows in _slices(len(states), max(1, CHUNK // len(items))):
+        p, q = (scores(some[rows], items, similarity)[:, 1:].log_softmax(dim=1) for some in (states, others))
+        found[rows] = (p.exp() * (p - q)).sum(dim=1)
+    return found
+
+
 @dataclass(frozen=True)
 class Excluded:
     """Items that must not be ranked for a row: pairs of `rows` `[E]` (ascending) and `items` `[E]`."""

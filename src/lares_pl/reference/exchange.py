@@ -92,16 +92,16 @@ def _catalogue(state: dict[str, Tensor], dataset: SequenceDataset | None) -> tup
     """Our checkpoint's entries on catalogue and data."""
     size, length = len(state["item_embedding.weight"]) - 1, len(state["position_embedding.weight"])
     data: dict[str, Any] = {"max_length": length}
-    fingerprint = None
+    catalogue: dict[str, Any] = {"items": size, "max_length": length, "fingerprint": None}
     if dataset is not None:
         if dataset.catalogue_size != size:
             raise LaresError(
                 f"{dataset.path} has {dataset.catalogue_size:,} items and the checkpoint {size:,}: prepare the data that it "
                 "was trained on, with the same filters"
             )
-        fingerprint = dataset.catalogue_fingerprint()
+        catalogue |= {"fingerprint": dataset.catalogue_fingerprint(), "item_ids": dataset.packed_item_ids}
         data["dataset"] = str(Path(dataset.path).absolute())
-    return {"items": size, "max_length": length, "fingerprint": fingerprint}, data
+    return catalogue, data
 
 
 def _order(path: Path, size: int, dataset: SequenceDataset | None) -> Tensor:

@@ -14,10 +14,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from lares_pl.config import import_class
+from lares_pl.data.ids import unpacked_ids
 from lares_pl.errors import LaresError
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ class StageCheckpoint:
         path: the file.
         class_path: class of the stage.
         settings: its hyperparameters, plain.
-        catalogue: what the data determined: `items`, `max_length`, `fingerprint`.
+        catalogue: what the data determined: `items`, `max_length`, `fingerprint`, `item_ids` (packed), `text`.
         data: hyperparameters of its data module: `dataset`, `max_length`.
         weights: its state dict.
         resumable: whether it holds the state of the optimiser, so that training can go on from it.
@@ -54,6 +56,24 @@ class StageCheckpoint:
     def stage_name(self) -> str:
         """`SPT` or `RPT`."""
         return self.class_path.rsplit(".", 1)[-1]
+
+    @property
+    def item_ids(self) -> pa.Array | None:
+        """Original ids of items 1 … N, where the checkpoint knows them.
+
+        Raises:
+            LaresError: if what it says is none, or not one an item.
+        """
+        packed = self.catalogue.get("item_ids")
+        if packed is None:
+            return None
+        try:
+            ids = unpacked_ids(packed)
+        except LaresError as error:
+            raise LaresError(f"{self.path}: {error}") from error
+        if len(ids) != self.catalogue["items"]:
+            raise LaresError(f"{self.path}: {len(ids):,} item ids for {self.catalogue['items']:,} items")
+        return ids
 
     def backbone_weights(self) -> dict[str, Tensor]:
         """State dict of its backbone."""
@@ -127,6 +147,9 @@ _ENTRIES: dict[tuple[str, ...], Callable[[Any], bool]] = {
     (KEY, "catalogue", "items"): _is_count,
     (KEY, "catalogue", "max_length"): _is_count,
     (KEY, "catalogue", "fingerprint"): _is_text_or_none,
+    (KEY, "catalogue", "item_ids"): lambda value: (
+        value is None or (isinstance(value, dict) and all(_is_text(k) and isinstance(v, Tensor) for k, v in value.items()))
+    ),
     (KEY, "catalogue", "text"): lambda value: value is None or isinstance(value, dict),
     (KEY, "catalogue", "text", "size"): lambda value: value is None or _is_count(value),
     (KEY, "catalogue", "text", "precision"): lambda value: value in (None, "float32", "float16"),

@@ -24,7 +24,7 @@ from lares_pl.metrics import ranking_metrics
 from lares_pl.model.backbone import BackboneConfig, RecurrentBackbone
 from lares_pl.model.blocks import compile_block
 from lares_pl.model.embedding import ItemText
-from lares_pl.model.recurrence import KeyedNoise
+from lares_pl.model.reasoning import Reasoning, StopRule
 from lares_pl.model.scoring import Excluded
 from lares_pl.stages.checkpoint import KEY, read_checkpoint
 from lares_pl.stages.processes import average_gradients, clip, share_values, total_norm
@@ -101,6 +101,10 @@ class RankingStage(L.LightningModule):
         self.started_from = init_from
         #: depth of validation, test and prediction
         self.evaluation_depth = self.backbone_config.depth.evaluation_depth
+        #: ends reasoning about a history before that depth, once it has arrived
+        self.stop: StopRule | None = None
+        #: trajectories whose scores are averaged in validation, test and prediction
+        self.trajectories = 1
         #: length of the lists that `predict` gives
         self.predict_k = 10
         self.save_hyperparameters(to_plain({key: value for key, value in settings.items() if key != "init_from"}), logger=False)
@@ -141,7 +145,7 @@ class RankingStage(L.LightningModule):
         self.take_catalogue(data, self.trainer.ckpt_path)
 
     def take_catalogue(self, data: SequenceDataModule, checkpoint: Any = None) -> None:
-        """Take catalogue size and history length from this data module; raises as `setup`.
+        """Take catalogue (its size and original ids) and history length from this data module; raises as `setup`.
 
         Args:
             data: the data module.
@@ -151,6 +155,7 @@ class RankingStage(L.LightningModule):
             "items": data.sequences.catalogue_size,
             "max_length": data.max_length,
             "fingerprint": data.sequences.catalogue_fingerprint(),
+            "item_ids": data.sequences.packed_item_ids,
         }
         if self.backbone_config.embedder.reads_text:
             found["text"] = self._read_text(data, checkpoint or self.init_from)
@@ -279,9 +284,8 @@ class RankingStage(L.LightningModule):
         else:
             compare_catalogues(stored, self._catalogue, "the dataset")
         self.configure_model()
-        if (
-            "state_dict" in checkpoint
-        ):  # a strategy that loads by parts gives it to the first process alone, and compares itself
+        # a strategy that loads by parts gives weights to the first process alone, and compares itself
+        if "state_dict" in checkpoint:
             compare_weights(checkpoint["state_dict"], self.state_dict())
 
     # ------------------------------------------------------------ randomness
@@ -375,10 +379,10 @@ class RankingStage(L.LightningModule):
 
     # ------------------------------------------------------------ evaluation
 
-    def user_states(self, batch: Batch) -> Tensor:
-        """User states `[B, d]` at the depth of evaluation; the noise is a function of each history alone."""
-        (states,) = self.backbone.rollout(batch.histories, [self.evaluation_depth], KeyedNoise(batch.histories))
-        return states[-1]
+    @property
+    def reasoning(self) -> Reasoning:
+        """What evaluation spends on a history."""
+        return Reasoning(self.evaluation_depth, self.stop, self.trajectories)
 
     def _excluded(self, batch: Batch) -> Excluded | None:
         if not self.exclude_seen:
@@ -388,10 +392,15 @@ class RankingStage(L.LightningModule):
         return Excluded(batch.seen_rows, batch.seen_items)
 
     def _evaluate(self, batch: Batch, split: str) -> None:
-        ranks = self.backbone.target_rank(self.user_states(batch), batch.targets, self._excluded(batch))
+        states, steps = self.reasoning(self.backbone, batch.histories)
+        ranks = self.backbone.target_rank(states, batch.targets, self._excluded(batch))
         metrics = cast(MetricCollection, self.metrics[split])
         metrics.update(ranks[batch.valid])
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(batch))
+        if self.stop is not None:
+            counted = int(batch.valid.sum())
+            mean = steps[batch.valid].sum() / max(counted, 1)
+            self.log(f"{split}/steps", mean, on_step=False, on_epoch=True, sync_dist=True, batch_size=counted)
 
     def validation_step(self, batch: Batch) -> None:
         """Rank validation targets."""
@@ -404,7 +413,8 @@ class RankingStage(L.LightningModule):
     def predict_step(self, batch: Batch) -> Ranked:
         """The best `predict_k` items of each user."""
         k = min(self.predict_k, self.backbone.items)
-        scores, items = self.backbone.top_k(self.user_states(batch), k, self._excluded(batch))
+        states, _ = self.reasoning(self.backbone, batch.histories)
+        scores, items = self.backbone.top_k(states, k, self._excluded(batch))
         return Ranked(batch.instances, batch.valid, items, scores)
 
 

@@ -1,0 +1,67 @@
+"""Original ids of items: looked up, and as tensors, for checkpoints that are read without running code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from lares_pl.errors import LaresError
+
+
+def packed_ids(ids: pa.Array) -> dict[str, Tensor]:
+    """Original ids, N of them, as `numbers` `[N]` int64, or as `text` (UTF-8, one after the other) and its `ends` `[N]`.
+
+    Ids that are neither whole numbers nor text become text.
+    """
+    if pa.types.is_integer(ids.type) and ids.type != pa.uint64():
+        return {"numbers": torch.from_numpy(ids.cast(pa.int64()).to_numpy().copy())}
+    text = ids.cast(pa.large_string())
+    ends = np.cumsum(pc.binary_length(text).to_numpy(), dtype=np.int64)
+    joined = b"".join(part.encode() for part in text.to_pylist())
+    return {"text": torch.from_numpy(np.frombuffer(joined, dtype=np.uint8).copy()), "ends": torch.from_numpy(ends)}
+
+
+def unpacked_ids(packed: Mapping[str, Tensor]) -> pa.Array:
+    """What `packed_ids` packed: an array of int64 or of text.
+
+    Raises:
+        LaresError: if it packed no such thing.
+    """
+    if set(packed) == {"numbers"} and packed["numbers"].dtype == torch.int64 and packed["numbers"].ndim == 1:
+        return pa.array(packed["numbers"].numpy())
+    wanted = {"text": torch.uint8, "ends": torch.int64}
+    if {name: part.dtype for name, part in packed.items()} != wanted or any(part.ndim != 1 for part in packed.values()):
+        raise LaresError("its item ids are neither numbers nor text")
+    text, offsets = packed["text"].numpy(), np.concatenate([[0], packed["ends"].numpy()])
+    if offsets[-1] != len(text):
+        raise LaresError("its item ids are cut off")
+    buffers = [None, pa.py_buffer(offsets.tobytes()), pa.py_buffer(text.tobytes())]
+    try:
+        ids = pa.Array.from_buffers(pa.large_string(), len(offsets) - 1, buffers)
+        ids.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise LaresError(f"its item ids are damaged: {error}") from error
+    return ids
+
+
+class ItemIndex:
+    """Finds items by their original ids.
+
+    Args:
+        ids: of items 1 … N.
+    """
+
+    def __init__(self, ids: pa.Array) -> None:
+        self._index = pd.Index([str(item_id) for item_id in ids.to_pylist()])
+
+    def numbers(self, ids: Iterable[Any]) -> np.ndarray:
+        """Item indices of original ids, compared as text, `[n]` int64; 0 where there is no such item."""
+        found: np.ndarray = self._index.get_indexer(pd.Index([str(item_id) for item_id in ids], dtype=self._index.dtype))
+        return found + 1

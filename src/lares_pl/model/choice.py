@@ -1,0 +1,86 @@
+"""Ranking a choice of the catalogue: the same items for all users, or each user's own."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from lares_pl.model import scoring
+from lares_pl.model.backbone import RecurrentBackbone
+
+
+class Choice(ABC):
+    """Items that may be ranked."""
+
+    @abstractmethod
+    def best(
+        self, states: Tensor, k: int, rows: Sequence[int], left_out: Sequence[np.ndarray] | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and indices of the best items of each state, `[R, at most k]` each; -inf where none is left.
+
+        Args:
+            states: `[R, d]`.
+            k: how many.
+            rows: number of the user that each state is of.
+            left_out: items not to rank for each state.
+        """
+
+
+class SharedChoice(Choice):
+    """The same items for all users.
+
+    Args:
+        backbone: the model.
+        choice: the items, ascending.
+    """
+
+    def __init__(self, backbone: RecurrentBackbone, choice: Tensor) -> None:
+        self.similarity = backbone.config.similarity
+        padding = choice.new_zeros(1)
+        self.items = torch.cat([padding, choice])
+        whole = len(choice) == backbone.items
+        self.vectors = backbone.item_vectors if whole else backbone.item_vectors[self.items]
+        self.place = choice.new_zeros(backbone.items + 1)  # of each item among those that are ranked; padding's if it is not
+        self.place[choice] = torch.arange(1, len(choice) + 1, device=choice.device)
+
+    def best(
+        self, states: Tensor, k: int, rows: Sequence[int], left_out: Sequence[np.ndarray] | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        excluded = None
+        if left_out is not None:
+            of_state = torch.repeat_interleave(torch.tensor([len(items) for items in left_out]))
+            places = self.place[torch.from_numpy(np.concatenate(left_out)).to(states.device)]
+            excluded = scoring.Excluded(of_state.to(states.device), places)
+        scores, places = scoring.top_k(states, self.vectors, min(k, len(self.items) - 1), self.similarity, excluded)
+        return scores.cpu().numpy(), self.items[places].cpu().numpy()
+
+
+class OwnChoices(Choice):
+    """Items of each user's own.
+
+    Args:
+        backbone: the model.
+        choices: the items of each user.
+    """
+
+    def __init__(self, backbone: RecurrentBackbone, choices: Sequence[Tensor]) -> None:
+        self.backbone = backbone
+        self.choices = choices
+
+    @torch.no_grad()
+    def best(
+        self, states: Tensor, k: int, rows: Sequence[int], left_out: Sequence[np.ndarray] | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        items = pad_sequence([self.choices[row] for row in rows], batch_first=True)  # [R, most of any]
+        left, right = self.backbone.config.similarity.prepare(states, self.backbone.item_vectors)
+        scores = (left[:, None] * right.vectors[items]).sum(dim=2).float().masked_fill(items == 0, -torch.inf)
+        if left_out is not None:
+            for row, seen in enumerate(left_out):
+                scores[row, torch.isin(items[row], torch.from_numpy(seen).to(items.device))] = -torch.inf
+        scores, places = scores.topk(min(k, items.shape[1]), dim=1)
+        return scores.cpu().numpy(), items.gather(1, places).cpu().numpy()
