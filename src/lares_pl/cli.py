@@ -22,6 +22,7 @@ _FUNCTIONS = {
     "config": ("lares_pl.shipped", "print a shipped config or script: lares config cluster.yaml"),
     "demo": ("lares_pl.demo", "prepare, SPT, RPT, test and predict in one go, with a summary"),
 }
+_NAME_ALL = {"recommend"}  # whose arguments are options, the required ones too, as in `predict`
 _STAGES = {
     "fit": "train a stage: lares fit --config spt.yaml, then lares fit --config rpt.yaml",
     "validate": "rank validation targets with a checkpoint",
@@ -95,7 +96,15 @@ def _run_function(command: str) -> None:
 
     module, text = _FUNCTIONS[command]
     function = getattr(importlib.import_module(module), command.replace("-", "_"))
-    auto_cli(function, args=sys.argv[2:], parser_class=Parser, prog=f"lares {command}", description=text, allow_abbrev=False)
+    auto_cli(
+        function,
+        args=sys.argv[2:],
+        parser_class=Parser,
+        as_positional=command not in _NAME_ALL,
+        prog=f"lares {command}",
+        description=text,
+        allow_abbrev=False,
+    )
 
 
 def _fail(error: LaresError) -> NoReturn:

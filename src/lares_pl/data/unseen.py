@@ -60,7 +60,7 @@ class UnseenHistories:
                 "mapping from user to such a list, or a table of pandas or Arrow"
             )
         many = [_is_list(part) for part in given]
-        if any(many) != all(many):
+        if len(set(many)) > 1:
             raise LaresError(f"histories: a list holds both item ids and lists (its part {many.index(not many[0])})")
         lists = list(given) if any(many) or len(given) == 0 else [given]
         return _of_lists(list(range(len(lists))), lists)
