@@ -186,6 +186,31 @@ def test_processes_that_would_start_differently_are_refused() -> None:
 
 
 @pytest.mark.slow
+def test_a_process_that_waits_for_a_killed_one_ends_too(tmp_path: Path) -> None:
+    call = "from lares_pl.callbacks.together import end_with_parent; end_with_parent()"
+    waits = f"import time; {call}; print(flush=True); time.sleep(99)"
+    child = f"subprocess.Popen([sys.executable, '-c', {waits!r}])"
+    starts = f"import subprocess, sys; print({child}.pid, flush=True); sys.stdin.read()"
+    first = subprocess.Popen(
+        [sys.executable, "-c", starts],
+        env={**os.environ, "LOCAL_RANK": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert first.stdout is not None
+    second = int(first.stdout.readline())
+    first.stdout.readline()  # it waits
+    assert not gone(second)
+    first.kill()
+    first.wait()
+    deadline = time.monotonic() + 20
+    while not gone(second):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("whom", ["both", "first", "second", "group"])
 def test_sigterm_on_two_processes_saves_once_and_ends_all(work: Path, whom: str) -> None:
     line = ["fit", "--config", "spt.yaml", *CLUSTER, "--run", f"term-{whom}", "--ckpt_path", "auto"]

@@ -28,7 +28,7 @@ from lares_pl import BSARecBlock, FMLPBlock, LRUBlock, RotaryBlock, TransformerB
 from lares_pl.callbacks.predictions import PredictionWriter
 from lares_pl.callbacks.progress import Progress
 from lares_pl.callbacks.record import ConfigRecord
-from lares_pl.callbacks.together import Together, terminated_is_not_success
+from lares_pl.callbacks.together import Together, end_with_parent, terminated_is_not_success
 from lares_pl.chain import join_stages, resolve_checkpoint
 from lares_pl.config import own_defaults, readable
 from lares_pl.data.dataset import check_dataset
@@ -48,6 +48,7 @@ from lares_pl.stages.spt import SPT  # noqa: F401  (so that YAML may say `class_
 def run() -> None:
     """Parse the command line and run the subcommand."""
     _quieten()
+    end_with_parent()
     sys.argv[1:] = with_shipped_configs(sys.argv[1:])
     with own_defaults(), terminated_is_not_success():
         Command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -31,6 +32,16 @@ def terminated_is_not_success() -> Iterator[None]:
                 file=sys.stderr,
             )
         sys.exit(128 + signal.SIGTERM)
+
+
+def end_with_parent() -> None:
+    """A process that was started by another one as part of a run is killed when that one dies, however it dies (on Linux).
+
+    Without it those that wait for the first process of a run to meet them would wait for half an hour where it was killed.
+    """
+    libc = ctypes.CDLL(None)
+    if "LOCAL_RANK" in os.environ and hasattr(libc, "prctl"):
+        libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 class Together(Callback):
