@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
 torch.set_num_threads(1)  # small tensors, and a test process a core
+os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 
 
 def golden_folder() -> Path:

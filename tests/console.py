@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
+import multiprocessing
 import os
+import resource
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
 from lares_pl.cli import main
 
@@ -22,30 +31,124 @@ SMALL = [
     *("--data.batch_size", "64", "--model.optimizer.lr", "0.005"),
 ]
 
+# processes are forked from one that has imported everything: importing takes longer than all else that a test does
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["lares_pl.training", "lares_pl.data.prepare", "lares_pl.data.dataset"])
 
-def lares(
-    folder: Path, *arguments: str, status: int = 0, python: str = sys.executable, **environment: str
-) -> subprocess.CompletedProcess[str]:
+
+def clean_environment() -> dict[str, str]:
+    """What a command sees of the environment of the tests."""
+    own = ("WANDB", "LARES", "PYTHONPATH", "PL_", "PYTEST")
+    return {**{key: value for key, value in os.environ.items() if not key.startswith(own)}, "OMP_NUM_THREADS": "1"}
+
+
+def _command(folder: Path, said: Path, arguments: list[str], environment: dict[str, str], most_bytes: int | None) -> None:
+    os.setsid()  # a process group of its own
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for place, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(said / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), place)
+    torch.set_num_threads(1)
+    if most_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+    sys.argv = ["lares", *arguments]
+    try:
+        main()
+    finally:
+        atexit._run_exitfuncs()  # which multiprocessing leaves out
+
+
+class Running:
+    """A `lares` command at work.
+
+    Args:
+        folder: where it is called.
+        arguments: what is typed behind `lares`. Where `--trainer.devices` asks for several processes they are started as a
+            cluster does, each by itself.
+        most_bytes: the largest file it may write.
+        environment: variables beside those of `clean_environment`.
+    """
+
+    def __init__(
+        self, folder: Path, *arguments: str, most_bytes: int | None = None, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self._said = tempfile.TemporaryDirectory()
+        place = Path(self._said.name)
+        counts = [count for option, count in pairwise(arguments) if option == "--trainer.devices"]
+        count = int(counts[-1]) if counts else 1
+        shared = {**clean_environment(), "HOME": self._said.name, "WANDB_MODE": "offline", **(environment or {})}
+        if count > 1:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = str(free.getsockname()[1])
+            shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count), "NODE_RANK": "0"}
+        self.processes = []
+        for rank in range(count):
+            own = shared if count == 1 else {**shared, "LOCAL_RANK": str(rank)}
+            self.processes.append(CONTEXT.Process(target=_command, args=(folder, place, list(arguments), own, most_bytes)))
+            self.processes[-1].start()
+
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid or 0 for process in self.processes]
+
+    def poll(self) -> int | None:
+        """Exit status of the first process; None while it is at work."""
+        return self.processes[0].exitcode
+
+    @property
+    def stdout(self) -> str:
+        return (Path(self._said.name) / "stdout").read_text()
+
+    @property
+    def stderr(self) -> str:
+        return (Path(self._said.name) / "stderr").read_text()
+
+    @property
+    def said(self) -> str:
+        return self.stdout + self.stderr
+
+    def kill(self, after: float = 0.0) -> None:
+        """Kill it, if it is still there then."""
+        self.processes[0].join(after)
+        for process in self.processes:
+            if process.is_alive():
+                os.kill(process.pid or 0, signal.SIGKILL)
+            process.join()
+
+    def end(self, status: int = 0, timeout: float = 400) -> Running:
+        """Wait for all processes, and check their exit status."""
+        for process in self.processes:
+            process.join(timeout)
+            assert process.exitcode == status, f"{process.exitcode}\n{self.stdout[-3000:]}\n{self.stderr[-5000:]}"
+        return self
+
+
+def lares(folder: Path, *arguments: str, status: int = 0, environment: Mapping[str, str] | None = None) -> Running:
     """Run `lares` in a folder and check its exit status."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "LARES", "PYTHONPATH"))}
-    home = folder / ".home"
-    home.mkdir(exist_ok=True)
+    return Running(folder, *arguments, environment=environment).end(status)
+
+
+def lares_of(python: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the `lares` of another installation."""
     done = subprocess.run(
         [python, "-m", "lares_pl", *arguments],
         cwd=folder,
-        env={**clean, "HOME": str(home), "OMP_NUM_THREADS": "1", **environment},
+        env={**clean_environment(), "HOME": str(folder)},
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
         timeout=500,
         check=False,
     )
-    assert done.returncode == status, f"{arguments}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
+    assert done.returncode == 0, f"{arguments}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
     return done
 
 
 def error(folder: Path, *arguments: str) -> str:
-    """The one paragraph that a refused command prints; run in this process, which saves importing everything again."""
+    """The one paragraph that a refused command prints; run in this process."""
     said, stderr = io.StringIO(), sys.stderr
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
         patch.chdir(folder)

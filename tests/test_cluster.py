@@ -23,7 +23,7 @@ from lares_pl import LaresError, SequenceDataset
 from lares_pl.callbacks.together import Together
 from lares_pl.runs import StageFolder
 from lares_pl.shipped import shipped_configs
-from tests.console import error, lares
+from tests.console import Running, clean_environment, error, lares
 
 TWO = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.logger", "false"]
 CLUSTER = ["--config", "cluster.yaml", *TWO]
@@ -79,12 +79,12 @@ def assert_equal_runs(left: Path, right: Path) -> None:
             assert torch.equal(value, theirs[name]), name
 
 
-def started(folder: Path, *arguments: str, command: tuple[str, ...] = ("-m", "lares_pl")) -> subprocess.Popen[str]:
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "LARES", "PYTHONPATH"))}
+def launched(folder: Path, *arguments: str, command: tuple[str, ...] = ("-m", "lares_pl")) -> subprocess.Popen[str]:
+    """A run whose processes Lightning or torchrun starts."""
     return subprocess.Popen(
         [sys.executable, *command, *arguments],
         cwd=folder,
-        env={**clean, "OMP_NUM_THREADS": "1"},
+        env=clean_environment(),
         stdout=subprocess.DEVNULL,
         stderr=(folder / "stderr.txt").open("w"),
         text=True,
@@ -92,10 +92,10 @@ def started(folder: Path, *arguments: str, command: tuple[str, ...] = ("-m", "la
     )
 
 
-def wait_for(path: Path, process: subprocess.Popen[str], said: Path) -> None:
+def wait_for(path: Path, process: subprocess.Popen[str] | Running) -> None:
     deadline = time.monotonic() + 240
     while not path.exists():
-        assert process.poll() is None, said.read_text()
+        assert process.poll() is None, process
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -130,16 +130,15 @@ def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_second_fit_of_one_name_is_refused_and_a_kill_sets_the_folder_free(work: Path) -> None:
     line = ["fit", "--config", "spt.yaml", "--run", "twice", "--ckpt_path", "auto", "--test_after_fit", "false"]
-    process = started(work, *line, "--trainer.max_epochs", "5000")
-    wait_for(checkpoint(work, "twice"), process, work / "stderr.txt")
+    running = Running(work, *line, "--trainer.max_epochs", "5000")
+    wait_for(checkpoint(work, "twice"), running)
     for again in (line, line[:5]):
-        assert f"by process {process.pid} on" in error(work, *again)
+        assert f"by process {running.pids[0]} on" in error(work, *again)
     assert not (work / "runs" / "twice" / "spt.1").exists()
-    process.kill()
-    process.wait()
+    running.kill()
     reached = updates(checkpoint(work, "twice"))
     done = lares(work, *line, "--trainer.max_steps", str(reached + 3), "--trainer.max_epochs", "-1")
-    assert "resuming runs/twice/spt/checkpoints/last.ckpt" in done.stdout + done.stderr
+    assert "resuming runs/twice/spt/checkpoints/last.ckpt" in done.said
 
 
 @pytest.mark.slow
@@ -149,12 +148,12 @@ def test_the_same_line_starts_goes_on_and_ends_at_once(work: Path) -> None:
         folder = work / "runs" / "again" / stage
         line = ["fit", "--config", f"{stage}.yaml", "--run", "again", "--ckpt_path", "auto", "--trainer.max_epochs", "1"]
         first = lares(work, *line)
-        assert "resuming" not in first.stdout + first.stderr
+        assert "resuming" not in first.said
         record = yaml.safe_load((folder / "config.yaml").read_text())
         assert record["ckpt_path"] == "auto"
         before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
         second = lares(work, *line)
-        assert f"runs/again/{stage} is finished" in second.stdout + second.stderr
+        assert f"runs/again/{stage} is finished" in second.said
         assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
         # interrupted behind the last update: only the test is left to do
         report = (folder / "test.json").read_text()
@@ -210,32 +209,42 @@ def test_a_process_that_waits_for_a_killed_one_ends_too(tmp_path: Path) -> None:
         time.sleep(0.02)
 
 
+def terminated(run: str) -> list[str]:
+    line = ["fit", "--config", "spt.yaml", *CLUSTER, "--run", run, "--ckpt_path", "auto", "--test_after_fit", "false"]
+    return [*line, "--trainer.accumulate_grad_batches", "2", "--trainer.max_epochs"]
+
+
+def assert_that_it_goes_on(work: Path, run: str) -> None:
+    reached = updates(checkpoint(work, run))
+    done = lares(work, *terminated(run), "-1", "--trainer.max_steps", str(reached + 2))
+    assert "resuming" in done.said
+    assert not (work / "runs" / run / "spt.1").exists()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("whom", ["both", "first", "second", "group"])
-def test_sigterm_on_two_processes_saves_once_and_ends_all(work: Path, whom: str) -> None:
-    line = ["fit", "--config", "spt.yaml", *CLUSTER, "--run", f"term-{whom}", "--ckpt_path", "auto"]
-    line += ["--test_after_fit", "false", "--trainer.accumulate_grad_batches", "2"]
-    last = checkpoint(work, f"term-{whom}")
-    process = started(work, *line, "--trainer.max_epochs", "5000")
-    wait_for(last, process, work / "stderr.txt")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sigterm_to_one_of_two_processes_saves_once_and_ends_both(work: Path, rank: int) -> None:
+    run = f"term-{rank}"
+    running = Running(work, *terminated(run), "5000")
+    wait_for(checkpoint(work, run), running)
+    os.kill(running.pids[rank], signal.SIGTERM)
+    assert running.end(143).stderr.count("terminated; a checkpoint was saved") == 1
+    assert_that_it_goes_on(work, run)
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_group_that_lightning_started_saves_once_and_ends_all(work: Path) -> None:
+    process = launched(work, *terminated("term-group"), "5000")
+    wait_for(checkpoint(work, "term-group"), process)
     (second,) = children(process)
-    if whom == "group":
-        os.killpg(process.pid, signal.SIGTERM)
-    if whom in ("both", "first"):
-        process.send_signal(signal.SIGTERM)
-    if whom in ("both", "second"):
-        os.kill(second, signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(timeout=120) == 143
-    said = (work / "stderr.txt").read_text()
-    assert said.count("terminated; a checkpoint was saved") == 1
+    assert (work / "stderr.txt").read_text().count("terminated; a checkpoint was saved") == 1
     deadline = time.monotonic() + 60
     while not gone(second):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    reached = updates(last)
-    done = lares(work, *line, "--trainer.max_steps", str(reached + 2), "--trainer.max_epochs", "-1")
-    assert "resuming" in done.stdout + done.stderr
-    assert not (work / "runs" / f"term-{whom}" / "spt.1").exists()
+    assert_that_it_goes_on(work, "term-group")
 
 
 @pytest.mark.slow
@@ -281,7 +290,7 @@ def test_torchrun_starts_the_processes(work: Path) -> None:
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "--", "lares_pl")
     line = ["fit", "--config", "spt.yaml", *CLUSTER, "--run", "torchrun", "--ckpt_path", "auto"]
     line += ["--trainer.accumulate_grad_batches", "2", "--trainer.log_every_n_steps", "1"]
-    process = started(work, *line, "--trainer.max_epochs", "1", command=torchrun)
+    process = launched(work, *line, "--trainer.max_epochs", "1", command=torchrun)
     assert process.wait(timeout=240) == 0, (work / "stderr.txt").read_text()
     folder = work / "runs" / "torchrun" / "spt"
     with (folder / "metrics" / "version_0" / "metrics.csv").open() as file:
@@ -338,7 +347,6 @@ def test_the_slurm_script_requeues_itself_and_goes_on(work: Path) -> None:
         "SLURM_NTASKS": "2",
     }
     job |= {"SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NAME": "lares", "PATH": f"{tools}:{os.environ['PATH']}"}
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "LARES", "PYTHONPATH"))}
     said = work / "slurm.log"
     last = checkpoint(work, "friday")
 
@@ -347,7 +355,7 @@ def test_the_slurm_script_requeues_itself_and_goes_on(work: Path) -> None:
         return subprocess.Popen(
             ["bash", "slurm.sh", *options],
             cwd=work,
-            env={**clean, "OMP_NUM_THREADS": "1", **job, **environment},
+            env={**clean_environment(), **job, **environment},
             stdout=said.open("a"),  # --open-mode=append
             stderr=subprocess.STDOUT,
         )

@@ -29,7 +29,7 @@ def work(ml_100k: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = lares(
         folder, "fit", "--config", "rpt.yaml", "--run", "ml", *QUICK, "--model.pruning.passes", "1", "--data.batch_size", "32"
     )
-    (folder / "rpt.out").write_text(done.stdout + done.stderr)
+    (folder / "rpt.out").write_text(done.said)
     return folder
 
 
@@ -260,7 +260,7 @@ def test_an_emptied_dataset_is_refused(work: Path, tmp_path: Path) -> None:
 
 
 def test_a_traceback_is_shown_when_asked_for(tmp_path: Path) -> None:
-    done = lares(tmp_path, "test", "--ckpt_path", "nowhere.ckpt", status=1, LARES_TRACEBACK="1")
+    done = lares(tmp_path, "test", "--ckpt_path", "nowhere.ckpt", status=1, environment={"LARES_TRACEBACK": "1"})
     assert "Traceback" in done.stderr
     assert "no checkpoint at" in done.stderr
 

@@ -28,7 +28,7 @@ def work(ml_100k: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     lares(folder, "fit", "--config", "spt.yaml", *TWO, *BUDGET, *SMALL)
     pruning = ["--model.pruning.passes", "2", "--model.pruning.top", "200", "--data.batch_size", "16"]
     done = lares(folder, "fit", "--config", "rpt.yaml", *TWO, *BUDGET, *pruning)
-    (folder / "rpt.out").write_text(done.stdout + done.stderr)
+    (folder / "rpt.out").write_text(done.said)
     return folder
 
 
@@ -55,7 +55,7 @@ def test_pruning_on_two_processes_equals_pruning_on_one(work: Path, tmp_path: Pa
     pruning = ["--model.pruning.passes", "2", "--model.pruning.top", "200", "--data.batch_size", "16"]
     one = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--test_after_fit", "false"]
     done = lares(tmp_path, "fit", "--config", "rpt.yaml", "--model.init_from", spt, *one, *BUDGET, *pruning)
-    assert said[0] in done.stdout + done.stderr
+    assert said[0] in done.said
 
 
 def test_predictions_of_two_processes_equal_those_of_one(work: Path, tmp_path: Path) -> None:

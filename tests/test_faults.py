@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -22,12 +20,11 @@ import torch
 import yaml
 
 from lares_pl import SPT, LaresError, SequenceDataset, load_stage, prepare
-from lares_pl.cli import main
 from lares_pl.shipped import shipped_configs
 from lares_pl.stages.checkpoint import read_checkpoint
 from lares_pl.stages.saving import AtomicCheckpointIO
 from tests.console import SMALL as SMALL_OPTIONS
-from tests.console import lares
+from tests.console import Running, lares
 from tests.test_stages import FAST, SMALL, data, trainer
 
 
@@ -90,23 +87,11 @@ def fit(*arguments: str) -> list[str]:
     return ["fit", "--config", "spt.yaml", "--config", "patient.yaml", *SMALL_OPTIONS, *quiet, *budget, *size, *arguments]
 
 
-def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "LARES", "PYTHONPATH"))}
-    return subprocess.Popen(
-        [sys.executable, "-m", "lares_pl", *fit(*arguments)],
-        cwd=folder,
-        env={**clean, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=(folder / "stderr.txt").open("w"),
-        text=True,
-    )
-
-
-def wait_for_a_save(path: Path, process: subprocess.Popen[str] | Running) -> None:
+def wait_for_a_save(path: Path, running: Running) -> None:
     """Until a checkpoint is there that was not before."""
     before, deadline = path.stat().st_mtime_ns if path.exists() else None, time.monotonic() + 240
     while not path.exists() or path.stat().st_mtime_ns == before:
-        assert process.poll() is None, path
+        assert running.poll() is None, running.said
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -118,11 +103,10 @@ def updates(path: Path) -> int:
 @pytest.mark.slow
 def test_sigterm_saves_a_checkpoint_and_is_no_success(work: Path) -> None:
     last = work / "runs" / "term" / "spt" / "checkpoints" / "last.ckpt"
-    process = started(work, "--run", "term")
-    wait_for_a_save(last, process)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=240) == 143
-    assert "resume with the same command and --ckpt_path last" in (work / "stderr.txt").read_text()
+    running = Running(work, *fit("--run", "term"))
+    wait_for_a_save(last, running)
+    os.kill(running.pids[0], signal.SIGTERM)
+    assert "resume with the same command and --ckpt_path last" in running.end(143).stderr
     reached = updates(last)
     lares(work, *fit("--run", "term", "--ckpt_path", "last", "--trainer.max_steps", str(reached + 2)))
     assert updates(last) >= reached
@@ -131,58 +115,15 @@ def test_sigterm_saves_a_checkpoint_and_is_no_success(work: Path) -> None:
 # ---------------------------------------------------------------- kill -9, and disks that are full
 
 KILLS = int(os.environ.get("LARES_KILLS", "12"))  # over all of the tests below
-CONTEXT = multiprocessing.get_context("forkserver")  # a command a moment after it is asked for, nothing left to import
-CONTEXT.set_forkserver_preload(["lares_pl.training", "lares_pl.data.prepare", "lares_pl.data.dataset"])
 
 
 def share(part: float) -> int:
     return max(1, round(KILLS * part))
 
 
-def _command(folder: Path, arguments: list[str], most_bytes: int | None) -> None:
-    os.setpgrp()
-    os.chdir(folder)
-    os.environ["WANDB_MODE"] = "offline"
-    said = os.open("said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
-    torch.set_num_threads(1)
-    if most_bytes is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
-    sys.argv = ["lares", *arguments]
-    main()
-
-
-class Running:
-    """A `lares` command in a process of its own."""
-
-    def __init__(self, folder: Path, *arguments: str, most_bytes: int | None = None) -> None:
-        self.folder = folder
-        self.process = CONTEXT.Process(target=_command, args=(folder, list(arguments), most_bytes))
-        self.process.start()
-
-    def poll(self) -> int | None:
-        return self.process.exitcode
-
-    def said(self) -> str:
-        return (self.folder / "said.txt").read_text()
-
-    def kill(self, after: float) -> None:
-        """Kill it, if it is still there then."""
-        self.process.join(after)
-        if self.process.is_alive():
-            os.kill(self.process.pid or 0, signal.SIGKILL)
-        self.process.join()
-
-    def end(self, status: int = 0) -> str:
-        self.process.join(400)
-        assert self.process.exitcode == status, self.said()
-        return self.said()
-
-
 def refusal(running: Running) -> str:
     """The one paragraph of a command that could not go on."""
-    said = running.end(2)
+    said = running.end(2).said
     assert "Traceback" not in said
     (line,) = [line for line in said.splitlines() if line.startswith("lares: error: ")]
     return line
@@ -261,7 +202,7 @@ def test_killed_while_it_prepares_a_dataset_is_there_whole_or_not_at_all(logs: P
         now, then = (then, now) if found == then else (now, then)
     Running(tmp_path, "prepare", str(logs / "b.tsv"), "--output", "out", "--overwrite", "true").end()
     assert sequences(tmp_path / "out") == b
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out", "said.txt"]  # all cleared away
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]  # all cleared away
 
 
 @pytest.fixture(scope="module")
@@ -306,7 +247,7 @@ def test_no_room_for_a_dataset(logs: Path, tmp_path: Path, most_bytes: int) -> N
         said = refusal(Running(tmp_path, "prepare", str(logs / "b.tsv"), "--output", name, *more, most_bytes=most_bytes))
         assert str(tmp_path / name) in said or str(tmp_path / f".{name}") in said
         assert content(tmp_path / "out") == before
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "said.txt"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
 @pytest.fixture

@@ -154,7 +154,7 @@ def test_what_is_refused() -> None:
         ({"ann": "item-1"}, "what user 'ann' has is no list"),
     ):
         with pytest.raises(LaresError, match=message):
-            model.recommend(given)  # type: ignore[arg-type]
+            model.recommend(given)
     with pytest.raises(LaresError, match="k must be a whole number, at least 1; got 0"):
         model.recommend(HISTORIES, k=0)
     with pytest.raises(LaresError, match="depth must not be negative"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.console import QUICK, SMALL, lares
+from tests.console import QUICK, SMALL, lares_of
 
 pytestmark = pytest.mark.slow
 
@@ -29,11 +29,11 @@ def test_the_main_job_from_a_wheel(ml_100k: Path, tmp_path: Path) -> None:
 
     folder = tmp_path / "elsewhere"
     folder.mkdir()
-    lares(folder, "prepare", str(ml_100k), python=python)
-    lares(folder, "fit", "--config", "spt.yaml", *QUICK, *SMALL, python=python)
+    lares_of(python, folder, "prepare", str(ml_100k))
+    lares_of(python, folder, "fit", "--config", "spt.yaml", *QUICK, *SMALL)
     quick = ["--model.pruning.passes", "1", "--data.batch_size", "16"]
-    done = lares(folder, "fit", "--config", "rpt.yaml", *QUICK, *quick, python=python)
+    done = lares_of(python, folder, "fit", "--config", "rpt.yaml", *QUICK, *quick)
     assert "before and after RPT" in done.stdout
     best = "runs/default/rpt/checkpoints/best.ckpt"
-    lares(folder, "predict", "--ckpt_path", best, python=python)
+    lares_of(python, folder, "predict", "--ckpt_path", best)
     assert (folder / "predictions.parquet").is_file()
