@@ -90,17 +90,18 @@ def join_stages(config: Namespace, folder: StageFolder) -> StageCheckpoint | Non
             "RPT takes its architecture from the SPT checkpoint; leave model.backbone out. (Configs that choose a block "
             "belong to the first stage: lares fit --config spt.yaml --config fmlp.yaml, then lares fit --config rpt.yaml.)"
         )
-    if is_rpt and arguments.get("init_from") is None:
-        arguments["init_from"] = str(RUNS / config.run / "spt" / BEST)
-        if not Path(arguments["init_from"]).is_file():
-            raise LaresError(
-                f"RPT starts from the SPT run of the same name and there is none at {arguments['init_from']}: "
-                f"train it first (lares fit --config spt.yaml --run {config.run}), "
-                "or name a checkpoint with --model.init_from"
-            )
-    source = arguments.get("init_from")
+    source = arguments.get("init_from") or ("spt" if is_rpt else None)
     if source is None:
         return None
+    if is_stage_name(source):
+        arguments["init_from"] = str(RUNS / config.run / source / BEST)
+        if not Path(arguments["init_from"]).is_file():
+            raise LaresError(
+                f"{name} starts from the stage {source} of the run of the same name and there is none at "
+                f"{arguments['init_from']}: train it first (lares fit --config {source}.yaml --run {config.run}), "
+                "or name a checkpoint with --model.init_from"
+            )
+        source = arguments["init_from"]
     if folder.path.resolve() in Path(source).resolve().parents:
         raise LaresError(
             f"--model.init_from {source} is a checkpoint of this very run ({folder.path}): to resume it say "
@@ -112,6 +113,11 @@ def join_stages(config: Namespace, folder: StageFolder) -> StageCheckpoint | Non
         arguments["backbone"] = dict_to_namespace(checkpoint.settings["backbone"])
     take_data(config, checkpoint)
     return None
+
+
+def is_stage_name(text: str | None) -> bool:
+    """Whether this names a stage of a run, not a file: `spt`."""
+    return text is not None and "/" not in text and "." not in text
 
 
 def take_data(config: Namespace, checkpoint: StageCheckpoint) -> None:

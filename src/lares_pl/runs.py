@@ -88,15 +88,17 @@ class StageFolder:
         outcome: dict[str, Any] = json.loads(self._record.read_text(encoding="utf-8"))
         return outcome
 
-    def finish(self, epochs: int, updates: int, best: str, tested: bool) -> None:
+    def finish(self, epochs: int, updates: int, best: str, tested: bool, flops: float | None = None) -> None:
         """Record that training came to its end (its budget, or early stopping).
 
         Args:
             epochs, updates: how many were made.
             best: path of the best checkpoint, empty where there is none.
             tested: whether it was tested too.
+            flops: floating-point operations it cost, where they were counted.
         """
-        write_json(self._record, {"epochs": epochs, "updates": updates, "best": best, "tested": tested})
+        record = {"epochs": epochs, "updates": updates, "best": best, "tested": tested, "flops": flops}
+        write_json(self._record, record)
 
     def reopen(self) -> None:
         """Training goes on."""

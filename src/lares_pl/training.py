@@ -19,18 +19,19 @@ from typing import Any, TextIO
 from jsonargparse import Namespace, dict_to_namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lares_pl import BSARecBlock, FMLPBlock, LRUBlock, RotaryBlock, TransformerBlock  # noqa: F401  (`class_path: FMLPBlock`)
+from lares_pl.callbacks.cost import Cost
 from lares_pl.callbacks.predictions import PredictionWriter
 from lares_pl.callbacks.progress import Progress
 from lares_pl.callbacks.record import ConfigRecord
 from lares_pl.callbacks.together import Together, end_with_parent, terminated_is_not_success
-from lares_pl.chain import join_stages, resolve_checkpoint
-from lares_pl.config import own_defaults, readable
+from lares_pl.chain import is_stage_name, join_stages, resolve_checkpoint
+from lares_pl.config import class_path_of, own_defaults, readable
 from lares_pl.data.dataset import check_dataset
 from lares_pl.data.module import SequenceDataModule
 from lares_pl.errors import LaresError
@@ -216,6 +217,8 @@ class Command(LightningCLI):
         for callback in trainer.callbacks or []:
             if callback.class_path.endswith(".ModelCheckpoint") and callback.init_args.get("dirpath") is None:
                 callback.init_args.dirpath = str(folder / "checkpoints")
+            if callback.class_path == class_path_of(Cost) and is_stage_name(callback.init_args.get("like")):
+                callback.init_args.like = str(folder.with_name(callback.init_args.like) / "finished.json")
         loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
         loggers = [logger for logger in loggers if isinstance(logger, Namespace)]
         for logger in loggers:
@@ -296,7 +299,10 @@ class Command(LightningCLI):
         if self.finished is None:
             keeper = self.trainer.checkpoint_callback
             best = keeper.best_model_path if isinstance(keeper, ModelCheckpoint) else ""
-            self.finished = {"epochs": self.trainer.current_epoch, "updates": self.trainer.global_step, "best": best}
+            callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+            counted = [callback.flops for callback in callbacks if isinstance(callback, Cost)]
+            made = {"epochs": self.trainer.current_epoch, "updates": self.trainer.global_step}
+            self.finished = {**made, "best": best, "flops": counted[0] if counted else None}
         self.finished["tested"] = tested
         if self.trainer.is_global_zero and not self.chosen.trainer.fast_dev_run:
             self.folder.finish(**self.finished)

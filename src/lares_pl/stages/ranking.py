@@ -76,7 +76,7 @@ class RankingStage(L.LightningModule):
     def __init__(
         self,
         settings: Mapping[str, Any],
-        backbone: BackboneConfig | Mapping[str, Any],
+        backbone: BackboneConfig,
         optimizer: OptimizerFactory | Mapping[str, Any] = Adam,
         scheduler: SchedulerFactory | Mapping[str, Any] | None = None,
         exclude_seen: bool = False,
@@ -87,7 +87,7 @@ class RankingStage(L.LightningModule):
         super().__init__()
         if on_nonfinite not in ("stop", "skip"):
             raise LaresError(f"on_nonfinite must be stop or skip, got {on_nonfinite}")
-        self.backbone_config = from_plain(BackboneConfig, backbone, "backbone")
+        self.backbone_config = backbone
         check_that_it_comes_back(self.backbone_config)
         self.optimizer = from_plain(OptimizerFactory, optimizer, "optimizer")
         self.scheduler = None if scheduler is None else from_plain(SchedulerFactory, scheduler, "scheduler")
@@ -416,6 +416,20 @@ class RankingStage(L.LightningModule):
         states, _ = self.reasoning(self.backbone, batch.histories)
         scores, items = self.backbone.top_k(states, k, self._excluded(batch))
         return Ranked(batch.instances, batch.valid, items, scores)
+
+
+def architecture(stage: str, given: BackboneConfig | Mapping[str, Any] | None, source: str | None) -> BackboneConfig:
+    """The architecture a stage is given, or that of the checkpoint it starts from.
+
+    Raises:
+        LaresError: if there is neither.
+    """
+    if given is None:
+        if source is None:
+            raise LaresError(f"{stage} starts from a checkpoint: give init_from (--model.init_from PATH)")
+        given = read_checkpoint(source).settings["backbone"]
+    config: BackboneConfig = from_plain(BackboneConfig, given, "backbone")
+    return config
 
 
 def arguments(local: Mapping[str, Any]) -> dict[str, Any]:

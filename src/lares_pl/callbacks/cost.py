@@ -1,0 +1,117 @@
+"""What training costs in operations, so that two ways of training can be compared at the same cost."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch.utils.flop_counter import FlopCounterMode
+
+from lares_pl.errors import LaresError
+
+
+class Cost(Callback):
+    """Estimates the floating-point operations of training; ends it where another run's are spent.
+
+    Operations do not depend on the machine or on who else is at work on it, as seconds do. PyTorch's counter counts those of
+    products of matrices and of attention, forwards and backwards, which are nearly all; FFTs it does not know. It slows what it
+    counts, so one update in `every` is counted and stands for all of them; what comes before the first update (RPT's pruning)
+    is counted whole. Validation is left out.
+
+    Logged as `train/tflops` (10^12 operations since the start, of all processes) and kept in `finished.json`.
+
+    Args:
+        every: of so many updates one is counted.
+        like: stop when this run's operations are spent: its `finished.json`, or a stage of the same run by name. None: never.
+    """
+
+    def __init__(self, every: int = 10, like: str | None = None) -> None:
+        if every < 1:
+            raise LaresError(f"Cost: every must be at least 1, got {every}")
+        self.every = every
+        self.like = like
+        self.flops = 0.0
+        self._counted, self._updates = 0.0, 0  # operations of the updates that were counted, and how many these were
+        self._budget = float("inf")
+        self._at_work = ExitStack()
+        self._counter: FlopCounterMode | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Read the budget.
+
+        Raises:
+            LaresError: if the run to be like is not over, or did not count its cost.
+        """
+        if stage == "fit" and self.like is not None:
+            self._budget = spent(Path(self.like))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on with."""
+        return {"flops": self.flops, "counted": self._counted, "updates": self._updates}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.flops, self._counted, self._updates = state_dict["flops"], state_dict["counted"], state_dict["updates"]
+
+    # ------------------------------------------------------------ counting
+
+    def _count(self) -> None:
+        self._counter = self._at_work.enter_context(FlopCounterMode(display=False))
+
+    def _counted_since(self) -> float | None:
+        """Operations since `_count`; None where it was not called."""
+        if self._counter is None:
+            return None
+        self._at_work.close()
+        counter, self._counter = self._counter, None
+        return float(counter.get_total_flops())
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What a stage does before its first update."""
+        self._count()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Updates begin; a resumed run did the rest before."""
+        before = self._counted_since() or 0.0
+        if trainer.global_step == 0:
+            self.flops = before * trainer.world_size
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Count this one?"""
+        if batch_idx % self.every == 0:
+            self._count()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add what it cost, or what those that were counted cost on the average."""
+        counted = self._counted_since()
+        if counted is not None:
+            self._counted, self._updates = self._counted + counted, self._updates + 1
+        own = self._counted / self._updates if counted is None else counted
+        self.flops += own * trainer.world_size
+        pl_module.log("train/tflops", self.flops / 1e12)
+        if self.flops >= self._budget:
+            trainer.should_stop = True
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave no counter behind."""
+        self._counted_since()
+
+
+def spent(record: Path) -> float:
+    """Operations that a finished run cost.
+
+    Raises:
+        LaresError: if it is not over, or did not count them.
+    """
+    if not record.is_file():
+        raise LaresError(f"Cost: no finished run at {record.parent} whose cost could be spent: train it first, to its end")
+    flops = json.loads(record.read_text(encoding="utf-8")).get("flops")
+    if flops is None:
+        raise LaresError(f"Cost: {record.parent} did not count what it cost: train it with the callback Cost of rpt.yaml")
+    return float(flops)
