@@ -29,26 +29,28 @@ from lares_pl.callbacks.predictions import PredictionWriter
 from lares_pl.callbacks.progress import Progress
 from lares_pl.callbacks.record import ConfigRecord
 from lares_pl.callbacks.together import Together, terminated_is_not_success
+from lares_pl.commands import STAGES
 from lares_pl.config import import_class, own_defaults, readable
 from lares_pl.data.dataset import check_dataset
 from lares_pl.data.module import SequenceDataModule
 from lares_pl.errors import LaresError
 from lares_pl.files import write_json
+from lares_pl.help import Helpful
 from lares_pl.runs import BEST, RUNS, StageFolder, trained
 from lares_pl.shipped import with_shipped_configs
 from lares_pl.stages.checkpoint import StageCheckpoint, load_stage, read_checkpoint
 from lares_pl.stages.ranking import RankingStage
 from lares_pl.stages.rpt import RPT
 from lares_pl.stages.saving import AtomicCheckpointIO
-from lares_pl.stages.spt import SPT  # noqa: F401  (so that YAML may say `class_path: SPT`)
+from lares_pl.stages.spt import SPT
 
 
-def run() -> None:
-    """Parse the command line and run the subcommand."""
+def run(kind: type[Command] | None = None) -> None:
+    """Parse the command line and run the subcommand, as `Command` does it or a class of that kind."""
     _quieten()
     sys.argv[1:] = with_shipped_configs(sys.argv[1:])
     with own_defaults(), terminated_is_not_success():
-        Command(
+        (kind or Command)(
             RankingStage,
             SequenceDataModule,
             subclass_mode_model=True,
@@ -81,7 +83,7 @@ def _quieten() -> None:
 # ---------------------------------------------------------------- the command
 
 
-class CommandParser(LightningArgumentParser):
+class CommandParser(Helpful, LightningArgumentParser):
     """A parser whose errors are `LaresError`."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
@@ -109,7 +111,10 @@ class Command(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        assert isinstance(parser, CommandParser)
+        parser.explain(**vars(STAGES[subcommand]))
         if subcommand == "fit":
+            parser.stages = (SPT, RPT)
             parser.add_argument(
                 "--stage",
                 type=str | None,
