@@ -102,7 +102,7 @@ def _values(option: Option) -> dict[str, Any]:
     """Where a shell looks for the values of an option."""
     import shtab
 
-    configs = [name for name in shipped_files() if name.endswith(".yaml")]
+    configs = [name for name in shipped_files() if name.endswith(".yaml") and name != "sweep.yaml"]  # which is for W&B
     name = option.key.rpartition(".")[2]
     if option.key == "run":
         return _from("run", f"ls {RUNS} 2>/dev/null", files=False)

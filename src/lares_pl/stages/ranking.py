@@ -380,7 +380,8 @@ class RankingStage(L.LightningModule):
         (states,) = self.backbone.rollout(batch.histories, [self.evaluation_depth], KeyedNoise(batch.histories))
         return states[-1]
 
-    def _excluded(self, batch: Batch) -> Excluded | None:
+    def excluded(self, batch: Batch) -> Excluded | None:
+        """Items that are not ranked: those seen before, where they are to be left out."""
         if not self.exclude_seen:
             return None
         assert batch.seen_rows is not None
@@ -388,7 +389,7 @@ class RankingStage(L.LightningModule):
         return Excluded(batch.seen_rows, batch.seen_items)
 
     def _evaluate(self, batch: Batch, split: str) -> None:
-        ranks = self.backbone.target_rank(self.user_states(batch), batch.targets, self._excluded(batch))
+        ranks = self.backbone.target_rank(self.user_states(batch), batch.targets, self.excluded(batch))
         metrics = cast(MetricCollection, self.metrics[split])
         metrics.update(ranks[batch.valid])
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(batch))
@@ -404,7 +405,7 @@ class RankingStage(L.LightningModule):
     def predict_step(self, batch: Batch) -> Ranked:
         """The best `predict_k` items of each user."""
         k = min(self.predict_k, self.backbone.items)
-        scores, items = self.backbone.top_k(self.user_states(batch), k, self._excluded(batch))
+        scores, items = self.backbone.top_k(self.user_states(batch), k, self.excluded(batch))
         return Ranked(batch.instances, batch.valid, items, scores)
 
 
