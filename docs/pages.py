@@ -59,13 +59,14 @@ def placed() -> dict[str, str]:
 
 
 @cache
-def anchors() -> dict[str, str]:
-    """The page of each heading of the README, by its anchor."""
-    return {anchor(title): placed()[name] for name, section in readme().items() for _, title in _HEADING.findall(section)}
+def anchors() -> dict[str, tuple[str, str]]:
+    """Page and anchor of each heading of the README, by its anchor on GitHub, which the README's links name."""
+    titles = [(name, title) for name, section in readme().items() for _, title in _HEADING.findall(section)]
+    return {re.sub(r"[^\w\s-]", "", title).lower().replace(" ", "-"): (placed()[name], anchor(title)) for name, title in titles}
 
 
 def anchor(title: str) -> str:
-    """Its anchor, as GitHub and MkDocs write it."""
+    """The anchor of a heading in the site."""
     return re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower())
 
 
@@ -73,10 +74,10 @@ def section(name: str, page: str) -> str:
     """A section for a page, its links pointing to where the others are."""
 
     def linked(link: re.Match[str]) -> str:
-        target = anchors().get(link.group(1))
-        if target is None:
+        if link.group(1) not in anchors():
             raise SystemExit(f"README, section {name!r}: its link #{link.group(1)} leads nowhere")
-        return f"]({'' if target == page else target}#{link.group(1)})"
+        target, place = anchors()[link.group(1)]
+        return f"]({'' if target == page else target}#{place})"
 
     return re.sub(r"\]\(#([^)]+)\)", linked, readme()[name])
 
