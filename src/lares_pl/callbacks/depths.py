@@ -25,7 +25,7 @@ CHARTS = ("ndcg@10", "recall@10")
 class DepthSweep(Callback):
     """Behind a test: metrics at depths 1 to `reach` times the mean depth, from one rollout a batch.
 
-    W&B gets the table `depth_sweep/table` and line charts of NDCG@10 and Recall@10, a line a split; the CSV has the same rows. A
+    W&B gets the table `depth_sweep/table` and line charts of NDCG@10 and Recall@10, by split; the CSV has the same rows. A
     model without recurrence is left alone, and so is a test whose numbers would be kept nowhere.
 
     Args:
