@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 DATA ?=
 
-.PHONY: demo test bench lint unit clean
+.PHONY: demo test bench docs lint unit clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -31,6 +31,10 @@ unit: $(VENV)/.spark
 
 bench: $(VENV)/.installed  ## the slow side against ours: CPU seconds, peak memory, ratios
 	$(RUN)/python benchmarks/bench.py $(DATA)
+
+docs: $(VENV)/.installed  ## the documentation site, in build/site; a warning or a broken link is an error
+	$(RUN)/python docs/pages.py build/docs
+	$(RUN)/zensical build --strict --clean --config-file mkdocs.yml
 
 clean:
 	rm -rf $(VENV) dist build

@@ -15,6 +15,7 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "src" / "lares_pl"
 # from the top of the house to the bottom; a file may import from its own room and from those below
 ROOMS = [
+    "completion",
     "cli",
     "demo",
     "training",
@@ -30,7 +31,9 @@ ROOMS = [
     "shipped",
     "runs",
     "files",
+    "commands",
     "config",
+    "help",
     "errors",
 ]
 LIGHTNING = {"training", "chain", "callbacks", "stages", "reference"}

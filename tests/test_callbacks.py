@@ -64,7 +64,7 @@ def test_an_account_is_a_key_or_a_login(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     assert not has_account()
-    assert Wandb(save_dir=str(tmp_path), log_model=True)._offline
+    assert Wandb(save_dir=str(tmp_path))._offline
     (tmp_path / "netrc").write_text(f"machine {urlparse(wandb.Settings().base_url).netloc} login user password secret\n")
     assert has_account()
     assert not Wandb(save_dir=str(tmp_path))._offline

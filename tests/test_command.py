@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -64,35 +62,6 @@ def test_rpt_says_what_it_kept_and_what_changed(work: Path) -> None:
     spt = json.loads((work / "runs" / "ml" / "spt" / "test.json").read_text())
     assert report["before"]["metrics"] == pytest.approx(spt["metrics"], rel=1e-6)
     assert report["metrics"] != spt["metrics"]
-
-
-def wandb_records(path: Path) -> Iterator[bytes]:
-    """Records of an offline W&B run: LevelDB's log format (blocks of 32 KiB, checksum, length, kind) after a header of 7."""
-    raw, position, whole = path.read_bytes(), 7, b""
-    while position + 7 <= len(raw):
-        if (left := 32768 - position % 32768) < 7:
-            position += left
-            continue
-        length, kind = struct.unpack_from("<HB", raw, position + 4)
-        whole += raw[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # complete, or its last piece
-            yield whole
-            whole = b""
-
-
-def test_the_config_reaches_wandb_once(work: Path) -> None:
-    from wandb.proto import wandb_internal_pb2 as protocol
-
-    (path,) = (work / "runs" / "ml" / "spt" / "wandb").glob("offline-run-*/*.wandb")
-    seen: list[str] = []
-    for raw in wandb_records(path):
-        record = protocol.Record()  # type: ignore[attr-defined]
-        record.ParseFromString(raw)
-        updates = [*record.config.update, *record.run.config.update]
-        seen += [update.key or "/".join(update.nested_key) for update in updates]
-    for key in ("model", "data", "trainer", "seed_everything", "run"):
-        assert sum(name.split("/")[0] == key for name in seen) == 1, (key, seen)
 
 
 def test_evaluation_needs_a_checkpoint_alone(work: Path, tmp_path: Path) -> None:

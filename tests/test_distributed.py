@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tests.console import SMALL, lares
 pytestmark = pytest.mark.slow
 
 TWO = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
-BUDGET = ["--trainer.limit_train_batches", "3", "--trainer.max_epochs", "1", "--trainer.logger", "false"]
+BUDGET = ["--trainer.limit_train_batches", "3", "--trainer.max_epochs", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,16 @@ def test_metrics_of_two_processes_equal_those_of_one(work: Path, tmp_path: Path)
     # the same rankings, so each user was counted once: 943 users, metrics are whole counts over 943
     for name in ("test/recall@5", "test/recall@50"):
         assert one[name] * 943 == pytest.approx(round(one[name] * 943), abs=1e-2)
+
+
+def test_one_process_tells_wandb_and_all_sweep_depths_together(work: Path) -> None:
+    for stage in ("spt", "rpt"):
+        folder = work / "runs" / "default" / stage
+        assert len(list(folder.glob("wandb/offline-run-*/*.wandb"))) == 1
+        tested = json.loads((folder / "test.json").read_text())
+        with (folder / "depth-sweep.csv").open() as file:
+            rows = [row for row in csv.DictReader(file) if row["split"] == "test" and int(row["depth"]) == tested["depth"]]
+        assert [float(row["ndcg@10"]) for row in rows] == pytest.approx([tested["metrics"]["test/ndcg@10"]], rel=1e-6)
 
 
 def test_pruning_on_two_processes_equals_pruning_on_one(work: Path, tmp_path: Path) -> None:

@@ -11,28 +11,28 @@ import os
 import sys
 from typing import NoReturn
 
+from lares_pl.commands import STAGES
 from lares_pl.errors import LaresError
+from lares_pl.help import examples_of, help_last
 
-_FUNCTIONS = {
+FUNCTIONS = {
     "prepare": ("lares_pl.data.prepare", "turn raw interactions into a prepared dataset"),
     "synthetic": ("lares_pl.data.synthetic", "write the embedded demonstration data as raw interactions"),
     "recommend": ("lares_pl.recommender", "rank the catalogue for histories never seen in training"),
     "import-reference": ("lares_pl.reference.exchange", "turn a checkpoint of the authors' release into one of ours"),
     "export-reference": ("lares_pl.reference.exchange", "turn a checkpoint of ours into one of the authors' release"),
     "config": ("lares_pl.shipped", "print a shipped config or script: lares config cluster.yaml"),
+    "completion": ("lares_pl.completion", "print a script that completes commands and options in bash, zsh or fish"),
     "demo": ("lares_pl.demo", "prepare, SPT, RPT, test and predict in one go, with a summary"),
 }
-_NAME_ALL = {"recommend"}  # whose arguments are options, the required ones too, as in `predict`
-_STAGES = {
-    "fit": "train a stage: lares fit --config spt.yaml, then lares fit --config rpt.yaml",
-    "validate": "rank validation targets with a checkpoint",
-    "test": "rank test targets with a checkpoint",
-    "predict": "write ranked items for every user with a checkpoint",
-}
+NAME_ALL = {"recommend"}  # whose arguments are options, the required ones too, as in `predict`
 
 
 def _help() -> str:
-    commands = {**{name: text for name, (_, text) in _FUNCTIONS.items()}, **_STAGES}
+    commands = {
+        **{name: text for name, (_, text) in FUNCTIONS.items()},
+        **{name: stage.text for name, stage in STAGES.items()},
+    }
     width = max(map(len, commands))
     lines = [f"  {name:<{width}}  {text}" for name, text in commands.items()]
     return "\n".join(
@@ -44,7 +44,8 @@ def _help() -> str:
             "commands:",
             *lines,
             "",
-            "`lares COMMAND --help` shows a command's options; LARES_TRACEBACK=1 shows tracebacks of errors.",
+            "`lares COMMAND --help` shows a command's options, `--help all` everything about them;",
+            "LARES_TRACEBACK=1 shows tracebacks of errors.",
         ]
     )
 
@@ -52,7 +53,7 @@ def _help() -> str:
 def main() -> None:
     """Run one command; an error that a person can mend is one paragraph and exit status 2."""
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    sys.argv[2:] = [_underscored(argument) for argument in sys.argv[2:]]
+    sys.argv[2:] = help_last([_underscored(argument) for argument in sys.argv[2:]])
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # blocks of one's own: `class_path: my_model.MyBlock`, a file in this folder
     if command in ("-h", "--help", "help"):
@@ -64,14 +65,14 @@ def main() -> None:
         print(f"lares {__version__}")
         return
     try:
-        if command in _FUNCTIONS:
+        if command in FUNCTIONS:
             _run_function(command)
-        elif command in _STAGES:
+        elif command in STAGES:
             from lares_pl.training import run
 
             run()
         else:
-            raise LaresError(f"unknown command {command!r}; there are {', '.join([*_FUNCTIONS, *_STAGES])}")
+            raise LaresError(f"unknown command {command!r}; there are {', '.join([*FUNCTIONS, *STAGES])}")
     except LaresError as error:
         _fail(error)
     except BrokenPipeError:
@@ -94,15 +95,16 @@ def _run_function(command: str) -> None:
 
     from lares_pl.config import Parser
 
-    module, text = _FUNCTIONS[command]
+    module, text = FUNCTIONS[command]
     function = getattr(importlib.import_module(module), command.replace("-", "_"))
     auto_cli(
         function,
         args=sys.argv[2:],
         parser_class=Parser,
-        as_positional=command not in _NAME_ALL,
+        as_positional=command not in NAME_ALL,
         prog=f"lares {command}",
         description=text,
+        epilog=examples_of(function),
         allow_abbrev=False,
     )
 

@@ -20,6 +20,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace, _typehints, set_parsing_settings
 
 from lares_pl.errors import LaresError
+from lares_pl.help import Helpful
 
 # what an option without a type is given stays what it is; else a checkpoint could have any class built there
 set_parsing_settings(instantiate_subclass_spec_in_any=False)
@@ -87,7 +88,7 @@ def to_plain(value: Any) -> Any:
     raise LaresError(f"{value!r} ({type(value).__name__}) has no plain form and can't be part of a configuration")
 
 
-class Parser(ArgumentParser):
+class Parser(Helpful, ArgumentParser):
     """A parser whose errors are `LaresError`."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:

@@ -25,6 +25,10 @@ def demo(data: str | None = None) -> None:
 
     Args:
         data: file with interactions of your own, in a format `lares prepare` reads; the embedded data where not given.
+
+    Example:
+        lares demo
+        lares demo --data ml-100k.inter
     """
     if data is not None and not Path(data).is_file():
         raise LaresError(f"no such file: {data}")

@@ -306,6 +306,11 @@ def recommend(
 
     Raises:
         LaresError: if something can't be read or written, or is out of range.
+
+    Example:
+        lares recommend --ckpt_path runs/beauty/rpt/checkpoints/best.ckpt --histories new.csv --k 20
+        lares recommend --ckpt_path best.ckpt --histories new.csv --exclude_seen true --output new-lists.csv
+        lares recommend --ckpt_path best.ckpt --histories new.csv --depth 16 --stop lares_pl.ResidualStop
     """
     place = Path(output)
     if place.suffix not in (".parquet", ".csv"):

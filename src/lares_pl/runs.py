@@ -8,6 +8,7 @@ import os
 import socket
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -75,6 +76,20 @@ class StageFolder:
         """Make room for a new run; returns where the former one is now, if there was one."""
         return move_aside(self.path)
 
+    # ------------------------------------------------------------ which run of W&B it is
+
+    @property
+    def _tracked(self) -> Path:
+        return self.path / "wandb-run.json"
+
+    def track(self, run: str) -> None:
+        """Remember the id of the run in W&B, for those who resume."""
+        write_json(self._tracked, {"id": run})
+
+    def tracked(self) -> str | None:
+        """What `track` remembered."""
+        return str(json.loads(self._tracked.read_text(encoding="utf-8"))["id"]) if self._tracked.is_file() else None
+
     # ------------------------------------------------------------ whether the work is done
 
     @property
@@ -103,3 +118,17 @@ class StageFolder:
     def reopen(self) -> None:
         """Training goes on."""
         self._record.unlink(missing_ok=True)
+
+
+def comparison(report: Mapping[str, Any]) -> str:
+    """What `test.json` says, for people: test metrics, beside those before this stage where there are any."""
+    before = report.get("before", {}).get("metrics")
+    lines = [f"test metrics at depth {report['depth']}" + (" before and after RPT" if before else "")]
+    for name, value in report["metrics"].items():
+        label = f"  {name.removeprefix('test/'):<10}"
+        if before:
+            change = f"{value / before[name] - 1:+.1%}" if before[name] else ""
+            lines.append(f"{label} {before[name]:.4f} -> {value:.4f}  {change}")
+        else:
+            lines.append(f"{label} {value:.4f}")
+    return "\n".join(lines)

@@ -15,6 +15,11 @@ def shipped_configs() -> Path:
     return inside if inside.is_dir() else Path(__file__).resolve().parents[2] / "configs"
 
 
+def shipped_files() -> list[str]:
+    """Names of all that is shipped: configs, and scripts around them."""
+    return sorted(path.name for path in shipped_configs().iterdir())
+
+
 def config(name: str) -> None:
     """Print a file that comes with the package, to read it or to make it one's own: `lares config spt.yaml > mine.yaml`.
 
@@ -23,11 +28,13 @@ def config(name: str) -> None:
 
     Raises:
         LaresError: if none of that name is shipped.
+
+    Example:
+        lares config spt.yaml > mine.yaml
     """
     path = shipped_configs() / name
     if not path.is_file():
-        known = ", ".join(sorted(path.name for path in shipped_configs().iterdir()))
-        raise LaresError(f"nothing of the name {name} is shipped; there are {known}")
+        raise LaresError(f"nothing of the name {name} is shipped; there are {', '.join(shipped_files())}")
     print(path.read_text(encoding="utf-8"), end="")
 
 

@@ -26,33 +26,37 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lares_pl import BSARecBlock, FMLPBlock, LRUBlock, RotaryBlock, TransformerBlock  # noqa: F401  (`class_path: FMLPBlock`)
 from lares_pl.callbacks.cost import Cost
+from lares_pl.callbacks.depths import DepthSweep
+from lares_pl.callbacks.lineage import Lineage
 from lares_pl.callbacks.predictions import PredictionWriter
 from lares_pl.callbacks.progress import Progress
 from lares_pl.callbacks.record import ConfigRecord
 from lares_pl.callbacks.together import Together, end_with_parent, terminated_is_not_success
 from lares_pl.chain import is_stage_name, join_stages, resolve_checkpoint
+from lares_pl.commands import STAGES
 from lares_pl.config import class_path_of, own_defaults, readable
 from lares_pl.data.dataset import check_dataset
 from lares_pl.data.module import SequenceDataModule
 from lares_pl.errors import LaresError
 from lares_pl.files import write_json
+from lares_pl.help import Helpful
 from lares_pl.model.reasoning import StopRule
-from lares_pl.runs import BEST, RUNS, StageFolder, trained
+from lares_pl.runs import BEST, RUNS, StageFolder, comparison, trained
 from lares_pl.shipped import with_shipped_configs
 from lares_pl.stages.checkpoint import StageCheckpoint, load_stage, read_checkpoint
 from lares_pl.stages.ranking import RankingStage
 from lares_pl.stages.rpt import RPT
 from lares_pl.stages.saving import AtomicCheckpointIO
-from lares_pl.stages.spt import SPT  # noqa: F401  (so that YAML may say `class_path: SPT`)
+from lares_pl.stages.spt import SPT
 
 
-def run() -> None:
-    """Parse the command line and run the subcommand."""
+def run(kind: type[Command] | None = None) -> None:
+    """Parse the command line and run the subcommand, as `Command` does it or a class of that kind."""
     _quieten()
     end_with_parent()
     sys.argv[1:] = with_shipped_configs(sys.argv[1:])
     with own_defaults(), terminated_is_not_success():
-        Command(
+        (kind or Command)(
             RankingStage,
             SequenceDataModule,
             subclass_mode_model=True,
@@ -85,7 +89,7 @@ def _quieten() -> None:
 # ---------------------------------------------------------------- the command
 
 
-class CommandParser(LightningArgumentParser):
+class CommandParser(Helpful, LightningArgumentParser):
     """A parser whose errors are `LaresError`."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
@@ -119,7 +123,10 @@ class Command(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        assert isinstance(parser, CommandParser)
+        parser.explain(**vars(STAGES[subcommand]))
         if subcommand == "fit":
+            parser.stages = (SPT, RPT)
             parser.add_argument(
                 "--stage",
                 type=str | None,
@@ -197,7 +204,8 @@ class Command(LightningCLI):
             if self.resumed is not None:
                 record.model.init_args["init_from"] = self.resumed.started_from
             self._place_outputs(self.folder.path)
-        callbacks = [*(config.trainer.callbacks or []), Namespace(class_path=f"{Together.__module__}.Together")]
+        added = (f"{kind.__module__}.{kind.__name__}" for kind in (Together, Lineage))
+        callbacks = [*(config.trainer.callbacks or []), *(Namespace(class_path=path) for path in added)]
         if config.trainer.enable_progress_bar is not False:
             config.trainer.enable_progress_bar = True
             callbacks.append(Namespace(class_path=f"{Progress.__module__}.Progress", init_args=Namespace(every=30.0)))
@@ -219,6 +227,8 @@ class Command(LightningCLI):
                 callback.init_args.dirpath = str(folder / "checkpoints")
             if callback.class_path == class_path_of(Cost) and is_stage_name(callback.init_args.get("like")):
                 callback.init_args.like = str(folder.with_name(callback.init_args.like) / "finished.json")
+            if callback.class_path.endswith(".DepthSweep") and callback.init_args.get("path") is None:
+                callback.init_args.path = str(folder / "depth-sweep.csv")
         loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
         loggers = [logger for logger in loggers if isinstance(logger, Namespace)]
         for logger in loggers:
@@ -226,6 +236,8 @@ class Command(LightningCLI):
             if "save_dir" in arguments and arguments.get("save_dir") in (None, "."):
                 arguments.save_dir = str(folder)
             if logger.class_path.endswith(".Wandb"):
+                if self.resumed is not None:
+                    arguments.id = arguments.get("id") or StageFolder(folder).tracked()
                 arguments.name = arguments.get("name") or f"{self.chosen.run}-{folder.name}"
                 arguments.group = arguments.get("group") or self.chosen.run
         csv = Namespace(save_dir=str(folder), name="metrics", version=None, prefix="", flush_logs_every_n_steps=100)
@@ -323,7 +335,7 @@ class Command(LightningCLI):
         if self.trainer.is_global_zero:
             assert self.folder is not None
             write_json(self.folder.path / "test.json", report)
-            print(_comparison(report))
+            print(comparison(report))
             print(f"best checkpoint: {best}")
 
     def after_validate(self) -> None:
@@ -346,23 +358,11 @@ class Command(LightningCLI):
         before = load_stage(path)
         for name in ("evaluation_depth", "stop", "trajectories", "exclude_seen"):
             setattr(before, name, getattr(self.model, name))
-        loggers, self.trainer.loggers = self.trainer.loggers, []
+        trainer: Any = self.trainer
+        loggers, callbacks = trainer.loggers, trainer.callbacks
+        trainer.loggers, trainer.callbacks = [], [callback for callback in callbacks if not isinstance(callback, DepthSweep)]
         try:
-            (metrics,) = self.trainer.test(before, datamodule=self.datamodule, verbose=False)
+            metrics: Mapping[str, float] = trainer.test(before, datamodule=self.datamodule, verbose=False)[0]
         finally:
-            self.trainer.loggers = loggers
+            trainer.loggers, trainer.callbacks = loggers, callbacks
         return metrics
-
-
-def _comparison(report: Mapping[str, Any]) -> str:
-    """Test metrics, beside those before this stage where there are any."""
-    before = report.get("before", {}).get("metrics")
-    lines = [f"test metrics at depth {report['depth']}" + (" before and after RPT" if before else "")]
-    for name, value in report["metrics"].items():
-        label = f"  {name.removeprefix('test/'):<10}"
-        if before:
-            change = f"{value / before[name] - 1:+.1%}" if before[name] else ""
-            lines.append(f"{label} {before[name]:.4f} -> {value:.4f}  {change}")
-        else:
-            lines.append(f"{label} {value:.4f}")
-    return "\n".join(lines)

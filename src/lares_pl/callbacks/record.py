@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 
 from lares_pl.files import write_text
+from lares_pl.runs import StageFolder
 
 
 class ConfigRecord(SaveConfigCallback):
@@ -38,3 +39,5 @@ class ConfigRecord(SaveConfigCallback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_hyperparams(yaml.safe_load(text))
+                if self.folder is not None:
+                    StageFolder(self.folder).track(str(logger.experiment.id))

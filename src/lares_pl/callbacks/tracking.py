@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import netrc
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
 import wandb
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+
+STEP = "trainer/global_step"  # of W&B's charts: updates made
 
 
 def has_account() -> bool:
@@ -39,7 +42,10 @@ class Wandb(WandbLogger):
         name: name of the run; `RUN-STAGE` where None.
         save_dir: where the run is kept; the stage's folder where None.
         group: group of the run; the name of `--run` where None, so that the stages of one run stand together.
-        log_model: whether checkpoints are sent as artifacts; needs an account.
+        id: id of the run, to go on in it; the command line gives a resumed run the one it had.
+        checkpoint: the best checkpoint and the one a stage starts from as artifacts (with the callback `Lineage`, which the
+            command line adds): `reference` sends name, checksum and place, `upload` the file too, `off` nothing.
+        dataset: the prepared dataset as an artifact, likewise.
     """
 
     def __init__(
@@ -48,20 +54,22 @@ class Wandb(WandbLogger):
         name: str | None = None,
         save_dir: str | None = None,
         group: str | None = None,
-        log_model: Literal["all"] | bool = False,
+        id: str | None = None,
+        checkpoint: Literal["off", "reference", "upload"] = "reference",
+        dataset: Literal["off", "reference", "upload"] = "reference",
     ) -> None:
         mode = os.environ.get("WANDB_MODE")
         if mode == "":
             del os.environ["WANDB_MODE"]  # W&B takes the empty word for a mode
         offline = mode in ("offline", "dryrun") if mode else not has_account()
-        if offline and log_model:
-            rank_zero_warn("W&B is offline: checkpoints are not sent as artifacts (log_model)")
+        self.checkpoint = checkpoint
+        self.dataset = dataset
         super().__init__(
             name=name,
             save_dir=save_dir or ".",
             project=project,
             offline=offline,
-            log_model=log_model and not offline,
+            id=id,
             group=group,
             settings=wandb.Settings(init_timeout=30),  # seconds until an unreachable server is given up
         )
@@ -74,13 +82,39 @@ class Wandb(WandbLogger):
         """The W&B run; falls back to an offline run where the server can't be reached."""
         from wandb.errors import CommError, UsageError
 
+        if self._experiment is not None or rank_zero_only.rank > 0:  # type: ignore[attr-defined]
+            return super().experiment
         Path(self.save_dir or ".").mkdir(parents=True, exist_ok=True)
         try:
-            return super().experiment
+            run = super().experiment
         except (CommError, UsageError) as error:
             if self._offline:
                 raise
             rank_zero_warn(f"W&B can't be reached ({error}); keeping an offline run instead")
             self._offline = True
             self._wandb_init["mode"] = "offline"
-            return super().experiment
+            run = super().experiment
+        run.define_metric("train/*", step_metric=STEP)
+        run.define_metric("val/*", step_metric=STEP)
+        run.define_metric("val/ndcg@10", step_metric=STEP, summary="max")  # the best checkpoint's, what a sweep looks for
+        return run
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Training and validation by update; a test is no curve and stands in the summary."""
+        tested = {name: value for name, value in metrics.items() if name.startswith("test/")}
+        if not tested:
+            super().log_metrics(metrics, step)
+            return
+        self.experiment.summary.update(tested)
+
+    def use(self, artifact: wandb.Artifact) -> None:
+        """Record that the run reads an artifact, which W&B knows by its checksums or gets to know now."""
+        run = self.experiment
+        if self._offline:  # W&B's `use_artifact` refuses without a server what it would write, and what `wandb sync` sends
+            run._log_artifact(artifact, aliases=[], is_user_created=True, use_after_commit=True)
+            return
+        try:
+            run.use_artifact(artifact)
+        except (wandb.Error, ValueError) as error:  # a run goes on without it
+            rank_zero_warn(f"W&B did not take the artifact {artifact.name}: {error}")

@@ -66,6 +66,10 @@ def prepare(
 
     Raises:
         LaresError: for input that can't be used; nothing is written then.
+
+    Example:
+        lares prepare interactions.csv --columns.user customer --columns.item sku --columns.time bought_at --k_core 5
+        lares prepare ml-100k.inter --output prepared/ml-100k
     """
     target = Path(output).resolve()
     _check_target(target, overwrite)

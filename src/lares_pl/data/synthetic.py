@@ -139,6 +139,9 @@ def synthetic(output: str = "synthetic.tsv", users: int = 3000, seed: int = 0, o
         users: number of users.
         seed: seed of everything.
         overwrite: replace the file if it is there.
+
+    Example:
+        lares synthetic --output toy.tsv --users 500
     """
     path = Path(output)
     if path.exists() and not overwrite:

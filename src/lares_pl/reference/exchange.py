@@ -44,6 +44,9 @@ def import_reference(
 
     Raises:
         LaresError: if the file can't be read, or its parameters do not make up a whole model.
+
+    Example:
+        lares import-reference LARES-Nov-2025.pth --dataset prepared --output imported.ckpt
     """
     check_free(Path(output), overwrite)
     state, found = read_reference(Path(source))
@@ -181,6 +184,9 @@ def export_reference(
 
     Raises:
         LaresError: if the release has no such architecture.
+
+    Example:
+        lares export-reference runs/default/spt/checkpoints/best.ckpt --output reference.pth
     """
     check_free(Path(output), overwrite)
     checkpoint = read_checkpoint(source)

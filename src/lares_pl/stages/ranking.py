@@ -384,7 +384,8 @@ class RankingStage(L.LightningModule):
         """What evaluation spends on a history."""
         return Reasoning(self.evaluation_depth, self.stop, self.trajectories)
 
-    def _excluded(self, batch: Batch) -> Excluded | None:
+    def excluded(self, batch: Batch) -> Excluded | None:
+        """Items that are not ranked: those seen before, where they are to be left out."""
         if not self.exclude_seen:
             return None
         assert batch.seen_rows is not None
@@ -393,7 +394,7 @@ class RankingStage(L.LightningModule):
 
     def _evaluate(self, batch: Batch, split: str) -> None:
         states, steps = self.reasoning(self.backbone, batch.histories)
-        ranks = self.backbone.target_rank(states, batch.targets, self._excluded(batch))
+        ranks = self.backbone.target_rank(states, batch.targets, self.excluded(batch))
         metrics = cast(MetricCollection, self.metrics[split])
         metrics.update(ranks[batch.valid])
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(batch))
@@ -414,7 +415,7 @@ class RankingStage(L.LightningModule):
         """The best `predict_k` items of each user."""
         k = min(self.predict_k, self.backbone.items)
         states, _ = self.reasoning(self.backbone, batch.histories)
-        scores, items = self.backbone.top_k(states, k, self._excluded(batch))
+        scores, items = self.backbone.top_k(states, k, self.excluded(batch))
         return Ranked(batch.instances, batch.valid, items, scores)
 
 

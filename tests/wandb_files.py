@@ -1,0 +1,66 @@
+"""An offline W&B run read back: the records of its `.wandb` file."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from wandb.proto import wandb_internal_pb2 as protocol
+
+
+def records(folder: Path) -> list[Any]:
+    """The records of the one offline run below a stage's folder, in order."""
+    (path,) = (folder / "wandb").glob("offline-run-*/*.wandb")
+    return records_of(path)
+
+
+def records_of(path: Path) -> list[Any]:
+    found = []
+    for raw in _pieces(path):
+        record = protocol.Record()  # type: ignore[attr-defined]
+        record.ParseFromString(raw)
+        found.append(record)
+    return found
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    """LevelDB's log format: blocks of 32 KiB with pieces of checksum, length, kind and content, after a header of 7 bytes."""
+    raw, position, whole = path.read_bytes(), 7, b""
+    while position + 7 <= len(raw):
+        if (left := 32768 - position % 32768) < 7:
+            position += left
+            continue
+        length, kind = struct.unpack_from("<HB", raw, position + 4)
+        whole += raw[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # complete, or its last piece
+            yield whole
+            whole = b""
+
+
+def items(updates: Any) -> list[tuple[str, Any]]:
+    """Keys (`a/b` for nested ones) and values of a list of items."""
+    return [(item.key or "/".join(item.nested_key), json.loads(item.value_json)) for item in updates]
+
+
+def config(found: list[Any]) -> list[tuple[str, Any]]:
+    """Every key of the configuration each time it was logged."""
+    return [pair for record in found for pair in items([*record.config.update, *record.run.config.update])]
+
+
+def history(found: list[Any]) -> list[dict[str, Any]]:
+    """Rows of the history."""
+    return [dict(items(record.history.item)) for record in found if record.WhichOneof("record_type") == "history"]
+
+
+def summary(found: list[Any]) -> dict[str, Any]:
+    """What was put into the summary by hand."""
+    return dict(pair for record in found for pair in items(record.summary.update))
+
+
+def artifacts(found: list[Any]) -> list[Any]:
+    """Artifacts logged, or used where `use_after_commit`."""
+    return [record.artifact for record in found if record.WhichOneof("record_type") == "artifact"]
