@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import json
 import os
 import sys
 from typing import NoReturn
@@ -16,11 +17,13 @@ from lares_pl.errors import LaresError
 _FUNCTIONS = {
     "prepare": ("lares_pl.data.prepare", "turn raw interactions into a prepared dataset"),
     "synthetic": ("lares_pl.data.synthetic", "write the embedded demonstration data as raw interactions"),
+    "report": ("lares_pl.report.command", "what runs learned: one HTML page with charts and tables"),
     "import-reference": ("lares_pl.reference.exchange", "turn a checkpoint of the authors' release into one of ours"),
     "export-reference": ("lares_pl.reference.exchange", "turn a checkpoint of ours into one of the authors' release"),
     "config": ("lares_pl.shipped", "print a shipped config or script: lares config cluster.yaml"),
     "demo": ("lares_pl.demo", "prepare, SPT, RPT, test and predict in one go, with a summary"),
 }
+_TAKE_SEVERAL = ("report",)  # whose words beside options are one list
 _STAGES = {
     "fit": "train a stage: lares fit --config spt.yaml, then lares fit --config rpt.yaml",
     "validate": "rank validation targets with a checkpoint",
@@ -86,6 +89,16 @@ def _underscored(argument: str) -> str:
     return option.replace("-", "_").replace("__", "--", 1) + equals + value if option.startswith("--") else argument
 
 
+def _with_one_list(arguments: list[str]) -> list[str]:
+    """The arguments with all that are neither an option nor an option's value as one list, which is how a list is given."""
+    words: list[str] = []
+    options: list[str] = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        is_value = before.startswith("-") and "=" not in before
+        (options if argument.startswith("-") or is_value else words).append(argument)
+    return [*([json.dumps(words)] if words else []), *options]
+
+
 def _run_function(command: str) -> None:
     """A plain function as a command, its parameters as options."""
     from jsonargparse import auto_cli
@@ -94,7 +107,8 @@ def _run_function(command: str) -> None:
 
     module, text = _FUNCTIONS[command]
     function = getattr(importlib.import_module(module), command.replace("-", "_"))
-    auto_cli(function, args=sys.argv[2:], parser_class=Parser, prog=f"lares {command}", description=text, allow_abbrev=False)
+    arguments = _with_one_list(sys.argv[2:]) if command in _TAKE_SEVERAL else sys.argv[2:]
+    auto_cli(function, args=arguments, parser_class=Parser, prog=f"lares {command}", description=text, allow_abbrev=False)
 
 
 def _fail(error: LaresError) -> NoReturn:
