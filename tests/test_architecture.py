@@ -19,6 +19,7 @@ ROOMS = [
     "demo",
     "training",
     "reference",
+    "report",
     "callbacks",
     "stages",
     "metrics",

@@ -14,12 +14,13 @@ from lares_pl.report.page import Chart, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.typing import RcKeyType
 
 # Okabe and Ito's palette without its yellow, which is too light for lines on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 PANEL = (3.4, 2.5)  # inches: a column of a paper
-_STYLE: dict[str, Any] = {
+_STYLE: dict[RcKeyType, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 8,
     "axes.titlesize": 8.5,
@@ -75,6 +76,7 @@ class Panel:
         log_x, log_y: scale of the axes.
         percent: y is a share.
         zero: a line at y = 0, where differences are shown.
+        from_zero: y begins at 0.
         marked: an x to point out.
     """
 
@@ -87,6 +89,7 @@ class Panel:
     log_y: bool = False
     percent: bool = False
     zero: bool = False
+    from_zero: bool = False
     marked: float | None = None
 
 
@@ -199,18 +202,18 @@ def _points(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
             color=_colour(labels, series.label),
             markersize=4,
             linewidth=1.2,
+            clip_on=False,  # a point on the axis is a whole point
         )
     axes.set_xticks(range(len(panel.ticks)), panel.ticks)
     axes.set_xlim(-0.6, len(panel.ticks) - 0.4)
     axes.tick_params(axis="x", length=0)
-    if not panel.log_y and not panel.zero:
-        axes.set_ylim(bottom=0)
 
 
 def _scale(axes: Axes, panel: Panel) -> None:
     """Ticks that a reader can read."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator, PercentFormatter
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
+    steps = [1, 2, 2.5, 5, 10]
     if not panel.ticks:
         largest = max((float(np.max(series.x)) for series in panel.series if len(series.x)), default=1.0)
         if panel.log_x:
@@ -218,27 +221,37 @@ def _scale(axes: Axes, panel: Panel) -> None:
             axes.xaxis.set_major_locator(FixedLocator([2.0**n for n in range(int(np.log2(max(largest, 1))) + 1)]))
             axes.xaxis.set_minor_locator(NullLocator())
         else:
-            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=steps))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     if panel.log_y:
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
-        low, high = axes.get_ylim()
-        if high / low < 100:  # a decade has too few labels of its own
-            axes.yaxis.set_minor_formatter(
-                FuncFormatter(lambda value, _: _power(value) if str(f"{value:e}")[0] in "25" else "")
-            )
-        else:
-            axes.yaxis.set_minor_formatter(NullFormatter())
-    elif panel.percent:
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        _decades(axes)
+        return
+    if panel.from_zero or panel.percent:
         axes.set_ylim(bottom=0)
-    else:
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=steps))
+    if panel.percent:
+        fine = axes.get_ylim()[1] < 0.05
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1 if fine else 0))
+
+
+def _decades(axes: Axes) -> None:
+    """Ticks of a logarithmic axis: powers of ten, with 2 and 5 between them where there are few."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    low, high = axes.get_ylim()
+    few, plain = high / low < 200, low >= 1e-3
+    axes.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0) if few else (1.0,), numticks=6))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}" if plain else _power(value)))
 
 
 def _power(value: float) -> str:
-    """A tick of a logarithmic axis."""
-    return f"{value:,.0f}" if value >= 1 else f"{value:g}" if value >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")
+    """`10⁻⁴`."""
+    exponent = int(np.floor(np.log10(value) + 1e-9))
+    digits = str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    leading = round(value / 10.0**exponent)
+    return f"10{digits}" if leading == 1 else f"{leading}·10{digits}"
 
 
 def _description(panels: Sequence[Panel]) -> str:

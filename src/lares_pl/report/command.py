@@ -85,7 +85,7 @@ def report(
     data = str(check_dataset(dataset).absolute()) if dataset is not None else _dataset(groups)
     study = make_study(groups, data, options, remarks, lambda line: print(line, flush=True))
     names = ", ".join(study.labels)
-    heading = title or f"Report on {names}"
+    heading = title or "Report on " + (", ".join(source.name for source in sources) if len(sources) <= 3 else names)
     sections = [*(make(study) for make in SECTIONS), origin(study, command_line())]
     lead = [
         f"{len(sources)} checkpoint{'s' if len(sources) > 1 else ''} ({names}), evaluated on the {study.target} items of "

@@ -185,7 +185,7 @@ table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabu
 th, td { padding: .22rem .7rem .22rem 0; text-align: left; vertical-align: top; }
 thead th { border-bottom: 1.5px solid #1a1a1a; font-weight: 600; vertical-align: bottom; }
 tbody tr { border-bottom: 1px solid #ececec; break-inside: avoid; }
-.n { text-align: right; white-space: nowrap; }
+th.n, td.n { text-align: right; white-space: nowrap; }
 @media print {
   body { max-width: none; padding: 0; font-size: 10.5pt; }
   h2 { break-after: avoid; }

@@ -167,38 +167,37 @@ def kinds(study: Study) -> Section:
     people = study.population
     longest = max(group.max_length for group in study.groups)
     kinds = {
-        "popularity": ("training interactions with the target item", quantile_bands(people.popularity)),
+        "popularity": ("training interactions with the target", quantile_bands(people.popularity)),
         "history": (
-            "items of the history that the model reads",
+            "items of the history that are read",
             quantile_bands(np.minimum(people.activity, longest), capped=longest),
         ),
         "activity": ("interactions of the user before the target", quantile_bands(people.activity)),
     }
-    panels, tables = [], []
+    panels, tables, alike = [], [], []
     for name, (axis, bands) in kinds.items():
+        if len(bands.labels) == 1:
+            alike.append(f"Users can't be told apart by {axis}: for most it is the same number, all have {bands.labels[0]}.")
+            continue
         frame = _by_band(study, bands)
-        ticks = [label if len(bands.labels) <= 4 else label.replace("–", "–\n") for label in bands.labels]
-        panels.append(Panel(axis, "NDCG@10", _band_series(study, frame, bands), ticks=ticks))
+        ticks = [label.replace("–", "–\n") for label in bands.labels]
+        panels.append(Panel(axis, "NDCG@10", _band_series(study, frame, bands), ticks=ticks, from_zero=True))
         tables.append(Table(f"quality-by-{name}", f"By {axis}", frame, shown=_band_page(study, frame, bands, axis)))
-    return Section(
-        "Quality by item popularity, history length and user activity",
-        [
-            "Users are cut into bands of about equal size; equal numbers stay in one "
-            f"band. Popularity is counted over training interactions only (0: never seen in training). At most {longest} "
-            "items of a history are read; + marks histories cut to that. NDCG@10 at the depth of evaluation.",
-        ],
-        [
-            draw(
-                "quality-by-kind",
-                "NDCG@10 by item popularity, history length and user activity",
-                "Points are means over the users of a band, bars 95 % intervals over them; below stand the limits of each band.",
-                panels,
-                study.labels,
-                columns=3 if max(len(panel.ticks) for panel in panels) <= 3 else 2,
-            )
-        ],
-        tables,
+    title = "Quality by item popularity, history length and user activity"
+    if not panels:
+        return Section(title, alike)
+    text = [
+        "Users are cut into bands of about equal size; equal numbers stay in one band. Popularity is counted over training "
+        f"interactions only (0: never seen in training). At most {longest} items of a history are read; + marks histories cut "
+        "to that. An interval from 0 to 0 means that no user of the band was hit: it can't say how rare hits are.",
+        *alike,
+    ]
+    caption = (
+        "At the depth of evaluation. Points are means over the users of a band, bars 95 % intervals over them; below stand the "
+        "limits of each band."
     )
+    chart = draw("quality-by-kind", "NDCG@10 by kind of user and item", caption, panels, study.labels, columns=3)
+    return Section(title, text, [chart], tables)
 
 
 def _by_band(study: Study, bands: Bands) -> pd.DataFrame:
@@ -249,7 +248,7 @@ def cost(study: Study) -> Section:
     shown = frame.assign(**{name: frame[name].map(short) for name in names})
     sizes = sorted(set(frame["batch size"]))
     panels = [
-        Panel("reasoning steps", "milliseconds a batch", _latencies(study, frame, size), title=f"batch of {size:,}")
+        Panel("reasoning steps", "milliseconds a batch", _latencies(study, frame, size), f"batch of {size:,}", from_zero=True)
         for size in sizes
     ]
     return Section(

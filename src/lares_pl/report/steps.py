@@ -71,7 +71,9 @@ def _medians(probes: pd.DataFrame) -> pd.DataFrame:
     wide = wide.loc[list(dict.fromkeys(zip(probes["model"], probes["step"], strict=True)))].reset_index()
     digits: dict[str, Callable[[float], str]] = dict.fromkeys(_WHAT.values(), short)
     digits[_WHAT["cosine"]] = lambda value: "–" if np.isnan(value) else f"{value:.5f}"
-    return wide.assign(**{name: wide[name].map(show) for name, show in digits.items()})
+    wide = wide.assign(**{name: wide[name].map(show) for name, show in digits.items()})
+    headings = ("change of state", "cosine", "KL [nats]", "entropy [nats]", "rank")
+    return wide.rename(columns=dict(zip(_WHAT.values(), headings, strict=True)))
 
 
 def _series(study: Study, probes: pd.DataFrame, what: str) -> list[Series]:
@@ -93,7 +95,7 @@ def _movement(study: Study, probes: pd.DataFrame) -> Chart:
         "step-movement",
         "How far each step moves the state and the distribution",
         "Left: |z(t) − z(t−1)| / |z(t)|. Right: KL(p(t) ‖ p(t−1)), what step t adds. Lines are medians over users, bands "
-        "quartiles. Lines that keep falling are iterations that settle; where they level out, further steps go on moving.",
+        "quartiles. Lines that fall are iterations that settle; levels near 10⁻⁷ and 10⁻¹³ are rounding.",
         [
             _panel(study, _WHAT["residual"], residual, log_y=_positive(residual)),
             _panel(study, _WHAT["kl"], kl, log_y=_positive(kl)),
