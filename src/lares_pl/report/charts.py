@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette without its yellow, which is too light for lines on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MOST_MARKERS = 20  # of a line
 PANEL = (3.4, 2.5)  # inches: a column of a paper
 _STYLE: dict[RcKeyType, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
@@ -136,7 +137,9 @@ def draw(name: str, title: str, caption: str, panels: Sequence[Panel], labels: S
         for number, panel in enumerate(panels):
             _fill(figure.add_subplot(rows, columns, number + 1), panel, labels)
         if len(shown) > 1:
-            figure.legend(handles=[_key(labels, label) for label in shown], loc="outside upper left", ncols=min(3, len(shown)))
+            everything = [series for panel in panels for series in panel.series]
+            keys = [_key(labels, label, all(s.dashed for s in everything if s.label == label)) for label in shown]
+            figure.legend(handles=keys, loc="outside upper left", ncols=min(3, len(shown)))
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue().decode().replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, Arial, sans-serif")
@@ -151,10 +154,16 @@ def _marker(labels: Sequence[str], label: str) -> str:
     return MARKERS[labels.index(label) % len(MARKERS)]
 
 
-def _key(labels: Sequence[str], label: str) -> Any:
+def _look(labels: Sequence[str], label: str, dashed: bool) -> dict[str, Any]:
+    """Colour, and a marker or dashes."""
+    look: dict[str, Any] = {"color": _colour(labels, label), "linewidth": 1.4}
+    return {**look, "linestyle": "--"} if dashed else {**look, "marker": _marker(labels, label), "markersize": 3.5}
+
+
+def _key(labels: Sequence[str], label: str, dashed: bool) -> Any:
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], color=_colour(labels, label), marker=_marker(labels, label), markersize=4, linewidth=1.4, label=label)
+    return Line2D([], [], label=label, **_look(labels, label, dashed))
 
 
 def _fill(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
@@ -181,17 +190,20 @@ def _line(axes: Axes, series: Series, labels: Sequence[str]) -> None:
     if series.faint:
         axes.plot(series.x, series.y, color=colour, linewidth=0.6, alpha=0.3)
         return
-    few = np.isfinite(np.asarray(series.y, dtype=float)).sum() <= 20
-    style: dict[str, Any] = {"linestyle": "--"} if series.dashed else {"marker": _marker(labels, series.label) if few else ""}
-    axes.plot(series.x, series.y, color=colour, linewidth=1.4, markersize=3.5, **style)
+    look = _look(labels, series.label, series.dashed)
+    if np.isfinite(np.asarray(series.y, dtype=float)).sum() > MOST_MARKERS:
+        look["marker"] = ""
+    axes.plot(series.x, series.y, **look)
     if series.low is not None and series.high is not None:
         axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.15, linewidth=0)
 
 
 def _points(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
     """Points with intervals, those of one tick side by side."""
+    places = [float(x) for series in panel.series for x in series.x]
+    apart = len(set(places)) == len(places)  # each has its own place already
     for number, series in enumerate(panel.series):
-        shift = (number - (len(panel.series) - 1) / 2) * 0.6 / max(len(panel.series), 1)
+        shift = 0 if apart else (number - (len(panel.series) - 1) / 2) * 0.6 / max(len(panel.series), 1)
         y = np.asarray(series.y, dtype=float)
         spread = None if series.low is None or series.high is None else np.abs(np.stack([y - series.low, series.high - y]))
         axes.errorbar(
@@ -213,7 +225,6 @@ def _scale(axes: Axes, panel: Panel) -> None:
     """Ticks that a reader can read."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
-    steps = [1, 2, 2.5, 5, 10]
     if not panel.ticks:
         largest = max((float(np.max(series.x)) for series in panel.series if len(series.x)), default=1.0)
         if panel.log_x:
@@ -221,14 +232,14 @@ def _scale(axes: Axes, panel: Panel) -> None:
             axes.xaxis.set_major_locator(FixedLocator([2.0**n for n in range(int(np.log2(max(largest, 1))) + 1)]))
             axes.xaxis.set_minor_locator(NullLocator())
         else:
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=steps))
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 4, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     if panel.log_y:
         _decades(axes)
         return
     if panel.from_zero or panel.percent:
-        axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=steps))
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.03)
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     if panel.percent:
         fine = axes.get_ylim()[1] < 0.05
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1 if fine else 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,7 @@ def comparison(study: Study) -> Section:
     if len(study.groups) == 1 and len(study.groups[0].findings) == 1:
         return Section(TITLE, ["There is one run; name several to have them compared on the same users."])
     seeds = _seeds(study)
-    charts = [_chart(study)]
+    charts = [_chart(study)] if any(len(group.findings) > 1 for group in study.groups) else []
     tables = [Table("seeds", "By configuration", seeds, "Mean ± standard deviation over seeds.", _seeds_page(study, seeds))]
     text = [
         "Runs whose configurations differ in nothing but seed and name form a group, one line below. All are compared on the "
@@ -63,6 +64,8 @@ def _seeds_page(study: Study, seeds: pd.DataFrame) -> pd.DataFrame:
 
 
 def _chart(study: Study) -> Chart:
+    few = len(study.groups) <= 4
+    ticks = [fill(label, 12) if few else "" for label in study.labels]
     panels = []
     for metric in PLOTTED[:2]:
         lines = []
@@ -70,7 +73,7 @@ def _chart(study: Study) -> Chart:
             values = group.by_seed(metric, group.depth)
             spots = number + (np.arange(len(values)) - (len(values) - 1) / 2) * 0.12
             lines.append(Series(group.label, spots, values))
-        panels.append(Panel("", NAMES[metric], lines, ticks=[""] * len(study.groups)))
+        panels.append(Panel("", NAMES[metric], lines, ticks=ticks))
     return draw(
         "seeds",
         "Every run",

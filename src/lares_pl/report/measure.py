@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from lares_pl.stages.ranking import RankingStage
 
 Split = Literal["test", "val"]
-METRICS = tuple(map(str, ranking_metrics("", CUTOFFS)))
+METRICS = (*(f"recall@{k}" for k in CUTOFFS), *(f"ndcg@{k}" for k in CUTOFFS), "mrr")
 
 
 @dataclass(frozen=True)

@@ -6,35 +6,14 @@ import datetime
 import platform
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 import torch
 
 from lares_pl import __version__
+from lares_pl.report.machine import device_name, threads
 from lares_pl.report.page import Section, Table
 from lares_pl.report.study import Study
-
-
-def device_name(device: torch.device) -> str:
-    """The device as a person would name it."""
-    if device.type == "cuda":
-        return f"a GPU ({torch.cuda.get_device_name(device)})"
-    return f"a CPU ({_cpu_model()})"
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def threads() -> str:
-    """Number of threads of PyTorch."""
-    count = torch.get_num_threads()
-    return f"{count} thread{'s' if count > 1 else ''}"
 
 
 def origin(study: Study, command: Sequence[str]) -> Section:

@@ -108,8 +108,13 @@ def _anchor(title: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
+def _prose(text: str) -> str:
+    """Text as it is, but for `code`."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(text))
+
+
 def _paragraphs(text: Sequence[str]) -> str:
-    return "".join(f"<p>{html.escape(paragraph)}</p>\n" for paragraph in text)
+    return "".join(f"<p>{_prose(paragraph)}</p>\n" for paragraph in text)
 
 
 def _section(section: Section) -> str:
@@ -124,7 +129,7 @@ def _chart(chart: Chart) -> str:
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{chart.name}-", svg)
     described = f'<svg role="img" aria-label="{html.escape(f"{chart.title}. {chart.alt}")}"'
     svg = svg.replace("<svg", described, 1)
-    caption = f"<strong>{html.escape(chart.title)}.</strong> {html.escape(chart.caption)}"
+    caption = f"<strong>{html.escape(chart.title)}.</strong> {_prose(chart.caption)}"
     link = f'<a class="file" href="charts/{chart.name}.svg">SVG</a>'
     return f'<figure id="chart-{chart.name}">\n{svg}<figcaption>{caption} {link}</figcaption>\n</figure>\n'
 
@@ -139,7 +144,7 @@ def _table(table: Table) -> str:
         for row in frame.itertuples(index=False, name=None)
     )
     files = " ".join(f'<a class="file" href="tables/{table.name}.{end}">{end.upper()}</a>' for end in ("csv", "parquet"))
-    caption = f"<strong>{html.escape(table.title)}.</strong> {html.escape(table.caption)} {files}"
+    caption = f"<strong>{html.escape(table.title)}.</strong> {_prose(table.caption)} {files}"
     return (
         f'<div class="table"><table id="table-{table.name}"><caption>{caption}</caption>\n<thead><tr>{head}</tr></thead>\n'
         f"<tbody>{body}</tbody></table></div>\n"
@@ -185,7 +190,9 @@ table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabu
 th, td { padding: .22rem .7rem .22rem 0; text-align: left; vertical-align: top; }
 thead th { border-bottom: 1.5px solid #1a1a1a; font-weight: 600; vertical-align: bottom; }
 tbody tr { border-bottom: 1px solid #ececec; break-inside: avoid; }
-th.n, td.n { text-align: right; white-space: nowrap; }
+th.n, td.n { text-align: right; }
+td.n { white-space: nowrap; }
+code { font-size: .92em; }
 @media print {
   body { max-width: none; padding: 0; font-size: 10.5pt; }
   h2 { break-after: avoid; }

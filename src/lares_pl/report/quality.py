@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from lares_pl.report.charts import Panel, Series, draw
+from lares_pl.report.machine import device_name, threads
 from lares_pl.report.measure import METRICS
 from lares_pl.report.page import Section, Table, short, with_interval
 from lares_pl.report.statistics import Bands, bootstrap_interval, bootstrap_means, mean_and_spread, quantile_bands
@@ -31,13 +32,13 @@ def _by_depth(study: Study, groups: Iterable[GroupFindings]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def _wide(long: pd.DataFrame, metrics: Iterable[str], with_depth: bool) -> pd.DataFrame:
+def _wide(long: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
     """For the page: a row for each group and depth, a column for each metric with its interval."""
     rows = []
     for (label, depth), part in long.groupby(["model", "depth"], sort=False):
         of = part.set_index("metric")
         cells = {name: with_interval(*of.loc[name, ["mean", "low", "high"]]) for name in metrics}
-        rows.append({"model": label, **({"depth": depth} if with_depth else {}), **cells})
+        rows.append({"model": label, "depth": depth, **cells})
     return pd.DataFrame(rows)
 
 
@@ -62,7 +63,7 @@ def summary(study: Study) -> Section:
         "Results at the depth of evaluation",
         text,
         tables=[
-            Table("summary", "Recall@10, NDCG@10 and MRR", at_own, "All cutoffs are in the files.", _wide(at_own, most, False)),
+            Table("summary", "Recall@10, NDCG@10 and MRR", at_own, "All cutoffs are in the files.", _wide(at_own, most)),
             Table(
                 "summary-cutoffs",
                 "Other cutoffs",
@@ -122,7 +123,7 @@ def depth(study: Study) -> Section:
                 "All depths",
                 long,
                 "Mean with 95 % interval over users; the files hold every metric and cutoff.",
-                _wide(long, [NAMES[name] for name in PLOTTED], True),
+                _wide(long, [NAMES[name] for name in PLOTTED]),
             )
         ],
     )
@@ -240,8 +241,6 @@ def cost(study: Study) -> Section:
     timed = [group for group in study.groups if group.timings]
     if not timed:
         return Section(title, ["Nothing was timed (--timing false)."])
-    from lares_pl.report.origin import device_name, threads
-
     rows = [(g.label, t.batch_size, t.depth, t.batches, t.p50, t.p95, t.p99, t.per_second) for g in timed for t in g.timings]
     names = ["p50 [ms]", "p95 [ms]", "p99 [ms]", "users a second"]
     frame = pd.DataFrame(rows, columns=["model", "batch size", "depth", "batches timed", *names])
@@ -251,33 +250,21 @@ def cost(study: Study) -> Section:
         Panel("reasoning steps", "milliseconds a batch", _latencies(study, frame, size), f"batch of {size:,}", from_zero=True)
         for size in sizes
     ]
-    return Section(
-        title,
-        [
-            f"Time from histories in memory to the ten best items of the whole catalogue, on {device_name(study.device)} "
-            f"with {threads()}, for {study.target} histories in random order, each batch another one, after warm-up. Loading "
-            "data is not counted. The first checkpoint of each configuration is timed; other work on the machine counts in.",
-        ],
-        [
-            draw(
-                "latency",
-                "Latency by depth and batch size",
-                "Lines are medians over batches, bands reach up to the 95th percentile (the tail that a service feels).",
-                panels,
-                study.labels,
-                columns=3,
-            )
-        ],
-        [
-            Table(
-                "latency",
-                "Latency and throughput",
-                frame,
-                "A percentile is given where at least one batch lies beyond it.",
-                shown,
-            )
-        ],
-    )
+    same = [f"{group.label} has the architecture of {group.timed_as}" for group in study.groups if group.timed_as]
+    text = [
+        f"Time from histories in memory to the ten best items of the whole catalogue, on {device_name(study.device)} with "
+        f"{threads()}, for {study.target} histories in random order, each batch another one and all depths in turn, after "
+        "warm-up. Loading data is not counted; other work on the machine counts in.",
+        *(
+            [f"Time depends on the architecture, not on what was learned: {'; '.join(same)} and was not timed again."]
+            if same
+            else []
+        ),
+    ]
+    caption = "Lines are medians over batches, bands reach up to the 95th percentile (the tail that a service feels)."
+    chart = draw("latency", "Latency by depth and batch size", caption, panels, study.labels, columns=3)
+    note = "A percentile is given where at least one batch lies beyond it."
+    return Section(title, text, [chart], [Table("latency", "Latency and throughput", frame, note, shown)])
 
 
 def _latencies(study: Study, frame: pd.DataFrame, size: int) -> list[Series]:

@@ -97,13 +97,16 @@ def find_sources(paths: Sequence[str]) -> tuple[list[Source], list[str]]:
             continue
         stages = [path, *(sorted(path.iterdir()) if path.is_dir() else [])]
         found = {stage: stage / name for stage in stages for name in (LAST, BEST) if (stage / name).is_file()}
+        chosen: list[Path] = []
         for stage, file in found.items():
             if stage != path and _MOVED_ASIDE.search(stage.name):
                 remarks.append(f"{stage} was moved aside by a later run and is left out; name it to have it reported.")
                 continue
             if file.name == LAST.name:
                 remarks.append(f"{stage} has no {BEST.name}, its {LAST.name} stands in for it.")
-            files.append(file)
+            chosen.append(file)
+        # what others started from comes first
+        files += sorted(chosen, key=lambda file: read_checkpoint(file).started_from is not None)
         if not found:
             raise LaresError(
                 f"{path}: no run to report on. Name a run's folder (runs/NAME, with {BEST} in the folders of its stages), "

@@ -13,6 +13,7 @@ from lares_pl.report.page import Chart, Section, Table, short
 from lares_pl.report.study import Study
 
 TITLE = "What the steps do"
+_IN_FILES = "The page shows the first steps and the depths above; every step and the quartiles are in the files."
 QUANTILES = {"lower quartile": 0.25, "median": 0.5, "upper quartile": 0.75}
 _WHAT = {
     "residual": "relative change of the state",
@@ -40,14 +41,14 @@ def steps(study: Study) -> Section:
         ],
         [_movement(study, probes), _ranks(study, probes, largest), *_changes(study, fates)],
         [
-            Table("steps", "By step", probes, "Median over users; quartiles are in the files.", _medians(probes)),
+            Table("steps", "By step", probes, f"Medians over users. {_IN_FILES}", _medians(study, probes)),
             Table(
                 "steps-users",
                 "Users helped and hurt by each step",
                 fates,
-                "Shares of users, against the step before; `better` and `worse` count any change of the target's rank, the "
-                "last two only changes of NDCG@10.",
-                fates.assign(**{name: [f"{share:.1%}" for share in fates[name]] for name in _SHARES}),
+                "Shares of users, against the step before; better and worse count any change of the target's rank, the last "
+                f"two only changes of NDCG@10. {_IN_FILES}",
+                _some_steps(study, fates.assign(**{name: [f"{share:.1%}" for share in fates[name]] for name in _SHARES})),
             ),
         ],
     )
@@ -66,9 +67,16 @@ def _probes(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["model", "step", "measure", *QUANTILES, "mean"])
 
 
-def _medians(probes: pd.DataFrame) -> pd.DataFrame:
-    wide = probes.pivot(index=["model", "step"], columns="measure", values="median")[list(_WHAT.values())]
-    wide = wide.loc[list(dict.fromkeys(zip(probes["model"], probes["step"], strict=True)))].reset_index()
+def _some_steps(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
+    """For the page: all steps up to twice the depth of evaluation, behind it the depths of the other tables; in order."""
+    shown = {group.label: {*range(1, 2 * group.depth + 1), *group.depths} for group in study.recurrent}
+    frame = frame[[step in shown[label] for label, step in zip(frame["model"], frame["step"], strict=True)]]
+    return frame.sort_values(["model", "step"], key=lambda of: of.map(study.labels.index) if of.name == "model" else of)
+
+
+def _medians(study: Study, probes: pd.DataFrame) -> pd.DataFrame:
+    wide = probes.pivot(index=["model", "step"], columns="measure", values="median")[list(_WHAT.values())].reset_index()
+    wide = _some_steps(study, wide)
     digits: dict[str, Callable[[float], str]] = dict.fromkeys(_WHAT.values(), short)
     digits[_WHAT["cosine"]] = lambda value: "–" if np.isnan(value) else f"{value:.5f}"
     wide = wide.assign(**{name: wide[name].map(show) for name, show in digits.items()})

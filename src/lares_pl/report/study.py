@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lares_pl.config import to_plain
 from lares_pl.data.dataset import SequenceDataset
 from lares_pl.errors import LaresError
+from lares_pl.model.backbone import with_dropout
 from lares_pl.report.latency import Timing, time_inference
 from lares_pl.report.measure import Measured, Split, measure, values_of
 from lares_pl.report.sources import Group, Source
@@ -89,6 +91,7 @@ class GroupFindings:
         exclude_seen: whether items of the history are left out of the rankings.
         parameters: number of trained parameters.
         timings: of its first checkpoint; empty where nothing was timed.
+        timed_as: group with the same architecture, which was timed for both; None where there is none before this one.
     """
 
     label: str
@@ -99,6 +102,7 @@ class GroupFindings:
     exclude_seen: bool
     parameters: int
     timings: Sequence[Timing]
+    timed_as: str | None = None
 
     @property
     def recurrent(self) -> bool:
@@ -218,11 +222,16 @@ def make_study(
     Raises:
         LaresError: if a checkpoint is not of this dataset, or has no such depth.
     """
-    found = [_measure_group(group, dataset, options, say) for group in groups]
+    found: list[GroupFindings] = []
+    timed: dict[str, str] = {}  # label of the group that was timed, by architecture
+    for group in groups:
+        found.append(_measure_group(group, dataset, options, timed, say))
     return Study(found, dataset, options.split, population(dataset, options.split), options.resamples, options.device, remarks)
 
 
-def _measure_group(group: Group, dataset: str, options: Options, say: Callable[[str], None]) -> GroupFindings:
+def _measure_group(
+    group: Group, dataset: str, options: Options, timed: dict[str, str], say: Callable[[str], None]
+) -> GroupFindings:
     findings: list[Finding] = []
     timings: list[Timing] = []
     for source in group.sources:
@@ -234,7 +243,8 @@ def _measure_group(group: Group, dataset: str, options: Options, say: Callable[[
         measured = measure(stage, dataset, options.split, deepest, options.batch_size)
         kept, rule = (stage.kept, stage.pruning) if isinstance(stage, RPT) else (None, None)
         findings.append(Finding(source, measured, kept, rule))
-        if options.timing and not timings:
+        timed_as = timed.setdefault(_architecture(stage, depths), group.label)
+        if options.timing and not timings and timed_as == group.label:
             say(f"{source.name}: timing")
             timings = time_inference(stage, dataset, options.split, _timed(depth, depths))
     return GroupFindings(
@@ -246,6 +256,7 @@ def _measure_group(group: Group, dataset: str, options: Options, say: Callable[[
         stage.exclude_seen,
         sum(parameter.numel() for parameter in stage.backbone.parameters()),
         timings,
+        timed_as if options.timing and timed_as != group.label else None,
     )
 
 
@@ -257,6 +268,11 @@ def _depths(stage: RankingStage, path: Path, asked: Sequence[int] | None) -> Seq
     if min(asked) < 1:
         raise LaresError(f"{path}: --depths {', '.join(map(str, asked))}: the depths of a recurrent model begin at 1")
     return sorted(set(asked))
+
+
+def _architecture(stage: RankingStage, depths: Sequence[int]) -> str:
+    """What decides how long inference takes, as one string to compare."""
+    return repr((to_plain(with_dropout(stage.backbone_config, 0.0)), stage.exclude_seen, stage.evaluation_depth, list(depths)))
 
 
 def _timed(depth: int, depths: Sequence[int]) -> list[int]:
