@@ -111,6 +111,11 @@ def check_matplotlib() -> None:
     assert matplotlib.__version__
 
 
+def limits(labels: Sequence[str]) -> list[str]:
+    """Limits of bands as ticks: `3–7`, in two lines where they are long."""
+    return [label if len(label) < 7 else label.replace("–", "–\n") for label in labels]
+
+
 def draw(name: str, title: str, caption: str, panels: Sequence[Panel], labels: Sequence[str], columns: int = 2) -> Chart:
     """A figure of one or several panels; the same data give the same bytes.
 
@@ -132,11 +137,11 @@ def draw(name: str, title: str, caption: str, panels: Sequence[Panel], labels: S
         mpl.rcdefaults()  # a person's own matplotlibrc is not this page's
         mpl.rcParams.update(_STYLE)
         width = PANEL[0] * columns if columns < 3 else 2.45 * columns
-        figure = Figure(figsize=(width, PANEL[1] * rows + (0.25 if len(shown) > 1 else 0)), layout="constrained")
+        figure = Figure(figsize=(width, PANEL[1] * rows + (0.25 if len(labels) > 1 else 0)), layout="constrained")
         FigureCanvasSVG(figure)
         for number, panel in enumerate(panels):
             _fill(figure.add_subplot(rows, columns, number + 1), panel, labels)
-        if len(shown) > 1:
+        if len(labels) > 1:
             everything = [series for panel in panels for series in panel.series]
             keys = [_key(labels, label, all(s.dashed for s in everything if s.label == label)) for label in shown]
             figure.legend(handles=keys, loc="outside upper left", ncols=min(3, len(shown)))
@@ -226,11 +231,13 @@ def _scale(axes: Axes, panel: Panel) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
     if not panel.ticks:
-        largest = max((float(np.max(series.x)) for series in panel.series if len(series.x)), default=1.0)
+        places = np.unique(np.concatenate([np.asarray(series.x, dtype=float) for series in panel.series]))
         if panel.log_x:
             axes.set_xscale("log", base=2)
-            axes.xaxis.set_major_locator(FixedLocator([2.0**n for n in range(int(np.log2(max(largest, 1))) + 1)]))
+            axes.xaxis.set_major_locator(FixedLocator([2.0**n for n in range(int(np.log2(max(places[-1], 1))) + 1)]))
             axes.xaxis.set_minor_locator(NullLocator())
+        elif len(places) == 1:
+            axes.xaxis.set_major_locator(FixedLocator(list(places)))
         else:
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 4, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

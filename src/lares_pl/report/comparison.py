@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import combinations
-from textwrap import fill
 
 import numpy as np
 import pandas as pd
@@ -65,7 +64,7 @@ def _seeds_page(study: Study, seeds: pd.DataFrame) -> pd.DataFrame:
 
 def _chart(study: Study) -> Chart:
     few = len(study.groups) <= 4
-    ticks = [fill(label, 12) if few else "" for label in study.labels]
+    ticks = [label.replace(" (", "\n(") if few else "" for label in study.labels]
     panels = []
     for metric in PLOTTED[:2]:
         lines = []

@@ -191,7 +191,7 @@ th, td { padding: .22rem .7rem .22rem 0; text-align: left; vertical-align: top; 
 thead th { border-bottom: 1.5px solid #1a1a1a; font-weight: 600; vertical-align: bottom; }
 tbody tr { border-bottom: 1px solid #ececec; break-inside: avoid; }
 th.n, td.n { text-align: right; }
-td.n { white-space: nowrap; }
+td.n, td:first-child { white-space: nowrap; }
 code { font-size: .92em; }
 @media print {
   body { max-width: none; padding: 0; font-size: 10.5pt; }

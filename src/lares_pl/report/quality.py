@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from lares_pl.report.charts import Panel, Series, draw
+from lares_pl.report.charts import Panel, Series, draw, limits
 from lares_pl.report.machine import device_name, threads
 from lares_pl.report.measure import METRICS
 from lares_pl.report.page import Section, Table, short, with_interval
@@ -168,29 +168,29 @@ def kinds(study: Study) -> Section:
     people = study.population
     longest = max(group.max_length for group in study.groups)
     kinds = {
-        "popularity": ("training interactions with the target", quantile_bands(people.popularity)),
+        "popularity": ("target's training interactions", quantile_bands(people.popularity)),
         "history": (
-            "items of the history that are read",
+            "history items read",
             quantile_bands(np.minimum(people.activity, longest), capped=longest),
         ),
-        "activity": ("interactions of the user before the target", quantile_bands(people.activity)),
+        "activity": ("user's earlier interactions", quantile_bands(people.activity)),
     }
     panels, tables, alike = [], [], []
     for name, (axis, bands) in kinds.items():
         if len(bands.labels) == 1:
-            alike.append(f"Users can't be told apart by {axis}: for most it is the same number, all have {bands.labels[0]}.")
+            alike.append(f"There are no bands of {axis}: most users have the same number, all have {bands.labels[0]}.")
             continue
         frame = _by_band(study, bands)
-        ticks = [label.replace("–", "–\n") for label in bands.labels]
-        panels.append(Panel(axis, "NDCG@10", _band_series(study, frame, bands), ticks=ticks, from_zero=True))
+        panels.append(Panel(axis, "NDCG@10", _band_series(study, frame, bands), ticks=limits(bands.labels), from_zero=True))
         tables.append(Table(f"quality-by-{name}", f"By {axis}", frame, shown=_band_page(study, frame, bands, axis)))
     title = "Quality by item popularity, history length and user activity"
     if not panels:
         return Section(title, alike)
     text = [
-        "Users are cut into bands of about equal size; equal numbers stay in one band. Popularity is counted over training "
-        f"interactions only (0: never seen in training). At most {longest} items of a history are read; + marks histories cut "
-        "to that. An interval from 0 to 0 means that no user of the band was hit: it can't say how rare hits are.",
+        "Users are cut into bands of about equal size; equal numbers stay in one band. Popularity of the target is counted "
+        "over training interactions only (0: never seen in training); activity is what a user did before the target. At most "
+        f"{longest} items of a history are read; + marks histories cut to that. An interval from 0 to 0 means that no user of "
+        "the band was hit: it can't say how rare hits are.",
         *alike,
     ]
     caption = (

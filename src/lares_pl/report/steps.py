@@ -79,6 +79,7 @@ def _medians(study: Study, probes: pd.DataFrame) -> pd.DataFrame:
     wide = _some_steps(study, wide)
     digits: dict[str, Callable[[float], str]] = dict.fromkeys(_WHAT.values(), short)
     digits[_WHAT["cosine"]] = lambda value: "–" if np.isnan(value) else f"{value:.5f}"
+    digits[_WHAT["ranks"]] = lambda value: f"{value:,.1f}".removesuffix(".0")
     wide = wide.assign(**{name: wide[name].map(show) for name, show in digits.items()})
     headings = ("change of state", "cosine", "KL [nats]", "entropy [nats]", "rank")
     return wide.rename(columns=dict(zip(_WHAT.values(), headings, strict=True)))

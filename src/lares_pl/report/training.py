@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from lares_pl.errors import LaresError
-from lares_pl.report.charts import Panel, Series, draw
+from lares_pl.report.charts import Panel, Series, draw, limits
 from lares_pl.report.page import Section, Table
 from lares_pl.report.statistics import quantile_bands
 from lares_pl.report.study import Finding, Study
@@ -186,7 +186,7 @@ def pruning(study: Study) -> Section:
     cuts = study.population.sequences.training_instances.all()
     popularity = study.population.counts[study.population.sequences.targets(cuts)]
     length = cuts.ends - cuts.starts
-    by = {"popularity": ("training interactions with the target", popularity), "history": ("items before the target", length)}
+    by = {"popularity": ("target's training interactions", popularity), "history": ("items before the target", length)}
     frames, panels = [], []
     for axis, values in by.values():
         frame, panel = _kept_by(axis, values, pruned)
@@ -230,5 +230,4 @@ def _kept_by(axis: str, values: np.ndarray, pruned: Iterable[tuple[str, Finding]
         ]
     series = [Series(label, np.arange(len(bands.labels)), np.mean(some, axis=0)) for label, some in shares.items()]
     frame = pd.DataFrame(rows, columns=["model", "seed", "by", "band", "instances", "kept"])
-    ticks = [label.replace("–", "–\n") for label in bands.labels]
-    return frame, Panel(axis, "share kept", series, ticks=ticks, percent=True)
+    return frame, Panel(axis, "share kept", series, ticks=limits(bands.labels), percent=True)
