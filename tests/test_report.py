@@ -262,8 +262,11 @@ def test_what_was_moved_aside_is_left_out_and_said(runs: Path, tmp_path: Path) -
     assert [source.path.name for source in sources] == ["last.ckpt"]
     assert any("moved aside" in remark for remark in remarks)
     assert any("no best.ckpt" in remark for remark in remarks)
-    with pytest.raises(LaresError, match="no run to report on"):
-        find_sources([str(tmp_path)])
+    shutil.rmtree(tmp_path / "run" / "spt")
+    for nothing in (tmp_path, tmp_path / "run", tmp_path / "missing"):
+        with pytest.raises(LaresError, match="no run to report on"):
+            find_sources([str(nothing)])
+    assert [source.stage for source in find_sources([str(tmp_path / "run" / "spt.1")])[0]] == ["spt.1"]
 
 
 # ---------------------------------------------------------------- what training left
@@ -492,6 +495,7 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
+@pytest.mark.slow
 def test_in_a_browser(browser: Any, written: Path) -> None:
     page = browser.new_page(viewport={"width": 1000, "height": 800})
     said: list[str] = []

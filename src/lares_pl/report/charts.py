@@ -186,11 +186,11 @@ def _fill(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
         _points(axes, panel, labels)
     else:
         for series in panel.series:
-            _line(axes, series, labels)
+            _line(axes, series, labels, panel.log_x)
     _scale(axes, panel)
 
 
-def _line(axes: Axes, series: Series, labels: Sequence[str]) -> None:
+def _line(axes: Axes, series: Series, labels: Sequence[str], log_x: bool) -> None:
     colour = _colour(labels, series.label)
     if series.faint:
         axes.plot(series.x, series.y, color=colour, linewidth=0.6, alpha=0.3)
@@ -198,6 +198,8 @@ def _line(axes: Axes, series: Series, labels: Sequence[str]) -> None:
     look = _look(labels, series.label, series.dashed)
     if np.isfinite(np.asarray(series.y, dtype=float)).sum() > MOST_MARKERS:
         look["marker"] = ""
+    if log_x:  # where the ticks are; those between would crowd
+        look["markevery"] = [place for place, x in enumerate(series.x) if np.log2(x) % 1 == 0]
     axes.plot(series.x, series.y, **look)
     if series.low is not None and series.high is not None:
         axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.15, linewidth=0)

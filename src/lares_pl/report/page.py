@@ -192,6 +192,7 @@ thead th { border-bottom: 1.5px solid #1a1a1a; font-weight: 600; vertical-align:
 tbody tr { border-bottom: 1px solid #ececec; break-inside: avoid; }
 th.n, td.n { text-align: right; }
 td.n, td:first-child { white-space: nowrap; }
+td:last-child:not(.n) { overflow-wrap: anywhere; min-width: 8rem; }
 code { font-size: .92em; }
 @media print {
   body { max-width: none; padding: 0; font-size: 10.5pt; }

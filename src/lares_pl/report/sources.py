@@ -107,7 +107,7 @@ def find_sources(paths: Sequence[str]) -> tuple[list[Source], list[str]]:
             chosen.append(file)
         # what others started from comes first
         files += sorted(chosen, key=lambda file: read_checkpoint(file).started_from is not None)
-        if not found:
+        if not chosen:
             raise LaresError(
                 f"{path}: no run to report on. Name a run's folder (runs/NAME, with {BEST} in the folders of its stages), "
                 "a stage's folder (runs/NAME/STAGE) or a checkpoint file"
