@@ -148,7 +148,7 @@ def test_what_the_steps_do_is_what_the_states_say(runs: Path, toy_dataset: Path)
 def test_entropy_and_kl_are_those_of_the_softmax(similarity: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     states, items = torch.randn(4, 9, 8), torch.randn(31, 8)
-    monkeypatch.setattr(distributions, "CHUNK", 64)  # two users at a time
+    monkeypatch.setattr(distributions, "CHUNK", 256)  # two users at a time
     found = movement(states, items, similarity)
     left, right = similarity.transform(states.double(), items.double())
     log_p = (left @ right.T).log_softmax(-1)
