@@ -112,8 +112,8 @@ def check_matplotlib() -> None:
 
 
 def limits(labels: Sequence[str]) -> list[str]:
-    """Limits of bands as ticks: `3–7`, in two lines where they are long."""
-    return [label if len(label) < 7 else label.replace("–", "–\n") for label in labels]
+    """Limits of bands as ticks: `3–7`, all in two lines where one is long."""
+    return [label.replace("–", "–\n") for label in labels] if max(map(len, labels)) > 6 else list(labels)
 
 
 def draw(name: str, title: str, caption: str, panels: Sequence[Panel], labels: Sequence[str], columns: int = 2) -> Chart:
@@ -225,7 +225,7 @@ def _points(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
         )
     axes.set_xticks(range(len(panel.ticks)), panel.ticks)
     axes.set_xlim(-0.6, len(panel.ticks) - 0.4)
-    axes.tick_params(axis="x", length=0)
+    axes.tick_params(axis="x", length=0, pad=6)
 
 
 def _scale(axes: Axes, panel: Panel) -> None:

@@ -88,7 +88,7 @@ def report(
     heading = title or "Report on " + (", ".join(source.name for source in sources) if len(sources) <= 3 else names)
     sections = [*(make(study) for make in SECTIONS), origin(study, command_line())]
     lead = [
-        f"{len(sources)} checkpoint{'s' if len(sources) > 1 else ''} ({names}), evaluated on the {study.target} items of "
+        f"Evaluated: {names}; on the {study.target} items of "
         f"{study.population.users:,} users of {Path(data).name}. Models of this kind read a user's history once and refine "
         "what they made of it by one small block, applied again and again: the number of such reasoning steps is their depth.",
     ]

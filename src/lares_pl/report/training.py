@@ -83,7 +83,8 @@ def _curves(logs: Logs, name: str, smooth: bool) -> list[Series]:
             if len(values) == 0:
                 continue
             if smooth and len(values) > 80:
-                lines.append(Series(label, updates, values, faint=True))
+                if len(of_group) == 1:
+                    lines.append(Series(label, updates, values, faint=True))
                 values = smoothed(values)
             lines.append(Series(label, updates, values))
     return lines
@@ -121,7 +122,8 @@ _RPT = {
 }
 _READING = (
     "A line a seed, by update (an optimiser step). Where there are many points the line is a running mean over a fortieth of "
-    "the curve, with the values themselves faint behind it; the loss changes with the depth drawn for each update."
+    "the curve, for a single seed with the values themselves faint behind it; the loss changes with the depth drawn for each "
+    "update."
 )
 
 
@@ -193,6 +195,8 @@ def pruning(study: Study) -> Section:
         frames.append(frame)
         panels.append(panel)
     frame = pd.concat(frames, ignore_index=True)
+    shown = frame.groupby(["model", "by", "band"], sort=False).agg({"instances": "first", "kept": "mean"}).reset_index()
+    shown["kept"] = [f"{share:.1%}" for share in shown["kept"]]
     return Section(
         title,
         [_rule(label, finding) for label, finding in pruned],
@@ -205,7 +209,7 @@ def pruning(study: Study) -> Section:
                 study.labels,
             )
         ],
-        [Table("pruning", "Instances kept", frame, shown=frame.assign(kept=[f"{share:.1%}" for share in frame["kept"]]))],
+        [Table("pruning", "Instances kept", frame, "Mean over seeds; each seed's are in the files.", shown)],
     )
 
 
