@@ -18,7 +18,9 @@ PACKAGE = ROOT / "src" / "lares_pl"
 REST = "the rest"
 # rooms of the house, from the top: folders, or the modules that are rooms of their own
 ROOMS = {
-    "commands": ["cli", "training", "commands", "completion", "help", "demo", "shipped", "runs"],
+    "commands": ["cli", "training", "chain", "commands", "completion", "help", "demo", "shipped", "runs"],
+    "recommender": ["recommender"],
+    "report": ["report"],
     "callbacks": ["callbacks"],
     "stages": ["stages", "metrics"],
     "objectives": ["objectives"],

@@ -22,6 +22,7 @@ ROOMS = [
     "chain",
     "recommender",
     "reference",
+    "report",
     "callbacks",
     "stages",
     "metrics",

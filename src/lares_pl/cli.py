@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import json
 import os
 import sys
 from typing import NoReturn
@@ -19,6 +20,7 @@ FUNCTIONS = {
     "prepare": ("lares_pl.data.prepare", "turn raw interactions into a prepared dataset"),
     "synthetic": ("lares_pl.data.synthetic", "write the embedded demonstration data as raw interactions"),
     "recommend": ("lares_pl.recommender", "rank the catalogue for histories never seen in training"),
+    "report": ("lares_pl.report.command", "what runs learned: one HTML page with charts and tables"),
     "import-reference": ("lares_pl.reference.exchange", "turn a checkpoint of the authors' release into one of ours"),
     "export-reference": ("lares_pl.reference.exchange", "turn a checkpoint of ours into one of the authors' release"),
     "config": ("lares_pl.shipped", "print a shipped config or script: lares config cluster.yaml"),
@@ -26,6 +28,7 @@ FUNCTIONS = {
     "demo": ("lares_pl.demo", "prepare, SPT, RPT, test and predict in one go, with a summary"),
 }
 NAME_ALL = {"recommend"}  # whose arguments are options, the required ones too, as in `predict`
+_TAKE_SEVERAL = ("report",)  # whose words beside options are one list
 
 
 def _help() -> str:
@@ -89,6 +92,16 @@ def _underscored(argument: str) -> str:
     return option.replace("-", "_").replace("__", "--", 1) + equals + value if option.startswith("--") else argument
 
 
+def _with_one_list(arguments: list[str]) -> list[str]:
+    """The arguments with all that are neither an option nor an option's value as one list, which is how a list is given."""
+    words: list[str] = []
+    options: list[str] = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        is_value = before.startswith("-") and "=" not in before
+        (options if argument.startswith("-") or is_value else words).append(argument)
+    return [*([json.dumps(words)] if words else []), *options]
+
+
 def _run_function(command: str) -> None:
     """A plain function as a command, its parameters as options."""
     from jsonargparse import auto_cli
@@ -97,9 +110,10 @@ def _run_function(command: str) -> None:
 
     module, text = FUNCTIONS[command]
     function = getattr(importlib.import_module(module), command.replace("-", "_"))
+    arguments = _with_one_list(sys.argv[2:]) if command in _TAKE_SEVERAL else sys.argv[2:]
     auto_cli(
         function,
-        args=sys.argv[2:],
+        args=arguments,
         parser_class=Parser,
         as_positional=command not in NAME_ALL,
         prog=f"lares {command}",

@@ -41,6 +41,7 @@ class StageCheckpoint:
         weights: its state dict.
         resumable: whether it holds the state of the optimiser, so that training can go on from it.
         started_from: checkpoint that its run took its first weights from, if any.
+        seed: of its run, where it is known.
     """
 
     path: Path
@@ -51,6 +52,7 @@ class StageCheckpoint:
     weights: dict[str, Tensor]
     resumable: bool
     started_from: str | None = None
+    seed: int | None = None
 
     @property
     def stage_name(self) -> str:
@@ -112,6 +114,7 @@ def read_checkpoint(path: str | Path) -> StageCheckpoint:
         content["state_dict"],
         bool(content.get("optimizer_states")),
         own.get("started_from"),
+        own.get("seed"),
     )
 
 

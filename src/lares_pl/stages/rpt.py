@@ -139,6 +139,11 @@ class RPT(RankingStage):
         self.pruning = None if pruning is None else from_plain(Pruning, pruning, "pruning")
         self._kept: KeptSet | None = None
 
+    @property
+    def kept(self) -> KeptSet | None:
+        """What pruning kept, once it has pruned."""
+        return self._kept
+
     # ------------------------------------------------------------ building
 
     def build(self) -> None:

@@ -1,0 +1,68 @@
+"""How the distribution over the catalogue moves from step to step, without holding more than two of them for a few users."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lares_pl.model.scoring import CHUNK, Similarity
+from lares_pl.model.sharding import rows_of
+
+
+class Movement(NamedTuple):
+    """Of each step and user, `[T, B]` float32."""
+
+    entropy: Tensor  # of the distribution, nats
+    kl: Tensor  # KL(p_t || p_{t-1}), nats; NaN at the first step
+
+
+@torch.no_grad()
+def movement(states: Tensor, items: Tensor, similarity: Similarity) -> Movement:
+    """Entropy of the softmax over the catalogue after each step, and its divergence from that of the step before.
+
+    `KL(p_t || p_{t-1})` is the information that step t adds. The distribution is that of training, with padding as a class.
+
+    Args:
+        states: user states of every step, `[T, B, d]`.
+        items: item vectors with the padding row, `[N + 1, d]`.
+        similarity: how states and items are compared.
+    """
+    steps, users, _ = states.shape
+    vectors = similarity.normalise(rows_of(items).vectors)
+    entropy = states.new_empty(steps, users, dtype=torch.float32)
+    kl = torch.full_like(entropy, torch.nan)
+    size = max(1, (CHUNK // 4 if states.device.type == "cpu" else CHUNK) // len(vectors))  # a CPU's cache holds as much
+    for start in range(0, users, size):
+        rows = slice(start, start + size)
+        before: Tensor | None = None
+        for t in range(steps):
+            now = ((similarity.normalise(states[t, rows]) / similarity.tau) @ vectors.T).float().log_softmax(dim=1)
+            p = now.exp()
+            entropy[t, rows] = -(p * now).sum(dim=1)
+            if before is not None:
+                # sum of p (r - 1 - log r), r = p_{t-1} / p_t: the same sum, but no term is negative, and errors of rounding
+                # come in squared, so that it is good to 1e-12 where log-probabilities are to 1e-6
+                ratio = before.sub_(now)
+                kl[t, rows] = (p * (ratio.expm1() - ratio)).sum(dim=1)
+            before = now
+    return Movement(entropy, kl)
+
+
+def residuals(states: Tensor) -> tuple[Tensor, Tensor]:
+    """How far each step moves the user state.
+
+    Args:
+        states: `[T, B, d]`.
+
+    Returns:
+        `|z_t - z_{t-1}| / |z_t|` and the cosine of z_t and z_{t-1}, `[T, B]` each; NaN at the first step, whose start is noise.
+    """
+    distance = torch.full(states.shape[:2], torch.nan, device=states.device)
+    cosine = torch.full_like(distance, torch.nan)
+    if len(states) > 1:
+        now, before = states[1:].float(), states[:-1].float()
+        distance[1:] = (now - before).norm(dim=-1) / now.norm(dim=-1).clamp(min=1e-12)
+        cosine[1:] = torch.cosine_similarity(now, before, dim=-1)
+    return distance, cosine

@@ -1,0 +1,152 @@
+"""All users of a split through a checkpoint, once: what each step does to each of them.
+
+`measure` is for others too, such as a study of your own:
+
+    stage = load_stage("runs/beauty/rpt/checkpoints/best.ckpt")
+    measured = measure(stage, "prepared/beauty", "test", deepest=16)
+    measured.ranks  # [U, 16]: rank of each user's target after each step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lares_pl.data.batches import Batch, InstanceLoader
+from lares_pl.data.module import SequenceDataModule
+from lares_pl.errors import LaresError
+from lares_pl.metrics import ranking_metrics
+from lares_pl.model.reasoning import Reasoning
+from lares_pl.model.recurrence import KeyedNoise
+from lares_pl.model.scoring import Excluded
+from lares_pl.report.distributions import movement, residuals
+from lares_pl.stages.ranking import CUTOFFS
+
+if TYPE_CHECKING:
+    from lares_pl.stages.ranking import RankingStage
+
+Split = Literal["test", "val"]
+METRICS = (*(f"recall@{k}" for k in CUTOFFS), *(f"ndcg@{k}" for k in CUTOFFS), "mrr")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one pass over U users gave, in the order of the dataset; T steps.
+
+    Args:
+        depths: 1 … T, or 0 alone for a model without recurrence, `[T]`.
+        ranks: rank of the target, 1 is best, `[U, T]` int32.
+        residual: `|z_t - z_{t-1}| / |z_t|` of the user state, `[U, T]`; NaN at the first step.
+        cosine: of z_t and z_{t-1}, likewise.
+        entropy: of the distribution over the catalogue, nats, `[U, T]`.
+        kl: of that distribution from that of the step before, nats, `[U, T]`; NaN at the first step.
+    """
+
+    depths: np.ndarray
+    ranks: np.ndarray
+    residual: np.ndarray
+    cosine: np.ndarray
+    entropy: np.ndarray
+    kl: np.ndarray
+
+    def column(self, depth: int) -> int:
+        """Where a depth stands."""
+        return int(np.flatnonzero(self.depths == depth)[0])
+
+    def metrics(self, depth: int) -> dict[str, float]:
+        """All metrics at a depth, as `lares test` gives them."""
+        metrics = ranking_metrics("", CUTOFFS)
+        metrics.update(torch.from_numpy(self.ranks[:, self.column(depth)]))
+        return {str(name): float(value) for name, value in metrics.compute().items()}
+
+
+def values_of(metric: str, ranks: np.ndarray) -> np.ndarray:
+    """A metric of each rank, float32 of the same shape."""
+    of_ranks: Tensor = ranking_metrics("", CUTOFFS)[metric].value(torch.from_numpy(ranks))  # type: ignore[operator]
+    return of_ranks.float().numpy()
+
+
+def best_device(name: str) -> torch.device:
+    """The device of a name; `auto` is the GPU where there is one.
+
+    Raises:
+        LaresError: if there is no such device.
+    """
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise LaresError(f"--device {name}: {str(error).splitlines()[0]}. There are auto, cpu and, with a GPU, cuda") from error
+    return device
+
+
+def batches(
+    stage: RankingStage, dataset: str, split: Split, batch_size: int, shuffle: bool = False
+) -> Iterator[tuple[Batch, Excluded | None]]:
+    """Users of a split as the stage reads them, on its device, and what is left out of their rankings.
+
+    Raises:
+        LaresError: if the dataset's catalogue is not the stage's, or nothing is held out.
+    """
+    data = SequenceDataModule(dataset, max_length=stage.backbone.max_length)
+    stage.take_catalogue(data)
+    data.setup("test")
+    instances = data.sequences.held_out("test" if split == "test" else "validation")
+    loader = InstanceLoader(data.sequences, instances, batch_size, data.max_length, with_seen=stage.needs_seen, shuffle=shuffle)
+    for batch in loader:
+        batch = batch.to(stage.device)
+        seen = None if batch.seen_rows is None or batch.seen_items is None else Excluded(batch.seen_rows, batch.seen_items)
+        yield batch, seen
+
+
+class _Part(NamedTuple):
+    """`[T, B]` each."""
+
+    ranks: Tensor
+    residual: Tensor
+    cosine: Tensor
+    entropy: Tensor
+    kl: Tensor
+
+
+def _measure_batch(stage: RankingStage, batch: Batch, excluded: Excluded | None, deepest: int) -> _Part:
+    """One rollout; at the depth of evaluation the states are those that `lares test` ranks by, to the last bit.
+
+    (The end of a trajectory is computed for its last positions alone, and rounds otherwise than a step on the way.)
+    """
+    backbone = stage.backbone
+    (states,) = backbone.rollout(batch.histories, [deepest], KeyedNoise(batch.histories))
+    if 0 < stage.evaluation_depth < deepest:
+        states[stage.evaluation_depth - 1] = Reasoning(stage.evaluation_depth)(backbone, batch.histories).states
+    ranks = torch.stack([backbone.target_rank(of_step, batch.targets, excluded) for of_step in states])
+    moved = movement(states, backbone.item_vectors, backbone.config.similarity)
+    return _Part(ranks.int(), *residuals(states), moved.entropy, moved.kl)
+
+
+@torch.inference_mode()
+def measure(stage: RankingStage, dataset: str, split: Split, deepest: int, batch_size: int = 1024) -> Measured:
+    """Ranks of all users of a split after every step, and what the steps do to states and distributions.
+
+    The noise is a function of each history alone, as in every evaluation; nothing of size users × items is ever held.
+
+    Args:
+        stage: a trained stage, on the device to compute on, in evaluation mode.
+        dataset: directory of the prepared dataset.
+        split: whose targets are ranked.
+        deepest: number of steps T; 0 for a model without recurrence.
+        batch_size: users a batch.
+
+    Raises:
+        LaresError: if the dataset is not the model's, or the model has no such depth.
+    """
+    parts = [
+        _Part(*(values[:, batch.valid].T.cpu() for values in _measure_batch(stage, batch, excluded, deepest)))
+        for batch, excluded in batches(stage, dataset, split, batch_size)
+    ]
+    together = (torch.cat(values).numpy() for values in zip(*parts, strict=True))
+    return Measured(np.arange(1, deepest + 1) if deepest else np.zeros(1, dtype=np.int64), *together)

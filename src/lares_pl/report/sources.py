@@ -1,0 +1,192 @@
+"""What is reported on: run folders and files to checkpoints, checkpoints that differ only in their seed to groups."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lares_pl.errors import LaresError
+from lares_pl.runs import BEST, LAST
+from lares_pl.stages.checkpoint import StageCheckpoint, read_checkpoint
+
+_MOVED_ASIDE = re.compile(r"\.\d+$")  # `spt.1`: what a new run of the same name moved out of its way
+# what tells one training of a configuration from another, or says where and how it is shown
+_NOT_CONFIGURATION = (
+    "seed_everything",
+    "run",
+    "stage",
+    "ckpt_path",
+    "data.seed",
+    "model.init_args.init_from",
+    "trainer.logger",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+    "trainer.default_root_dir",
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint to report on.
+
+    Args:
+        checkpoint: what it says about itself.
+        run: name of its run.
+        stage: name of its stage (the folder's, where it lies in one).
+        folder: of the stage, with metrics and configuration; None for a file on its own.
+        configuration: all that decided what was trained but the seed, as one string to compare.
+    """
+
+    checkpoint: StageCheckpoint
+    run: str
+    stage: str
+    folder: Path | None
+    configuration: str
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.checkpoint.path
+
+    @property
+    def name(self) -> str:
+        """`RUN/STAGE`; for a file that is not a run's best, with the file's name."""
+        place = f"{self.run}/{self.stage}" if self.folder is not None else self.run
+        return place if self.folder is None or self.path.name == BEST.name else f"{place} ({self.path.stem})"
+
+    @property
+    def seed(self) -> int | None:
+        """What its run was seeded with."""
+        return self.checkpoint.seed
+
+
+@dataclass(frozen=True)
+class Group:
+    """Checkpoints of one configuration, trained with different seeds.
+
+    Args:
+        label: a short name, unique in the report.
+        sources: one a seed.
+    """
+
+    label: str
+    sources: tuple[Source, ...]
+
+
+def find_sources(paths: Sequence[str]) -> tuple[list[Source], list[str]]:
+    """The checkpoints of run folders (`runs/NAME`), stage folders (`runs/NAME/STAGE`) and files.
+
+    Returns:
+        The checkpoints, and a sentence about each thing that was left out.
+
+    Raises:
+        LaresError: if there is none at a path, or it can't be read.
+    """
+    files: list[Path] = []
+    remarks: list[str] = []
+    for path in map(Path, paths):
+        if path.is_file():
+            files.append(path)
+            continue
+        stages = [path, *(sorted(path.iterdir()) if path.is_dir() else [])]
+        found = {stage: stage / name for stage in stages for name in (LAST, BEST) if (stage / name).is_file()}
+        chosen: list[Path] = []
+        for stage, file in found.items():
+            if stage != path and _MOVED_ASIDE.search(stage.name):
+                remarks.append(f"{stage} was moved aside by a later run and is left out; name it to have it reported.")
+                continue
+            if file.name == LAST.name:
+                remarks.append(f"{stage} has no {BEST.name}, its {LAST.name} stands in for it.")
+            chosen.append(file)
+        # what others started from comes first
+        files += sorted(chosen, key=lambda file: read_checkpoint(file).started_from is not None)
+        if not chosen:
+            raise LaresError(
+                f"{path}: no run to report on. Name a run's folder (runs/NAME, with {BEST} in the folders of its stages), "
+                "a stage's folder (runs/NAME/STAGE) or a checkpoint file"
+            )
+    unique = list({file.resolve(): file for file in files}.values())
+    return [_source(file) for file in unique], remarks
+
+
+def _source(path: Path) -> Source:
+    checkpoint = read_checkpoint(path)
+    in_run = path.absolute().parent.name == BEST.parent.name
+    folder = path.absolute().parent.parent if in_run else None
+    run = folder.parent.name if folder is not None else path.stem
+    stage = folder.name if folder is not None else checkpoint.stage_name.lower()
+    return Source(checkpoint, run, stage, folder, _configuration(checkpoint, folder))
+
+
+def _configuration(checkpoint: StageCheckpoint, folder: Path | None, depth: int = 0) -> str:
+    """All that decided what was trained but the seed: the run's record where there is one, and that of what it started from."""
+    parts: dict[str, Any] = {"class": checkpoint.class_path, "settings": checkpoint.settings, "items": checkpoint.catalogue}
+    record = None if folder is None else folder / "config.yaml"
+    if record is not None and record.is_file():
+        try:
+            parts["record"] = _without_names(yaml.safe_load(record.read_text(encoding="utf-8")))
+        except (ValueError, yaml.YAMLError) as error:
+            raise LaresError(
+                f"{record}: can't be read as YAML: {error}. Restore it, or report on the checkpoint alone"
+            ) from error
+    start = checkpoint.started_from
+    if start is not None and depth < 8 and Path(start).is_file():  # 8: of a chain that leads back to itself
+        first = Path(start)
+        parts["start"] = _configuration(
+            read_checkpoint(first), first.parent.parent if first.parent.name == BEST.parent.name else None, depth + 1
+        )
+    return json.dumps(parts, sort_keys=True, default=str)
+
+
+def _without_names(record: Any) -> Any:
+    """A run's record without what tells it from the same configuration trained again."""
+    for key in _NOT_CONFIGURATION:
+        *path, last = key.split(".")
+        place = record
+        for name in path:
+            place = place.get(name) if isinstance(place, dict) else None
+        if isinstance(place, dict):
+            place.pop(last, None)
+    return record
+
+
+def group_by_seed(sources: Sequence[Source]) -> list[Group]:
+    """Groups in the order of their first checkpoints; two checkpoints of one seed are never seeds of one group."""
+    groups: list[list[Source]] = []
+    for source in sources:
+        for group in groups:
+            same = group[0].configuration == source.configuration and group[0].stage == source.stage
+            if same and source.seed is not None and all(source.seed != other.seed for other in group):
+                group.append(source)
+                break
+        else:
+            groups.append([source])
+    return [Group(label, tuple(group)) for label, group in zip(_labels(groups), groups, strict=True)]
+
+
+_LONGEST = 28
+
+
+def _labels(groups: Sequence[Sequence[Source]]) -> list[str]:
+    """The stage's name where it tells groups apart, else with the run's; with the number of seeds; short and unique."""
+    stages = Counter(group[0].stage for group in groups)
+    labels = []
+    for group in groups:
+        first = group[0]
+        label = first.stage if stages[first.stage] == 1 and first.folder is not None else first.name
+        seeds = f" ({len(group)} seeds)" if len(group) > 1 else ""
+        label = label if len(label) + len(seeds) <= _LONGEST else "…" + label[-(_LONGEST - len(seeds) - 1) :]
+        labels.append(label + seeds)
+    taken: Counter[str] = Counter()
+    unique = []
+    for label in labels:
+        taken[label] += 1
+        unique.append(label if taken[label] == 1 else f"{label} #{taken[label]}")
+    return unique

@@ -1,0 +1,182 @@
+"""Intervals and tests: pure functions of values by user, or by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+_DRAWS = 1 << 23  # random numbers held at a time
+
+
+def _parts(resamples: int, users: int) -> Iterator[int]:
+    """Numbers of resamples to draw at a time."""
+    size = max(1, _DRAWS // max(users, 1))
+    for start in range(0, resamples, size):
+        yield min(size, resamples - start)
+
+
+def bootstrap_means(values: np.ndarray, resamples: int, seed: int = 0) -> np.ndarray:
+    """Means of samples of users drawn with replacement, as many as there are (Efron 1979).
+
+    All columns are means of the same samples, so that differences of columns are paired.
+
+    Args:
+        values: `[U, K]`.
+        resamples: their number R.
+        seed: of the draws.
+
+    Returns:
+        `[R, K]`.
+    """
+    users = len(values)
+    generator = np.random.default_rng(seed)
+    means = []
+    for count in _parts(resamples, users):
+        drawn = generator.integers(users, size=(count, users)) + np.arange(count)[:, None] * users
+        times = np.bincount(drawn.reshape(-1), minlength=count * users).reshape(count, users)
+        means.append(times.astype(values.dtype) @ values / users)
+    return np.concatenate(means)
+
+
+def bootstrap_interval(values: np.ndarray, resamples: int, level: float = 0.95, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile interval of the mean over users.
+
+    Args:
+        values: `[U, K]`.
+        resamples: number of bootstrap samples.
+        level: share of the samples' means inside.
+        seed: of the draws.
+
+    Returns:
+        Lower and upper ends, `[K]` each; NaN where there is no user.
+    """
+    if len(values) == 0:
+        nothing = np.full(values.shape[1], np.nan)
+        return nothing, nothing
+    low, high = np.quantile(bootstrap_means(values, resamples, seed), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return low, high
+
+
+def sign_flip_test(differences: np.ndarray, resamples: int = 10_000, seed: int = 0) -> np.ndarray:
+    """Two-sided paired permutation test (Fisher's): would the mean difference be as far from 0 if signs were a coin's?
+
+    Under the null hypothesis each user's difference is as likely to be d as -d, independently of the other users. Users
+    without a difference say nothing. All sign patterns are tried where there are no more of them than resamples; random ones
+    otherwise, with the observed one among them, so that the p-value is never 0 and never too small (Phipson and Smyth 2010).
+
+    Args:
+        differences: of each user, `[U, K]`.
+        resamples: number of random sign patterns.
+        seed: of the draws.
+
+    Returns:
+        p-values `[K]`; 1 where no user differs.
+    """
+    differences = differences[np.any(differences != 0, axis=1)]
+    users = len(differences)
+    if users == 0:
+        return np.ones(differences.shape[1])
+    observed = np.abs(differences.sum(axis=0))
+    observed = observed * (1 - 1e-9)  # equal sums added up in another order are equal
+    if 2**users <= resamples:
+        patterns = (np.arange(2**users)[:, None] >> np.arange(users)) & 1
+        exact: np.ndarray = (np.abs((2.0 * patterns - 1) @ differences) >= observed).mean(axis=0)
+        return exact
+    generator = np.random.default_rng(seed)
+    as_far = np.zeros(differences.shape[1])
+    for count in _parts(resamples, users):
+        signs = generator.integers(2, size=(count, users), dtype=np.int8).astype(differences.dtype) * 2 - 1
+        as_far += (np.abs(signs @ differences) >= observed).sum(axis=0)
+    return (as_far + 1) / (resamples + 1)
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """p-values corrected for their number, in their order: the chance of any false finding stays below alpha (Holm 1979)."""
+    order = np.argsort(p_values)
+    stepped = np.maximum.accumulate(p_values[order] * np.arange(len(p_values), 0, -1))
+    corrected = np.empty_like(stepped)
+    corrected[order] = np.minimum(stepped, 1.0)
+    return corrected
+
+
+@dataclass(frozen=True)
+class SeedTest:
+    """A t-test with seeds as the unit.
+
+    Args:
+        p_value: two-sided; NaN where it can't be said (no spread at all).
+        paired: whether seeds were paired.
+    """
+
+    p_value: float
+    paired: bool
+
+
+def seed_test(first: dict[int, float], second: dict[int, float]) -> SeedTest | None:
+    """Do two configurations differ when they are trained again? None where either has fewer than three seeds.
+
+    Paired by seed where both have the same seeds, else Welch's test; both take the means over seeds for normal.
+
+    Args:
+        first, second: value of each seed.
+    """
+    from scipy.stats import ttest_ind, ttest_rel
+
+    if min(len(first), len(second)) < 3:
+        return None
+    paired = first.keys() == second.keys()
+    with np.errstate(all="ignore"):
+        if paired:
+            one, two = [first[seed] for seed in first], [second[seed] for seed in first]
+            constant = np.ptp(np.subtract(one, two)) == 0
+            result = None if constant else ttest_rel(one, two)
+        else:
+            one, two = list(first.values()), list(second.values())
+            constant = np.ptp(one) == 0 and np.ptp(two) == 0
+            result = None if constant else ttest_ind(one, two, equal_var=False)
+    return SeedTest(float("nan") if result is None else float(result.pvalue), paired)
+
+
+@dataclass(frozen=True)
+class Bands:
+    """Users in bands of a whole number, about equally many in each.
+
+    Args:
+        labels: limits of each band, such as `3–7`.
+        of_user: band of each user, `[U]`.
+    """
+
+    labels: list[str]
+    of_user: np.ndarray
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Users in each band."""
+        return np.bincount(self.of_user, minlength=len(self.labels))
+
+
+def quantile_bands(values: np.ndarray, count: int = 5, capped: int | None = None) -> Bands:
+    """Bands between quantiles; equal values stay together, so that there may be fewer, of other sizes.
+
+    Args:
+        values: whole number of each user, `[U]`.
+        count: how many bands to aim for.
+        capped: a value at which longer ones were cut, marked with a +.
+    """
+    uppers = np.unique(np.quantile(values, np.arange(1, count + 1) / count, method="inverted_cdf"))
+    of_user = np.searchsorted(uppers, values)
+    labels = []
+    for band in range(len(uppers)):
+        inside = values[of_user == band]
+        low, high = int(inside.min()), int(inside.max())
+        end = f"{high:,}" + ("+" if high == capped else "")
+        labels.append(end if low == high else f"{low:,}–{end}")
+    return Bands(labels, of_user)
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and standard deviation of a sample (n - 1); NaN for a single value."""
+    array = np.asarray(values, dtype=np.float64)
+    return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else float("nan")

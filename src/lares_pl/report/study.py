@@ -1,0 +1,280 @@
+"""All that sections speak of: what was measured of every checkpoint, by configuration, and whose users they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lares_pl.config import to_plain
+from lares_pl.data.dataset import SequenceDataset
+from lares_pl.errors import LaresError
+from lares_pl.model.backbone import with_dropout
+from lares_pl.report.latency import Timing, time_inference
+from lares_pl.report.measure import Measured, Split, measure, values_of
+from lares_pl.report.sources import Group, Source
+from lares_pl.stages.checkpoint import load_stage
+from lares_pl.stages.pruning import KeptSet, Pruning
+from lares_pl.stages.ranking import RankingStage
+from lares_pl.stages.rpt import RPT
+
+
+@dataclass(frozen=True)
+class Population:
+    """The dataset, and the users whose targets are ranked, in its order.
+
+    Args:
+        sequences: the dataset.
+        popularity: how often each target occurs in training interactions, `[U]`.
+        activity: interactions of each user before the target, `[U]`.
+        counts: how often each item occurs in training interactions, `[N + 1]`.
+    """
+
+    sequences: SequenceDataset
+    popularity: np.ndarray
+    activity: np.ndarray
+    counts: np.ndarray
+
+    @property
+    def users(self) -> int:
+        """Number of users ranked for, U."""
+        return len(self.activity)
+
+
+def population(dataset: str, split: Split) -> Population:
+    """Users of a split. Held out are each user's last two items, if there are three; what else there is trains."""
+    sequences = SequenceDataset.load(dataset)
+    size = sequences.catalogue_size + 1
+    last = sequences.held_out("test").all()
+    held = np.concatenate([sequences.items[last.ends], sequences.items[last.ends - 1]])
+    counts = np.bincount(sequences.items, minlength=size) - np.bincount(held, minlength=size)
+    cuts = sequences.held_out("test" if split == "test" else "validation").all()
+    return Population(sequences, counts[sequences.targets(cuts)], cuts.ends - cuts.starts, counts)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of one checkpoint.
+
+    Args:
+        source: the checkpoint.
+        measured: of all users.
+        kept: the training instances that pruning kept; None where nothing was pruned.
+        pruning: its rule.
+    """
+
+    source: Source
+    measured: Measured
+    kept: KeptSet | None
+    pruning: Pruning | None
+
+    @property
+    def seed_name(self) -> str:
+        """`seed 1`, or the checkpoint's name where no seed is known."""
+        return self.source.name if self.source.seed is None else f"seed {self.source.seed}"
+
+
+@dataclass(frozen=True)
+class GroupFindings:
+    """What was found of one configuration.
+
+    Args:
+        label: its name.
+        findings: one a seed.
+        depth: of evaluation.
+        depths: of the tables, ascending.
+        max_length: longest history the model reads.
+        exclude_seen: whether items of the history are left out of the rankings.
+        parameters: number of trained parameters.
+        timings: of its first checkpoint; empty where nothing was timed.
+        timed_as: group with the same architecture, which was timed for both; None where there is none before this one.
+    """
+
+    label: str
+    findings: Sequence[Finding]
+    depth: int
+    depths: Sequence[int]
+    max_length: int
+    exclude_seen: bool
+    parameters: int
+    timings: Sequence[Timing]
+    timed_as: str | None = None
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether there are steps."""
+        return self.depth > 0
+
+    @property
+    def steps(self) -> np.ndarray:
+        """All depths that were measured, `[T]`."""
+        return self.findings[0].measured.depths
+
+    def by_user(self, metric: str, depths: Sequence[int]) -> np.ndarray:
+        """A metric of each user at these depths, mean over seeds, `[U, len(depths)]` float32."""
+        columns = [self.findings[0].measured.column(depth) for depth in depths]
+        total = np.zeros((len(self.findings[0].measured.ranks), len(columns)), dtype=np.float32)
+        for finding in self.findings:
+            total += values_of(metric, finding.measured.ranks[:, columns])
+        return total / np.float32(len(self.findings))
+
+    def by_seed(self, metric: str, depth: int) -> list[float]:
+        """A metric of each checkpoint, as `lares test` gives it."""
+        return [finding.measured.metrics(depth)[metric] for finding in self.findings]
+
+    def pooled(self, name: str) -> np.ndarray:
+        """What was measured of all users under all seeds, `[seeds * U, T]`: `ranks`, `residual`, `cosine`, `entropy`, `kl`."""
+        return np.concatenate([getattr(finding.measured, name) for finding in self.findings])
+
+
+@dataclass(frozen=True)
+class Study:
+    """All that a section may speak of.
+
+    Args:
+        groups: what was found, by configuration.
+        dataset: its directory.
+        split: whose targets are ranked.
+        population: its users.
+        resamples: number of bootstrap samples.
+        device: what computed.
+        remarks: sentences about what was left out.
+    """
+
+    groups: Sequence[GroupFindings]
+    dataset: str
+    split: Split
+    population: Population
+    resamples: int
+    device: torch.device
+    remarks: Sequence[str]
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """Of all groups, in order: what decides colours."""
+        return [group.label for group in self.groups]
+
+    @property
+    def recurrent(self) -> list[GroupFindings]:
+        """Groups with steps."""
+        return [group for group in self.groups if group.recurrent]
+
+    @property
+    def common_depth(self) -> int | None:
+        """Depth of evaluation of all groups with steps; None where they differ."""
+        depths = {group.depth for group in self.recurrent}
+        return depths.pop() if len(depths) == 1 else None
+
+    @property
+    def target(self) -> str:
+        """What is ranked, in words."""
+        return "test" if self.split == "test" else "validation"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to measure.
+
+    Args:
+        split: whose targets to rank.
+        depths: depths of the tables; from 1 to 4 × the depth of evaluation where None.
+        resamples: number of bootstrap samples.
+        timing: whether to time.
+        batch_size: users a batch.
+        device: what computes.
+    """
+
+    split: Split
+    depths: Sequence[int] | None
+    resamples: int
+    timing: bool
+    batch_size: int
+    device: torch.device
+
+
+def usual_depths(depth: int) -> list[int]:
+    """1 to 4 × the depth of evaluation: all of a few, powers of two and multiples of the depth of many."""
+    if depth == 0:
+        return [0]
+    deepest = 4 * depth
+    if deepest <= 8:
+        return list(range(1, deepest + 1))
+    powers = {2**n for n in range(deepest.bit_length()) if 2**n <= deepest}
+    return sorted(powers | {depth, 2 * depth, deepest})
+
+
+def make_study(
+    groups: Sequence[Group], dataset: str, options: Options, remarks: Sequence[str], say: Callable[[str], None]
+) -> Study:
+    """Measure every checkpoint.
+
+    Args:
+        groups: the checkpoints.
+        dataset: directory of the prepared dataset.
+        options: how.
+        remarks: sentences for the page.
+        say: takes a line about what is going on.
+
+    Raises:
+        LaresError: if a checkpoint is not of this dataset, or has no such depth.
+    """
+    found: list[GroupFindings] = []
+    timed: dict[str, str] = {}  # label of the group that was timed, by architecture
+    for group in groups:
+        found.append(_measure_group(group, dataset, options, timed, say))
+    return Study(found, dataset, options.split, population(dataset, options.split), options.resamples, options.device, remarks)
+
+
+def _measure_group(
+    group: Group, dataset: str, options: Options, timed: dict[str, str], say: Callable[[str], None]
+) -> GroupFindings:
+    findings: list[Finding] = []
+    timings: list[Timing] = []
+    for source in group.sources:
+        stage = load_stage(source.path).to(options.device)
+        depth = stage.evaluation_depth
+        depths = _depths(stage, source.path, options.depths)
+        deepest = max(*depths, depth)
+        say(f"{source.name}: {options.split} users at depth {'0' if depth == 0 else f'1 … {deepest}'}")
+        measured = measure(stage, dataset, options.split, deepest, options.batch_size)
+        kept, rule = (stage.kept, stage.pruning) if isinstance(stage, RPT) else (None, None)
+        findings.append(Finding(source, measured, kept, rule))
+        timed_as = timed.setdefault(_architecture(stage, depths), group.label)
+        if options.timing and not timings and timed_as == group.label:
+            say(f"{source.name}: timing")
+            timings = time_inference(stage, dataset, options.split, _timed(depth, depths))
+    return GroupFindings(
+        group.label,
+        findings,
+        depth,
+        sorted({*depths, depth}),
+        stage.backbone.max_length,
+        stage.exclude_seen,
+        sum(parameter.numel() for parameter in stage.backbone.parameters()),
+        timings,
+        timed_as if options.timing and timed_as != group.label else None,
+    )
+
+
+def _depths(stage: RankingStage, path: Path, asked: Sequence[int] | None) -> Sequence[int]:
+    if stage.evaluation_depth == 0:
+        return [0]  # of a model without recurrence, the only one
+    if asked is None:
+        return usual_depths(stage.evaluation_depth)
+    if min(asked) < 1:
+        raise LaresError(f"{path}: --depths {', '.join(map(str, asked))}: the depths of a recurrent model begin at 1")
+    return sorted(set(asked))
+
+
+def _architecture(stage: RankingStage, depths: Sequence[int]) -> str:
+    """What decides how long inference takes, as one string to compare."""
+    return repr((to_plain(with_dropout(stage.backbone_config, 0.0)), stage.exclude_seen, stage.evaluation_depth, list(depths)))
+
+
+def _timed(depth: int, depths: Sequence[int]) -> list[int]:
+    """Some of the depths: enough for a line, few enough to time."""
+    return sorted({depths[0], depth, depths[-1], *(d for d in depths if d == 2 * depth)})
