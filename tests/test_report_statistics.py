@@ -6,10 +6,14 @@ from itertools import product
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from lares_pl import BackboneConfig, DivergenceStop, Histories, Reasoning, RecurrentBackbone, ResidualStop
+from lares_pl.model.recurrence import KeyedNoise
+from lares_pl.report.distributions import movement, residuals
 from lares_pl.report.statistics import (
     bootstrap_interval,
     bootstrap_means,
@@ -19,6 +23,7 @@ from lares_pl.report.statistics import (
     seed_test,
     sign_flip_test,
 )
+from lares_pl.report.stopping import stopped_at
 
 
 def test_the_bootstrap_interval_of_a_mean_is_that_of_normal_theory() -> None:
@@ -117,3 +122,21 @@ def test_spread_needs_two() -> None:
     mean, spread = mean_and_spread([1.0, 3.0])
     assert (mean, spread) == pytest.approx((2, np.sqrt(2)))
     assert np.isnan(mean_and_spread([1.0])[1])
+
+
+def test_stopping_in_the_report_is_stopping_in_the_model() -> None:
+    """The step read off the changes of a whole rollout is the one at which `Reasoning` ends."""
+    torch.manual_seed(0)
+    config = BackboneConfig(hidden_size=8, pre_layers=1, core_layers=1, initializer_range=0.4)
+    backbone = RecurrentBackbone(9, 6, config).eval()
+    histories = Histories.from_lists([[3, 1, 4], [1], [5, 9, 2, 6, 5], [7, 7], [2, 8]])
+    with torch.no_grad():
+        (states,) = backbone.rollout(histories, [8], KeyedNoise(histories))
+        residual = np.stack([part.numpy() for part in residuals(states)[0]], axis=1)
+        kl = movement(states, backbone.item_vectors, backbone.config.similarity).kl.numpy().T
+        for change, rule in ((residual, ResidualStop), (kl, DivergenceStop)):
+            middle = np.sort(change[:, 1:5].ravel())[7:9].mean()
+            for threshold in (0.0, float(middle), 1e9):
+                _, steps = Reasoning(8, rule(threshold))(backbone, histories)
+                assert stopped_at(change, threshold).tolist() == steps.tolist()
+            assert stopped_at(change, float(middle)).min() < stopped_at(change, float(middle)).max()

@@ -65,7 +65,7 @@ class ResidualStop(StopRule):
 
 @dataclass(frozen=True)
 class DivergenceStop(StopRule):
-    """Stop when the distribution over the catalogue stands still: `KL(p_t || p_(t-1))` in nats, padding left out.
+    """Stop when the distribution over the catalogue stands still: `KL(p_t || p_(t-1))` in nats.
 
     Scores the whole catalogue twice a step, which for a large one costs more than the steps it saves; `ResidualStop` does not.
 

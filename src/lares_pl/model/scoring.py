@@ -243,7 +243,7 @@ def scores(states: Tensor, items: Tensor, similarity: Similarity) -> Tensor:
 
 @torch.no_grad()
 def divergence(states: Tensor, others: Tensor, items: Tensor, similarity: Similarity) -> Tensor:
-    """`KL(p || q)` in nats between the distributions of two states over items 1 … N.
+    """`KL(p || q)` in nats between the distributions of two states over the catalogue, padding included as in training.
 
     Args:
         states: whose distribution is p, `[R, d]`.
@@ -256,7 +256,7 @@ def divergence(states: Tensor, others: Tensor, items: Tensor, similarity: Simila
     """
     found = torch.empty(len(states), device=states.device)
     for rows in _slices(len(states), max(1, CHUNK // len(items))):
-        p, q = (scores(some[rows], items, similarity)[:, 1:].log_softmax(dim=1) for some in (states, others))
+        p, q = (scores(some[rows], items, similarity).log_softmax(dim=1) for some in (states, others))
         found[rows] = (p.exp() * (p - q)).sum(dim=1)
     return found
 

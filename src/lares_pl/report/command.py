@@ -21,6 +21,7 @@ from lares_pl.report.page import Section, Table, render
 from lares_pl.report.quality import cost, depth, kinds, summary
 from lares_pl.report.sources import Group, find_sources, group_by_seed
 from lares_pl.report.steps import steps
+from lares_pl.report.stopping import stopping
 from lares_pl.report.study import Options, Study, make_study
 from lares_pl.report.training import curves, pruning, reinforcement
 
@@ -32,6 +33,7 @@ SECTIONS: Sequence[Callable[[Study], Section]] = (
     cost,
     kinds,
     steps,
+    stopping,
     curves,
     reinforcement,
     pruning,
