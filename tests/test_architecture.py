@@ -18,6 +18,7 @@ ROOMS = [
     "cli",
     "demo",
     "training",
+    "export",
     "reference",
     "callbacks",
     "stages",

@@ -18,6 +18,7 @@ _FUNCTIONS = {
     "synthetic": ("lares_pl.data.synthetic", "write the embedded demonstration data as raw interactions"),
     "import-reference": ("lares_pl.reference.exchange", "turn a checkpoint of the authors' release into one of ours"),
     "export-reference": ("lares_pl.reference.exchange", "turn a checkpoint of ours into one of the authors' release"),
+    "export": ("lares_pl.export.command", "write a checkpoint as an ONNX or PyTorch program that runs without this package"),
     "config": ("lares_pl.shipped", "print a shipped config or script: lares config cluster.yaml"),
     "demo": ("lares_pl.demo", "prepare, SPT, RPT, test and predict in one go, with a summary"),
 }
