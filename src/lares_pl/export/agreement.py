@@ -41,8 +41,8 @@ class Agreement:
     def __str__(self) -> str:
         depths = ", ".join(map(str, self.depths))
         return (
-            f"{self.histories:,} histories at depth {depths}: largest difference of a score {self.difference:.1e} of the largest "
-            f"score, {self.equal:.2%} of the lists equal"
+            f"{self.histories:,} histories at depth {depths}: scores differ by at most {self.difference:.1e} of the largest "
+            f"score, {self.equal:.2%} of the lists are equal"
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from lares_pl import __version__
 from lares_pl.data.dataset import SequenceDataset
@@ -78,12 +79,14 @@ def export(
         raise LaresError(f"check and k must be at least 1, got check={check}, k={k}")
     checkpoint = read_checkpoint(ckpt_path)
     stage = load_stage(ckpt_path)
-    backbone: RecurrentBackbone = stage.backbone.float().eval().requires_grad_(False)
+    backbone: RecurrentBackbone = stage.backbone.eval().requires_grad_(False)
+    if backbone.item_vectors.dtype != torch.float32:
+        backbone = backbone.float()  # onnxruntime has kernels for float32 above all
     sequences = _dataset(checkpoint, dataset)
     steps = _depth(depth, backbone, stage.evaluation_depth)
     k = min(k, backbone.items)
-    states, rankings = programs(backbone, steps, k)
     with appearing_folder(target, lambda: _check_target(target, overwrite)) as folder:
+        states, rankings = programs(backbone, steps, k)
         trace(chosen, backbone, states, rankings, folder)
         np.save(folder / "item_vectors.npy", item_vectors(backbone).numpy())
         agreement = _compare(chosen, backbone, sequences, steps, k, check, folder)

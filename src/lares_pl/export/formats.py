@@ -100,6 +100,7 @@ class Onnx(ProgramFormat):
                 traced(rankings),
                 dynamo=True,
                 verbose=False,
+                dynamic_shapes=rankings.shapes,  # their names
                 input_names=list(rankings.inputs),
                 output_names=list(rankings.outputs),
                 custom_translation_table={torch.ops.aten.erfinv.default: erfinv},
@@ -111,7 +112,7 @@ class Onnx(ProgramFormat):
             whole.save(folder / f"model{self.suffix}")
             # translating costs more than cutting the first program out of the second, which begins with it
             part = ir.convenience.extract(whole.model.graph, list(states.inputs), list(states.outputs))
-            model = ir.Model(part, ir_version=whole.model.ir_version, functions=whole.model.functions.values())
+            model = ir.Model(part, ir_version=whole.model.ir_version, functions=list(whole.model.functions.values()))
             torch.onnx.ONNXProgram(model, None).save(folder / f"user_state{self.suffix}")
 
     def load(self, path: Path) -> Run:
