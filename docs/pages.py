@@ -19,7 +19,7 @@ REST = "the rest"
 # rooms of the house, from the top: folders, or the modules that are rooms of their own
 ROOMS = {
     "commands": ["cli", "training", "chain", "commands", "completion", "help", "demo", "shipped", "runs"],
-    "recommender": ["recommender"],
+    "products": ["recommender", "export"],
     "report": ["report"],
     "callbacks": ["callbacks"],
     "stages": ["stages", "metrics"],

@@ -21,6 +21,7 @@ ROOMS = [
     "training",
     "chain",
     "recommender",
+    "export",
     "reference",
     "report",
     "callbacks",

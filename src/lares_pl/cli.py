@@ -23,6 +23,7 @@ FUNCTIONS = {
     "report": ("lares_pl.report.command", "what runs learned: one HTML page with charts and tables"),
     "import-reference": ("lares_pl.reference.exchange", "turn a checkpoint of the authors' release into one of ours"),
     "export-reference": ("lares_pl.reference.exchange", "turn a checkpoint of ours into one of the authors' release"),
+    "export": ("lares_pl.export.command", "write a checkpoint as an ONNX or PyTorch program that runs without this package"),
     "config": ("lares_pl.shipped", "print a shipped config or script: lares config cluster.yaml"),
     "completion": ("lares_pl.completion", "print a script that completes commands and options in bash, zsh or fish"),
     "demo": ("lares_pl.demo", "prepare, SPT, RPT, test and predict in one go, with a summary"),

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,38 @@ def _locked(folder: Path) -> int | None:
             raise
         return None
     return lock
+
+
+@contextmanager
+def appearing_folder(target: Path, check: Callable[[], None]) -> Iterator[Path]:
+    """A folder to fill that takes the place of `target` if the block ends well, else it vanishes.
+
+    Args:
+        target: the folder.
+        check: raises where `target` may not be written; asked again when all is ready.
+
+    Raises:
+        LaresError: if it can't be written; what was there before still is.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(target.parent, target.name) as folder:
+            yield folder
+            for path in folder.rglob("*"):
+                if path.is_file():
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())
+            folder.chmod(0o755)
+            check()
+            if target.exists():
+                exchange(folder, target)
+            else:
+                folder.rename(target)
+    except OSError as error:
+        raise LaresError(
+            f"{target}: could not be written ({error}); what was there before is as it was. Make room there, or name "
+            "another --output"
+        ) from error
 
 
 def exchange(folder: Path, other: Path) -> None:

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +22,7 @@ from lares_pl.data.formats import Columns, Format, source_files
 from lares_pl.data.log import Filters, index_log
 from lares_pl.data.text import ItemDescriptions, TextOptions, describe_items
 from lares_pl.errors import LaresError
-from lares_pl.files import exchange, temporary_folder
+from lares_pl.files import appearing_folder
 
 FORMAT_VERSION = 1
 
@@ -75,7 +72,7 @@ def prepare(
     _check_target(target, overwrite)
     filters = Filters(min_rating, repeats, k_core)
     files = source_files(Path(source), format)
-    with _appearing(target, overwrite) as folder:
+    with appearing_folder(target, lambda: _check_target(target, overwrite)) as folder:
         with engine.open(folder) as session:
             known = session.read(Path(source), columns, format)
             try:
@@ -131,27 +128,3 @@ def _write_items(catalogue: pa.Table, descriptions: ItemDescriptions, path: Path
     small = [name for name in table.column_names if name != "embedding"]
     compression = {**dict.fromkeys(small, "zstd"), "embedding.list.element": "none"}
     pq.write_table(table, path, compression=compression, use_dictionary=small, write_page_checksum=True)
-
-
-@contextmanager
-def _appearing(target: Path, overwrite: bool) -> Iterator[Path]:
-    """A directory to fill that takes the place of `target` when the block ends well, and vanishes when it does not."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary_folder(target.parent, target.name) as folder:
-            yield folder
-            for path in folder.rglob("*"):
-                if path.is_file():
-                    with path.open("rb") as file:
-                        os.fsync(file.fileno())
-            folder.chmod(0o755)
-            _check_target(target, overwrite)
-            if target.exists():
-                exchange(folder, target)
-            else:
-                folder.rename(target)
-    except OSError as error:
-        raise LaresError(
-            f"{target}: the dataset could not be written ({error}); what was there before is as it was. Make room there, "
-            "or name another --output"
-        ) from error

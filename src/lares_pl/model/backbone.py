@@ -190,10 +190,14 @@ class RecurrentBackbone(nn.Module):
         if histories.longest > self.max_length:
             raise LaresError(f"a history of {histories.longest} items; this model reads at most {self.max_length}")
         layout = self._layout(histories)
-        x = self.embedding(layout.arrange(histories.items), layout)
+        return self.read(layout.arrange(histories.items), layout), layout
+
+    def read(self, items: Tensor, layout: Layout) -> Tensor:
+        """Pre-block output h of items `[*layout.shape]`, `[*layout.shape, d]`."""
+        x: Tensor = self.embedding(items, layout)
         for block in self.pre_blocks:
             x = block(x, layout)
-        return x, layout
+        return x
 
     def step(self, state: Tensor, context: Tensor, layout: Layout) -> Tensor:
         """One reasoning step: `CoreBlock(LN(inject(z, h)))`, all `[*layout.shape, d]`."""

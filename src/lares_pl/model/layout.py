@@ -41,7 +41,7 @@ class Layout(ABC):
     @property
     def rows(self) -> int:
         """Number of histories (R)."""
-        return int(self.lengths.shape[0])
+        return self.lengths.shape[0]  # while a program is exported this is a symbol, no number
 
     @cached_property
     def mask(self) -> Tensor:

@@ -55,14 +55,36 @@ def _splitmix64(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
+def token_keys(items: Tensor, positions: Tensor) -> Tensor:
+    """A checksum of each item and its position, `[*]` int64; a history's key is the sum over its tokens."""
+    return _splitmix64(_splitmix64(items.long()) + positions)
+
+
 def prefix_keys(histories: Histories) -> Tensor:
     """A checksum of each history's items in order up to each of them, `[M]` int64; equal prefixes have equal keys."""
     layout = packed(histories)
-    of_token = _splitmix64(_splitmix64(histories.items.long()) + layout.positions)
-    sums = of_token.cumsum(0)
+    sums = token_keys(histories.items, layout.positions).cumsum(0)
     ends = histories.lengths.cumsum(0)
     before = torch.cat([sums.new_zeros(1), sums[ends[:-1] - 1]])  # of all histories before
     return sums - before[layout.row_of_token()]
+
+
+def keyed_uniform(keys: Tensor, positions: Tensor, size: int, seed: int = 0) -> Tensor:
+    """Draws from (0, 1) as a pure function of all arguments.
+
+    Args:
+        keys: of the history up to each token, `[*]` int64.
+        positions: of each token, `[*]`.
+        size: number of channels d.
+        seed: another seed gives other draws.
+
+    Returns:
+        `[*, d]`, float32.
+    """
+    token = _splitmix64(_splitmix64(_splitmix64(keys + 1) + seed) + positions + 1)
+    channel = torch.arange(1, size + 1, device=token.device)
+    bits = _shift(_splitmix64(token[..., None] + channel), 40)  # 24 bits: exact in float32
+    return (bits.float() + 0.5) * 2.0**-24
 
 
 class KeyedNoise(Noise):
@@ -85,10 +107,7 @@ class KeyedNoise(Noise):
     def uniform(self, layout: Layout, size: int) -> Tensor:
         keys = layout.arrange(self.keys)
         keys = torch.where(keys == 0, self.keys[self.last][layout.row_of_token()], keys)  # padding
-        token = _splitmix64(_splitmix64(_splitmix64(keys + 1) + self.seed) + layout.positions + 1)
-        channel = torch.arange(1, size + 1, device=token.device)
-        bits = _shift(_splitmix64(token[..., None] + channel), 40)  # 24 bits: exact in float32
-        return (bits.float() + 0.5) * 2.0**-24
+        return keyed_uniform(keys, layout.positions, size, self.seed)
 
 
 # ---------------------------------------------------------------- initial states

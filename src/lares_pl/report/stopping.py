@@ -105,16 +105,15 @@ def _mean(parts: list[np.ndarray]) -> float:
 def _verdict(group: GroupFindings, curve: pd.DataFrame) -> str:
     """The fewest steps that keep nearly all of the quality, by each rule."""
     said = []
-    for rule, points in curve.groupby("rule", sort=False):
-        enough = points[points["share kept"] >= KEPT]
+    for rule in (FIXED, *RULES):
+        enough = curve[(curve["rule"] == rule) & (curve["share kept"] >= KEPT)]
         if enough.empty:
             said.append(f"{rule}: none")
             continue
-        best = enough.loc[enough["mean steps"].idxmin()]
-        at = "" if rule == FIXED else f" (threshold {best['threshold']:g})"
-        said.append(
-            f"{rule}: {best['mean steps']:.2f}{at}, {best['share kept']:.1%} kept, {best['steps saved']:.0%} fewer steps"
-        )
+        fewest = enough.sort_values("mean steps").head(1)
+        threshold, steps, _, kept, saved = fewest.iloc[0, 2:].astype(float)
+        at = "" if rule == FIXED else f" (threshold {threshold:g})"
+        said.append(f"{rule}: {steps:.2f}{at}, {kept:.1%} kept, {saved:.0%} fewer steps")
     return (
         f"{group.label}: fewest mean steps that keep {KEPT:.1%} of the NDCG@10 at depth {group.depth}. {'; '.join(said)}. "
         "(Thresholds are read off the same users, so the choice is a little too good.)"

@@ -21,7 +21,7 @@ from lares_pl.model.layout import Layout
 def linear_scan(x: Tensor, decay: Tensor) -> Tensor:
     """`h_t = decay * h_(t-1) + x_t` from `h_(-1) = 0`, in log2(L) steps.
 
-    After a step with shift s, position t holds the sum over its last 2 s positions.
+    After a step with shift s, position t holds the sum over its last 2 s positions; the decay is squared from step to step.
 
     Args:
         x: `[R, L, d]`, real or complex.
@@ -32,8 +32,8 @@ def linear_scan(x: Tensor, decay: Tensor) -> Tensor:
     """
     shift = 1
     while shift < x.shape[1]:
-        x = x + decay**shift * F.pad(x, (0, 0, shift, 0))[:, : x.shape[1]]
-        shift *= 2
+        x = torch.cat([x[:, :shift], x[:, shift:] + decay * x[:, :-shift]], dim=1)
+        shift, decay = 2 * shift, decay * decay
     return x
 
 

@@ -1,0 +1,1 @@
+"""A trained model as a program that runs without this package."""

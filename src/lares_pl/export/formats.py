@@ -1,0 +1,151 @@
+"""What a program is written as: ONNX, or PyTorch's own exported program."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import io
+import logging
+import sys
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from lares_pl.errors import LaresError
+from lares_pl.export.programs import Program
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+Run = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+
+
+class ProgramFormat(ABC):
+    """Writes programs, and runs what was written."""
+
+    #: ending of its files
+    suffix: str
+    #: packages whose versions are worth knowing
+    packages: tuple[str, ...]
+
+    def check(self) -> None:
+        """Raise where it can't be written here.
+
+        Raises:
+            LaresError: says what to install.
+        """
+        for name in self.packages:
+            try:
+                importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError as error:
+                raise LaresError(f"this format needs {name}: pip install 'lares-pl[onnx]'") from error
+
+    @abstractmethod
+    def write(self, states: Program, rankings: Program, folder: Path) -> None:
+        """Write `user_state` and `model`."""
+
+    @abstractmethod
+    def load(self, path: Path) -> Run:
+        """A written program as a function of named arrays."""
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the packages that wrote it."""
+        return {name: importlib.metadata.version(name) for name in self.packages}
+
+
+class Torch(ProgramFormat):
+    """`torch.export`: runs wherever PyTorch does, also compiled ahead of time."""
+
+    suffix = ".pt2"
+    packages = ("torch",)
+
+    def write(self, states: Program, rankings: Program, folder: Path) -> None:
+        for name, program in (("user_state", states), ("model", rankings)):
+            with _quiet():
+                torch.export.save(traced(program), folder / f"{name}{self.suffix}")
+
+    def load(self, path: Path) -> Run:
+        with _quiet():
+            module = torch.export.load(path).module()
+
+        def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            found = module(*(torch.from_numpy(value) for value in inputs.values()))
+            found = (found,) if isinstance(found, torch.Tensor) else found
+            names = ("state",) if len(found) == 1 else ("ranked_items", "scores", "state")
+            return {name: value.numpy() for name, value in zip(names, found, strict=True)}
+
+        return run
+
+
+class Onnx(ProgramFormat):
+    """ONNX: runs in onnxruntime and its like, without PyTorch."""
+
+    suffix = ".onnx"
+    packages = ("torch", "onnx", "onnxscript", "onnxruntime")
+
+    def write(self, states: Program, rankings: Program, folder: Path) -> None:
+        import onnx_ir as ir
+        from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass
+
+        from lares_pl.export.onnx_erfinv import erfinv
+
+        with _quiet():
+            whole = torch.onnx.export(
+                traced(rankings),
+                dynamo=True,
+                verbose=False,
+                dynamic_shapes=rankings.shapes,  # their names
+                input_names=list(rankings.inputs),
+                output_names=list(rankings.outputs),
+                custom_translation_table={torch.ops.aten.erfinv.default: erfinv},
+            )
+            assert whole is not None
+            # no stack traces with paths of this machine; a table that is looked up and scored against is written once
+            for tidy in (ClearMetadataAndDocStringPass(), DeduplicateInitializersPass(size_limit=sys.maxsize)):
+                tidy(whole.model)
+            whole.save(folder / f"model{self.suffix}")
+            # translating costs more than cutting the first program out of the second, which begins with it
+            part = ir.convenience.extract(whole.model.graph, list(states.inputs), list(states.outputs))
+            model = ir.Model(part, ir_version=whole.model.ir_version, functions=list(whole.model.functions.values()))
+            torch.onnx.ONNXProgram(model, None).save(folder / f"user_state{self.suffix}")
+
+    def load(self, path: Path) -> Run:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+
+        def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return dict(zip(names, session.run(names, inputs), strict=True))
+
+        return run
+
+
+FORMATS: dict[str, type[ProgramFormat]] = {"onnx": Onnx, "torch": Torch}
+
+
+def traced(program: Program) -> ExportedProgram:
+    """A program as PyTorch's graph."""
+    with torch.no_grad():
+        return torch.export.export(program.module, program.example, dynamic_shapes=program.shapes)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what exporters say to their developers."""
+    former = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(former)

@@ -1,0 +1,266 @@
+"""The model as modules that can be traced: plain tensors in and out, batch size and, where wanted, depth left open.
+
+Two programs: user states (histories to vectors whose inner products with the item vectors are the scores), and rankings (the
+same, then the best k items). Both give what the model gives in evaluation, the noise of initial states included: it is a
+function of the history, computed in the program.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._higher_order_ops.while_loop import while_loop
+
+from lares_pl.model.backbone import RecurrentBackbone
+from lares_pl.model.layout import PaddedLayout
+from lares_pl.model.recurrence import Noise, keyed_uniform, token_keys
+
+BATCH = torch.export.Dim("batch")
+
+
+class GivenLayout(PaddedLayout):
+    """Histories that come padded `[B, L]`: any number of them."""
+
+    def arrange(self, items: Tensor) -> Tensor:
+        return items
+
+
+class GivenNoise(Noise):
+    """`KeyedNoise` of histories that come padded; padding has its history's key, as there.
+
+    Args:
+        items: `[B, L]`, 0 at padding.
+        layout: of the same histories.
+    """
+
+    def __init__(self, items: Tensor, layout: GivenLayout) -> None:
+        self.keys = torch.where(layout.mask, token_keys(items, layout.positions), 0).cumsum(dim=1)
+
+    def uniform(self, layout: PaddedLayout, size: int) -> Tensor:  # type: ignore[override]
+        return keyed_uniform(self.keys, layout.positions, size)
+
+
+# ---------------------------------------------------------------- depth
+
+
+class Depth(ABC):
+    """How a program knows how many steps to make."""
+
+    #: its inputs beside the histories: names and example values
+    inputs: dict[str, Tensor]
+    #: depths at which it is held against the model
+    checked: tuple[int, ...]
+
+    @abstractmethod
+    def reason(self, backbone: RecurrentBackbone) -> nn.Module:
+        """A module called as `module(z_0, h, lengths, depth) -> z_T`, states `[B, L, d]`."""
+
+
+@dataclass(frozen=True)
+class FixedDepth(Depth):
+    """So many steps, written one after the other: a program without a loop.
+
+    Args:
+        steps: T; 0 gives the pre-block's states.
+    """
+
+    steps: int
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:  # type: ignore[override]
+        return {}
+
+    @property
+    def checked(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (self.steps,)
+
+    def reason(self, backbone: RecurrentBackbone) -> nn.Module:
+        return _Unrolled(backbone, self.steps)
+
+
+@dataclass(frozen=True)
+class InputDepth(Depth):
+    """The depth is an input of the program, a whole number; a loop makes the steps. Below 1: the pre-block's states.
+
+    Args:
+        usual: depth to trace with, and around which the program is checked.
+    """
+
+    usual: int
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:  # type: ignore[override]
+        return {"depth": torch.tensor(self.usual)}
+
+    @property
+    def checked(self) -> tuple[int, ...]:  # type: ignore[override]
+        return tuple(sorted({0, 1, self.usual, 2 * self.usual}))
+
+    def reason(self, backbone: RecurrentBackbone) -> nn.Module:
+        return _Looped(backbone)
+
+
+class Step(nn.Module):
+    """One reasoning step of padded histories."""
+
+    def __init__(self, backbone: RecurrentBackbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, state: Tensor, context: Tensor, lengths: Tensor) -> Tensor:
+        """`[B, L, d]`, `[B, L, d]`, `[B]` -> `[B, L, d]`."""
+        return self.backbone.step(state, context, GivenLayout(lengths, self.backbone.max_length))
+
+
+class _Unrolled(nn.Module):
+    def __init__(self, backbone: RecurrentBackbone, steps: int) -> None:
+        super().__init__()
+        self.step = Step(backbone)
+        self.steps = steps
+
+    def forward(self, state: Tensor, context: Tensor, lengths: Tensor, depth: None = None) -> Tensor:
+        if self.steps == 0:
+            return context
+        for _ in range(self.steps):
+            state = self.step(state, context, lengths)
+        return state
+
+
+class _Looped(nn.Module):
+    def __init__(self, backbone: RecurrentBackbone) -> None:
+        super().__init__()
+        shape = (2, backbone.max_length, backbone.config.hidden_size)
+        # the loop traces its body more strictly than the rest is traced; a body that is traced already can't trouble it.
+        # Inputs must be different tensors, else they are taken for one
+        example = (torch.zeros(shape), torch.ones(shape), torch.ones(2, dtype=torch.int64))
+        traced = torch.export.export(Step(backbone), example, dynamic_shapes=({0: BATCH}, {0: BATCH}, {0: BATCH}))
+        self._step: list[Callable[..., Tensor]] = [traced.module(check_guards=False)]  # in a list: not a second set of weights
+
+    def forward(self, state: Tensor, context: Tensor, lengths: Tensor, depth: Tensor) -> Tensor:
+        step = self._step[0]
+
+        def goes_on(t: Tensor, state: Tensor) -> Tensor:
+            return t < depth
+
+        def body(t: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+            return t + 1, step(state, context, lengths)
+
+        _, state = while_loop(goes_on, body, (torch.zeros((), dtype=torch.int64), state))
+        return torch.where(depth < 1, context, state)
+
+
+# ---------------------------------------------------------------- programs
+
+
+class UserStates(nn.Module):
+    """Histories to user states, ready for a plain inner product with the item vectors.
+
+    Args:
+        backbone: the model, in evaluation mode.
+        depth: how many steps.
+    """
+
+    def __init__(self, backbone: RecurrentBackbone, depth: Depth) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.reason = depth.reason(backbone)
+
+    def forward(self, items: Tensor, lengths: Tensor, depth: Tensor | None = None) -> Tensor:
+        """Items `[B, L]`, oldest first, then 0s; their numbers `[B]` -> `[B, d]`."""
+        backbone, config = self.backbone, self.backbone.config
+        layout = GivenLayout(lengths, backbone.max_length)
+        context = backbone.read(items, layout)
+        start = config.initial_state.draw(layout, config.hidden_size, GivenNoise(items, layout), training=False)
+        state = layout.last(self.reason(start.to(context.dtype), context, lengths, depth))
+        return config.similarity.transform(state, backbone.item_vectors[:1])[0]
+
+
+class Rankings(nn.Module):
+    """Histories to the best k items of each, their scores, and the user states.
+
+    Args:
+        states: histories to user states.
+        vectors: of the items, ready for a plain inner product, `[N + 1, d]`.
+        k: length of the lists.
+    """
+
+    vectors: Tensor
+
+    def __init__(self, states: UserStates, vectors: Tensor, k: int) -> None:
+        super().__init__()
+        self.states = states
+        self.register_buffer("vectors", vectors)
+        self.k = k
+
+    def forward(
+        self, items: Tensor, lengths: Tensor, excluded: Tensor, depth: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `UserStates`; `excluded` `[B, E]` are items not to rank, filled up with 0s -> `[B, k]`, `[B, k]`, `[B, d]`."""
+        state = self.states(items, lengths, depth)
+        scores = F.linear(
+            state, self.vectors
+        )  # as `state @ vectors.T`, of which ONNX would keep the transpose beside the table
+        never = torch.cat([torch.zeros_like(lengths)[:, None], excluded], dim=1)  # padding, and what was said
+        scores = scores.scatter(1, never, torch.full_like(never, -torch.inf, dtype=scores.dtype))
+        best_scores, best_items = scores.topk(self.k, dim=1)
+        return best_items, best_scores, state
+
+
+@dataclass(frozen=True)
+class Program:
+    """A module, and how it is called.
+
+    Args:
+        module: what is traced.
+        inputs: names and examples of its inputs, in order.
+        shapes: names of their dimensions that are left open, in the same order.
+        outputs: names of its outputs, in order.
+    """
+
+    module: nn.Module
+    inputs: dict[str, Tensor]
+    shapes: tuple[dict[int, torch.export.Dim] | None, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def example(self) -> tuple[Tensor, ...]:
+        """One call."""
+        return tuple(self.inputs.values())
+
+
+def item_vectors(backbone: RecurrentBackbone) -> Tensor:
+    """Vectors of the items, padding first, whose inner products with the programs' states are the scores, `[N + 1, d]`."""
+    return backbone.config.similarity.transform(backbone.item_vectors[:1], backbone.item_vectors.detach())[1]
+
+
+def programs(backbone: RecurrentBackbone, depth: Depth, k: int) -> tuple[Program, Program]:
+    """The programs of a model: user states and rankings.
+
+    Args:
+        backbone: the model, in evaluation mode.
+        depth: how many steps.
+        k: length of the lists.
+    """
+    lengths = torch.tensor(
+        [backbone.max_length, 1, backbone.max_length]
+    )  # not two: dimensions of one size could be taken for one
+    items = torch.ones(len(lengths), backbone.max_length, dtype=torch.int64)
+    items[1, 1:] = 0
+    histories = {"items": items, "lengths": lengths}
+    excluded = {"excluded": torch.zeros(len(lengths), 2, dtype=torch.int64)}
+    open_rows, more = {0: BATCH}, tuple(None for _ in depth.inputs)
+    states = UserStates(backbone, depth)
+    return (
+        Program(states, histories | depth.inputs, (open_rows, open_rows, *more), ("state",)),
+        Program(
+            Rankings(states, item_vectors(backbone), k),
+            histories | excluded | depth.inputs,
+            (open_rows, open_rows, {0: BATCH, 1: torch.export.Dim("excluded_items")}, *more),
+            ("ranked_items", "scores", "state"),
+        ),
+    )
