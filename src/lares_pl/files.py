@@ -9,8 +9,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,28 @@ def appearing_folder(target: Path, check: Callable[[], None]) -> Iterator[Path]:
             f"{target}: could not be written ({error}); what was there before is as it was. Make room there, or name "
             "another --output"
         ) from error
+
+
+def check_folder(target: Path, what: str, mark: str, ours: Sequence[str], overwrite: bool) -> None:
+    """Raise where a folder would be replaced that nobody said may be, or with it something that is not ours.
+
+    Args:
+        target: the folder.
+        what: what we write there, such as `report`.
+        mark: name of the file that tells it from other folders.
+        ours: patterns of the names in it.
+        overwrite: whether one that is there may be replaced.
+
+    Raises:
+        LaresError: if it may not be written.
+    """
+    if target.exists() and not (target / mark).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise LaresError(f"{target} exists and holds no {what}; name another --output")
+    if (target / mark).is_file() and not overwrite:
+        raise LaresError(f"{target} holds a {what} already; --overwrite true replaces it, or name another --output")
+    names = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
+    if foreign := [name for name in names if not any(fnmatch(name, pattern) for pattern in ours)]:
+        raise LaresError(f"{target} holds more than a {what} ({', '.join(foreign[:3])}); name another --output")
 
 
 def exchange(folder: Path, other: Path) -> None:

@@ -22,7 +22,7 @@ from lares_pl.data.formats import Columns, Format, source_files
 from lares_pl.data.log import Filters, index_log
 from lares_pl.data.text import ItemDescriptions, TextOptions, describe_items
 from lares_pl.errors import LaresError
-from lares_pl.files import appearing_folder
+from lares_pl.files import appearing_folder, check_folder
 
 FORMAT_VERSION = 1
 
@@ -95,18 +95,11 @@ def prepare(
     print(f"prepared {source} as {target}\n{summary}")
 
 
-_OURS = {"dataset.json", "items.parquet", "sequences.parquet", "sequences", FOLDER}
+_OURS = ("dataset.json", "items.parquet", "sequences.parquet", "sequences", FOLDER, f".{FOLDER}.tmp.*")  # .tmp: nobody finished
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
-    """Raise unless `target` is free, or a prepared dataset that may be replaced."""
-    if target.exists() and not (target / "dataset.json").is_file() and (not target.is_dir() or any(target.iterdir())):
-        raise LaresError(f"{target} exists and is not a prepared dataset; name another --output")
-    if (target / "dataset.json").is_file() and not overwrite:
-        raise LaresError(f"{target} holds a prepared dataset already; --overwrite true replaces it, or name another --output")
-    foreign = sorted({path.name for path in target.iterdir()} - _OURS) if target.is_dir() else []
-    if foreign := [name for name in foreign if not name.startswith(f".{FOLDER}.tmp.")]:  # copies that nobody finished
-        raise LaresError(f"{target} holds more than a prepared dataset ({', '.join(foreign[:3])}); name another --output")
+    check_folder(target, "prepared dataset", "dataset.json", _OURS, overwrite)
 
 
 def _checksum(path: Path) -> str:

@@ -21,7 +21,7 @@ from lares_pl.export.agreement import Agreement, check_agreement, compare, sampl
 from lares_pl.export.formats import FORMATS, ProgramFormat
 from lares_pl.export.programs import Depth, FixedDepth, InputDepth, Program, item_vectors, programs
 from lares_pl.export.tracing import trace
-from lares_pl.files import appearing_folder
+from lares_pl.files import appearing_folder, check_folder
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.runs import BEST, trained
 from lares_pl.stages.checkpoint import StageCheckpoint, load_stage, read_checkpoint
@@ -125,13 +125,8 @@ def item_ids(sequences: SequenceDataset) -> pa.Array:
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
-    """Raise unless `target` is free, or an exported folder that may be replaced."""
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
-    if not (target / DESCRIPTION).is_file():
-        raise LaresError(f"{target} exists and is not an exported folder; name another --output")
-    if not overwrite:
-        raise LaresError(f"{target} holds an exported model already; --overwrite true replaces it, or name another --output")
+    ours = (DESCRIPTION, "model.*", "user_state.*", "items.*", "item_vectors.npy")
+    check_folder(target, "exported model", DESCRIPTION, ours, overwrite)
 
 
 def _dataset(checkpoint: StageCheckpoint, named: str | None) -> SequenceDataset:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 
 from lares_pl.data.dataset import check_dataset
 from lares_pl.errors import LaresError
-from lares_pl.files import exchange, temporary_folder
+from lares_pl.files import appearing_folder, check_folder
 from lares_pl.report.charts import check_matplotlib
 from lares_pl.report.comparison import comparison
 from lares_pl.report.measure import best_device
@@ -83,7 +82,7 @@ def report(
         raise LaresError(
             "--bootstrap must be at least 100 (an interval's ends are quantiles of the samples), --batch_size at least 1"
         )
-    target = Path(output)
+    target = Path(output).absolute()
     _check_output(target, overwrite)
     options = Options(split, _numbers(depths), bootstrap, timing, batch_size, best_device(device))
     sources, remarks = find_sources(runs)
@@ -99,7 +98,7 @@ def report(
         "what they made of it by one small block, applied again and again: the number of such reasoning steps is their depth.",
     ]
     _write(target, render(heading, lead, sections), sections, overwrite)
-    print(f"wrote {target / PAGE}")
+    print(f"wrote {Path(output) / PAGE}")
 
 
 def _numbers(depths: str | None) -> list[int] | None:
@@ -135,36 +134,19 @@ def _dataset(groups: Sequence[Group]) -> str:
 
 
 def _check_output(target: Path, overwrite: bool) -> None:
-    """Raise unless the folder is free, or holds a report that may be replaced."""
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
-    if not (target / PAGE).is_file():
-        raise LaresError(f"{target} exists and holds no report; name another --output")
-    if not overwrite:
-        raise LaresError(f"{target} holds a report already; --overwrite true replaces it, or name another --output")
+    check_folder(target, "report", PAGE, (PAGE, "charts", "tables"), overwrite)
 
 
 def _write(target: Path, page: str, sections: Sequence[Section], overwrite: bool) -> None:
-    """Write into a temporary folder, then give it its name."""
-    try:
-        target.absolute().parent.mkdir(parents=True, exist_ok=True)
-        with temporary_folder(target.absolute().parent, target.absolute().name) as folder:
-            for name in ("charts", "tables"):
-                (folder / name).mkdir()
-            (folder / PAGE).write_text(page, encoding="utf-8")
-            for section in sections:
-                for chart in section.charts:
-                    (folder / "charts" / f"{chart.name}.svg").write_text(chart.svg, encoding="utf-8")
-                for table in section.tables:
-                    _write_table(table, folder / "tables")
-            folder.chmod(0o755)
-            _check_output(target, overwrite)
-            if target.exists():
-                exchange(folder, target.absolute())
-            else:
-                os.rename(folder, target)
-    except OSError as error:
-        raise LaresError(f"{target}: could not be written ({error}). Make room there, or name another --output") from error
+    with appearing_folder(target, lambda: _check_output(target, overwrite)) as folder:
+        for name in ("charts", "tables"):
+            (folder / name).mkdir()
+        (folder / PAGE).write_text(page, encoding="utf-8")
+        for section in sections:
+            for chart in section.charts:
+                (folder / "charts" / f"{chart.name}.svg").write_text(chart.svg, encoding="utf-8")
+            for table in section.tables:
+                _write_table(table, folder / "tables")
 
 
 def _write_table(table: Table, folder: Path) -> None:
