@@ -86,7 +86,7 @@ class Onnx(ProgramFormat):
 
     def write(self, states: Program, rankings: Program, folder: Path) -> None:
         import onnx_ir as ir
-        from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass
+        from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass, RemoveUnusedNodesPass
 
         from lares_pl.export.onnx_erfinv import erfinv
 
@@ -101,8 +101,9 @@ class Onnx(ProgramFormat):
         )
         assert whole is not None
         # no stack traces with paths of this machine; a table that is looked up and scored against is written once
-        for tidy in (ClearMetadataAndDocStringPass(), DeduplicateInitializersPass(size_limit=sys.maxsize)):
-            tidy(whole.model)
+        tidy = (ClearMetadataAndDocStringPass(), DeduplicateInitializersPass(size_limit=sys.maxsize), RemoveUnusedNodesPass())
+        for each in tidy:
+            each(whole.model)
         whole.save(folder / f"model{self.suffix}")
         # translating costs more than cutting the first program out of the second, which begins with it
         part = ir.convenience.extract(whole.model.graph, list(states.inputs), list(states.outputs))
