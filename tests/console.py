@@ -51,13 +51,14 @@ def _command(folder: Path, said: Path, arguments: list[str], environment: dict[s
     for place, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(said / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), place)
     torch.set_num_threads(1)
+    atexit._clear()  # what the process forked from has to tidy up, such as folders that others use too
     if most_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
     sys.argv = ["lares", *arguments]
     try:
         main()
     finally:
-        atexit._run_exitfuncs()  # which multiprocessing leaves out
+        atexit._run_exitfuncs()  # of this command; multiprocessing leaves them out
 
 
 class Running:

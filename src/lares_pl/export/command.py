@@ -19,7 +19,7 @@ from lares_pl.data.dataset import SequenceDataset
 from lares_pl.errors import LaresError
 from lares_pl.export.agreement import Agreement, check_agreement, compare, sampled_histories
 from lares_pl.export.formats import FORMATS, ProgramFormat
-from lares_pl.export.programs import Depth, FixedDepth, InputDepth, Program, item_vectors, programs
+from lares_pl.export.programs import Depth, FixedDepth, InputDepth, Program, item_vectors
 from lares_pl.export.tracing import trace
 from lares_pl.files import appearing_folder, check_folder
 from lares_pl.model.backbone import RecurrentBackbone
@@ -90,8 +90,7 @@ def export(
     steps = _depth(depth, backbone, stage.evaluation_depth)
     k = min(k, backbone.items)
     with appearing_folder(target, lambda: _check_target(target, overwrite)) as folder:
-        states, rankings = programs(backbone, steps, k)
-        trace(chosen, backbone, states, rankings, folder)
+        states, rankings = trace(chosen, backbone, steps, k, folder)
         np.save(folder / "item_vectors.npy", item_vectors(backbone).numpy())
         agreement = _compare(chosen, backbone, sequences, steps, k, check, folder)
         check_agreement(agreement)

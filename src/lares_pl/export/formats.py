@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
-import io
-import logging
 import sys
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +14,7 @@ import torch
 
 from lares_pl.errors import LaresError
 from lares_pl.export.programs import Program
+from lares_pl.export.quiet import quiet
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -67,11 +63,10 @@ class Torch(ProgramFormat):
 
     def write(self, states: Program, rankings: Program, folder: Path) -> None:
         for name, program in (("user_state", states), ("model", rankings)):
-            with _quiet():
-                torch.export.save(traced(program), folder / f"{name}{self.suffix}")
+            torch.export.save(traced(program), folder / f"{name}{self.suffix}")
 
     def load(self, path: Path) -> Run:
-        with _quiet():
+        with quiet():
             module = torch.export.load(path).module()
 
         def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -91,29 +86,29 @@ class Onnx(ProgramFormat):
 
     def write(self, states: Program, rankings: Program, folder: Path) -> None:
         import onnx_ir as ir
-        from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass
+        from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass, RemoveUnusedNodesPass
 
         from lares_pl.export.onnx_erfinv import erfinv
 
-        with _quiet():
-            whole = torch.onnx.export(
-                traced(rankings),
-                dynamo=True,
-                verbose=False,
-                dynamic_shapes=rankings.shapes,  # their names
-                input_names=list(rankings.inputs),
-                output_names=list(rankings.outputs),
-                custom_translation_table={torch.ops.aten.erfinv.default: erfinv},
-            )
-            assert whole is not None
-            # no stack traces with paths of this machine; a table that is looked up and scored against is written once
-            for tidy in (ClearMetadataAndDocStringPass(), DeduplicateInitializersPass(size_limit=sys.maxsize)):
-                tidy(whole.model)
-            whole.save(folder / f"model{self.suffix}")
-            # translating costs more than cutting the first program out of the second, which begins with it
-            part = ir.convenience.extract(whole.model.graph, list(states.inputs), list(states.outputs))
-            model = ir.Model(part, ir_version=whole.model.ir_version, functions=list(whole.model.functions.values()))
-            torch.onnx.ONNXProgram(model, None).save(folder / f"user_state{self.suffix}")
+        whole = torch.onnx.export(
+            traced(rankings),
+            dynamo=True,
+            verbose=False,
+            dynamic_shapes=rankings.shapes,  # their names
+            input_names=list(rankings.inputs),
+            output_names=list(rankings.outputs),
+            custom_translation_table={torch.ops.aten.erfinv.default: erfinv},
+        )
+        assert whole is not None
+        # no stack traces with paths of this machine; a table that is looked up and scored against is written once
+        tidy = (ClearMetadataAndDocStringPass(), DeduplicateInitializersPass(size_limit=sys.maxsize), RemoveUnusedNodesPass())
+        for each in tidy:
+            each(whole.model)
+        whole.save(folder / f"model{self.suffix}")
+        # translating costs more than cutting the first program out of the second, which begins with it
+        part = ir.convenience.extract(whole.model.graph, list(states.inputs), list(states.outputs))
+        model = ir.Model(part, ir_version=whole.model.ir_version, functions=list(whole.model.functions.values()))
+        torch.onnx.ONNXProgram(model, None).save(folder / f"user_state{self.suffix}")
 
     def load(self, path: Path) -> Run:
         import onnxruntime
@@ -136,16 +131,3 @@ def traced(program: Program) -> ExportedProgram:
     """A program as PyTorch's graph."""
     with torch.no_grad():
         return torch.export.export(program.module, program.example, dynamic_shapes=program.shapes)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what exporters say to their developers."""
-    former = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(former)

@@ -10,18 +10,32 @@ from torch import Tensor, nn
 
 from lares_pl.errors import LaresError
 from lares_pl.export.formats import ProgramFormat
-from lares_pl.export.programs import BATCH, GivenLayout, Program
+from lares_pl.export.programs import BATCH, Depth, GivenLayout, Program, programs
+from lares_pl.export.quiet import quiet
 from lares_pl.model.backbone import RecurrentBackbone
 
 
-def trace(chosen: ProgramFormat, backbone: RecurrentBackbone, states: Program, rankings: Program, folder: Path) -> None:
+def trace(chosen: ProgramFormat, backbone: RecurrentBackbone, depth: Depth, k: int, folder: Path) -> tuple[Program, Program]:
     """Write the programs of a model.
+
+    Args:
+        chosen: what they are written as.
+        backbone: the model, in evaluation mode.
+        depth: how many steps.
+        k: length of the lists.
+        folder: where to.
+
+    Returns:
+        User states and rankings.
 
     Raises:
         LaresError: if a part can't be traced or translated; names it and the reason.
     """
     try:
-        chosen.write(states, rankings, folder)
+        with quiet():
+            states, rankings = programs(backbone, depth, k)
+            chosen.write(states, rankings, folder)
+        return states, rankings
     except Exception as error:  # whatever a user's own block, or the exporter, raises
         part, reason = _culprit(chosen, backbone) or ("the model", _reason(error))
         raise LaresError(
@@ -52,7 +66,7 @@ def _culprit(chosen: ProgramFormat, backbone: RecurrentBackbone) -> tuple[str, s
             alone = _Alone(block, backbone.max_length)
             program = Program(alone, {"x": x, "lengths": lengths}, ({0: BATCH}, {0: BATCH}), ("state",))
             try:
-                with tempfile.TemporaryDirectory() as folder:
+                with quiet(), tempfile.TemporaryDirectory() as folder:
                     chosen.write(program, program, Path(folder))
             except Exception as error:
                 return f"{role} {type(block).__module__}.{type(block).__qualname__}", _reason(error)
