@@ -105,7 +105,9 @@ class DuckDB(Engine):
             except duckdb.Error as error:
                 raise LaresError(f"--engine.memory {self.memory}, --engine.threads {self.threads}: {error}") from error
             try:
-                connection.execute("SET enable_progress_bar = false")
+                (bar,) = connection.execute("SELECT current_setting('enable_progress_bar')").fetchall()[0]
+                if bar:  # off already in a notebook without ipywidgets, where touching it is an error
+                    connection.execute("SET enable_progress_bar = false")
                 yield _DuckDBSession(connection)
             except duckdb.OutOfMemoryException as error:
                 raise LaresError(

@@ -92,7 +92,7 @@ def prepare(
         used = {"k_core": k_core, "min_rating": min_rating, "repeats": repeats}
         description = {"format_version": FORMAT_VERSION, **summary.plain(), "filters": used, "sources": sources}
         (folder / "dataset.json").write_text(json.dumps(description, indent=1) + "\n")
-    print(f"prepared {source} as {target}\n{summary}")
+    print(f"prepared {source} as {output}\n{summary}")
 
 
 _OURS = ("dataset.json", "items.parquet", "sequences.parquet", "sequences", FOLDER, f".{FOLDER}.tmp.*")  # .tmp: nobody finished
