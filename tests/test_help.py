@@ -27,6 +27,7 @@ def said(*arguments: str) -> str:
     """What `lares` prints before it exits with 0."""
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.setenv("COLUMNS", "110")
         patch.setattr(sys, "argv", ["lares", *arguments])
         with pytest.raises(SystemExit) as stopped:
             main()
@@ -123,7 +124,10 @@ CASES = {
     "lares pre": ["prepare", "predict"],
     "lares fit --model.gam": ["--model.gamma"],
     "lares fit --model.group": ["--model.group_size"],
-    "lares fit --config s": ["sasrec.yaml", "sharded.yaml", "small-rpt.yaml", "small-sasrec.yaml", "small.yaml", "spt.yaml"],
+    "lares fit --config s": [
+        *("sasrec.yaml", "sharded.yaml", "small-rpt.yaml", "small-sasrec.yaml", "small.yaml"),
+        *("spt-continued.yaml", "spt.yaml"),
+    ],
     "lares fit --config mi": ["mine.yaml"],
     "lares fit --run ": ["beauty", "my-run"],
     "lares test --ckpt_path runs/my-run/spt/checkpoints/b": ["runs/my-run/spt/checkpoints/best.ckpt"] * 2,  # a run's, a file

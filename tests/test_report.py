@@ -298,7 +298,7 @@ def test_the_folder_holds_page_charts_and_tables(written: Path) -> None:
     page = (written / "report.html").read_text()
     charts = sorted((written / "charts").glob("*.svg"))
     expected = {"quality-by-depth", "difference-by-depth", "latency", "quality-by-kind", "step-movement", "step-rank"}
-    expected |= {"step-users-rank", "step-users-ndcg", "training", "reinforcement", "pruning", "seeds"}
+    expected |= {"step-users-rank", "step-users-ndcg", "training", "reinforcement", "pruning", "seeds", "stopping"}
     assert {path.stem for path in charts} == expected
     for path in charts:
         assert ElementTree.parse(path).getroot().tag.endswith("svg")

@@ -93,7 +93,8 @@ def join_stages(config: Namespace, folder: StageFolder) -> StageCheckpoint | Non
     source = arguments.get("init_from") or ("spt" if is_rpt else None)
     if source is None:
         return None
-    if is_stage_name(source):
+    named = is_stage_name(source)
+    if named:
         arguments["init_from"] = str(RUNS / config.run / source / BEST)
         if not Path(arguments["init_from"]).is_file():
             raise LaresError(
@@ -109,7 +110,7 @@ def join_stages(config: Namespace, folder: StageFolder) -> StageCheckpoint | Non
         )
     checkpoint = read_checkpoint(source)
     arguments["init_from"] = str(Path(source).absolute())
-    if "backbone" in arguments and arguments["backbone"] is None:
+    if named or ("backbone" in arguments and arguments["backbone"] is None):
         arguments["backbone"] = dict_to_namespace(checkpoint.settings["backbone"])
     take_data(config, checkpoint)
     return None

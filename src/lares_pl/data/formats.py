@@ -104,6 +104,8 @@ def read_table(path: Path, kind: Format | None = None) -> pd.DataFrame:
         LaresError: for a missing file, an unknown format, or a file that can't be read.
     """
     pieces = list(_pieces(path, kind))
+    if not pieces:
+        raise LaresError(f"{path}: no rows in it")
     return pieces[0] if len(pieces) == 1 else pd.concat(pieces, ignore_index=True)
 
 

@@ -419,20 +419,6 @@ class RankingStage(L.LightningModule):
         return Ranked(batch.instances, batch.valid, items, scores)
 
 
-def architecture(stage: str, given: BackboneConfig | Mapping[str, Any] | None, source: str | None) -> BackboneConfig:
-    """The architecture a stage is given, or that of the checkpoint it starts from.
-
-    Raises:
-        LaresError: if there is neither.
-    """
-    if given is None:
-        if source is None:
-            raise LaresError(f"{stage} starts from a checkpoint: give init_from (--model.init_from PATH)")
-        given = read_checkpoint(source).settings["backbone"]
-    config: BackboneConfig = from_plain(BackboneConfig, given, "backbone")
-    return config
-
-
 def arguments(local: Mapping[str, Any]) -> dict[str, Any]:
     """A constructor's arguments from its `locals()`."""
     return {key: value for key, value in local.items() if key not in ("self", "__class__")}

@@ -24,10 +24,10 @@ from lares_pl.model.backbone import BackboneConfig, RecurrentBackbone, with_drop
 from lares_pl.model.recurrence import Noise
 from lares_pl.objectives.policy import group_advantages, grpo, step_weights
 from lares_pl.objectives.rewards import RecallReward, Reward
-from lares_pl.stages.checkpoint import KEY
+from lares_pl.stages.checkpoint import KEY, read_checkpoint
 from lares_pl.stages.processes import share_of_rows
 from lares_pl.stages.pruning import KeptSet, Pruning, kept_instances, pruning_fingerprint
-from lares_pl.stages.ranking import OptimizerFactory, RankingStage, SchedulerFactory, architecture, arguments, step_residual
+from lares_pl.stages.ranking import OptimizerFactory, RankingStage, SchedulerFactory, arguments, step_residual
 
 
 class GroupOutcome(NamedTuple):
@@ -128,7 +128,11 @@ class RPT(RankingStage):
     ) -> None:
         if group_size < 2:
             raise LaresError(f"RPT: group_size must be at least 2 to have a spread of rewards, got {group_size}")
-        backbone = architecture("RPT", backbone, init_from)
+        if backbone is None:
+            if init_from is None:
+                raise LaresError("RPT starts from an SPT checkpoint: give init_from (--model.init_from PATH)")
+            backbone = from_plain(BackboneConfig, read_checkpoint(init_from).settings["backbone"], "backbone")
+        backbone = from_plain(BackboneConfig, backbone, "backbone")
         if dropout is not None:
             backbone = with_dropout(backbone, dropout)
         settings = {**arguments(locals()), "backbone": backbone}

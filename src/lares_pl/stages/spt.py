@@ -24,7 +24,7 @@ from lares_pl.model.backbone import BackboneConfig
 from lares_pl.objectives.alignment import alignment
 from lares_pl.objectives.softmax import FullSoftmax, NextItemLoss, Proposal
 from lares_pl.stages.processes import rows_of_all, share_of_rows
-from lares_pl.stages.ranking import OptimizerFactory, RankingStage, SchedulerFactory, architecture, arguments, step_residual
+from lares_pl.stages.ranking import OptimizerFactory, RankingStage, SchedulerFactory, arguments, step_residual
 
 
 def alignment_loss(
@@ -54,15 +54,15 @@ class SPT(RankingStage):
     With `alpha: 0`, `gamma: 0` and depth 0 this is the supervised baseline without recurrence (SASRec).
 
     Args:
-        backbone: the architecture; None takes that of `init_from`, or the default one.
+        backbone: the architecture.
         alpha: weight of trajectory-level alignment (TLA); 0 leaves its pass out.
         gamma: weight of step-level alignment (SLA).
         tau: temperature of both alignments.
         optimizer: the optimiser.
         scheduler: learning-rate schedule, stepped after every update.
         exclude_seen: leave items of the history out of rankings and recommendations (the paper ranks them).
-        init_from: checkpoint whose backbone weights to start from (in a config also a stage of the same run by name); to go
-            on with an interrupted run use `--ckpt_path`.
+        init_from: checkpoint whose backbone weights to start from (in a config also a stage of the same run by name, whose
+            architecture is taken too); to go on with an interrupted run use `--ckpt_path`.
         gather_negatives: contrast TLA and SLA with the rows of all processes, so that they do not depend on their number; False
             contrasts each process's own rows.
         compile_core: compile the core-blocks with `torch.compile` for training; measure whether it pays on your device
@@ -73,7 +73,7 @@ class SPT(RankingStage):
 
     def __init__(
         self,
-        backbone: BackboneConfig | None = None,
+        backbone: BackboneConfig = BackboneConfig(),
         alpha: float = 0.1,
         gamma: float = 0.5,
         tau: float = 1.0,
@@ -88,7 +88,7 @@ class SPT(RankingStage):
     ) -> None:
         if alpha < 0 or gamma < 0 or tau <= 0:
             raise LaresError("SPT: alpha and gamma must not be negative, tau must be above 0")
-        backbone = BackboneConfig() if backbone is None and init_from is None else architecture("SPT", backbone, init_from)
+        backbone = from_plain(BackboneConfig, backbone, "backbone")
         super().__init__(
             arguments(locals()), backbone, optimizer, scheduler, exclude_seen, init_from, compile_core, on_nonfinite
         )
