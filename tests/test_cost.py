@@ -1,0 +1,107 @@
+"""What training costs in operations: against a closed form, as a budget, and resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lares_pl import RPT, SPT, BackboneConfig, ConstantDepth, LaresError, Pruning, SequenceDataModule
+from lares_pl.callbacks.cost import Cost, spent
+from lares_pl.runs import StageFolder
+from lares_pl.stages.checkpoint import read_checkpoint
+from tests.console import SMALL as NARROW
+from tests.console import lares
+from tests.test_stages import FAST, SMALL, trainer
+
+BATCH, SIZE = 16, 8
+
+
+def flat() -> SPT:
+    """No layers and no alignment: nothing but the softmax over the catalogue multiplies matrices."""
+    config = BackboneConfig(hidden_size=SIZE, pre_layers=0, core_layers=0, depth=ConstantDepth(0))
+    return SPT(config, alpha=0.0, gamma=0.0, optimizer=FAST)
+
+
+def data(dataset: Path) -> SequenceDataModule:
+    return SequenceDataModule(str(dataset), max_length=8, batch_size=BATCH)
+
+
+def of_an_update(dataset: Path) -> int:
+    """Scores, their gradient to states and to items: three products of B x d x (N + 1), two operations a term."""
+    return 6 * BATCH * SIZE * (data(dataset).sequences.catalogue_size + 1)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_an_update_costs_what_its_products_cost(toy_dataset: Path, tmp_path: Path, every: int) -> None:
+    cost = Cost(every)
+    fit = trainer(tmp_path, callbacks=[cost], max_steps=7)
+    fit.fit(flat(), data(toy_dataset))
+    assert cost.flops == 7 * of_an_update(toy_dataset)
+    assert float(fit.callback_metrics["train/tflops"]) == pytest.approx(cost.flops / 1e12)
+
+
+def test_training_ends_where_another_runs_cost_is_spent(toy_dataset: Path, tmp_path: Path) -> None:
+    record = StageFolder(tmp_path / "runs" / "a" / "rpt")
+    record.path.mkdir(parents=True)
+    record.finish(1, 9, "", tested=False, flops=4.5 * of_an_update(toy_dataset))
+    fit = trainer(tmp_path, callbacks=[Cost(2, like=str(record.path / "finished.json"))], max_epochs=-1)
+    fit.fit(flat(), data(toy_dataset))
+    assert fit.global_step == 5
+
+
+def test_a_resumed_run_goes_on_counting(toy_dataset: Path, tmp_path: Path) -> None:
+    for steps in (3, 8):
+        cost = Cost(2)
+        fit = trainer(tmp_path, callbacks=[cost], max_steps=steps)
+        fit.fit(flat(), data(toy_dataset), ckpt_path=None if steps == 3 else str(tmp_path / "three.ckpt"))
+        if steps == 3:
+            fit.save_checkpoint(tmp_path / "three.ckpt")
+    assert cost.flops == 8 * of_an_update(toy_dataset)
+
+
+def test_what_comes_before_the_first_update_counts(toy_dataset: Path, tmp_path: Path) -> None:
+    """RPT prunes with the SPT model first."""
+    fit = trainer(tmp_path, max_steps=1)
+    fit.fit(SPT(SMALL, optimizer=FAST), data(toy_dataset))
+    fit.save_checkpoint(tmp_path / "spt.ckpt")
+    costs = []
+    for pruning in (None, Pruning(passes=1, top=40), Pruning(passes=3, top=40)):
+        cost = Cost(1)
+        rpt = RPT(str(tmp_path / "spt.ckpt"), group_size=2, pruning=pruning, optimizer=FAST)
+        trainer(tmp_path, callbacks=[cost], max_steps=1).fit(rpt, data(toy_dataset))
+        costs.append(cost.flops)
+    none, once, thrice = costs
+    assert 0 < none < once
+    assert (thrice - none) == pytest.approx(3 * (once - none), rel=0.2)
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LaresError, match="no finished run at"):
+        spent(tmp_path / "finished.json")
+    (tmp_path / "finished.json").write_text(json.dumps({"epochs": 1}))
+    with pytest.raises(LaresError, match="did not count what it cost"):
+        spent(tmp_path / "finished.json")
+    with pytest.raises(LaresError, match="every must be at least 1"):
+        Cost(0)
+
+
+@pytest.mark.slow
+def test_supervised_training_at_the_cost_of_rpt(toy_dataset: Path, tmp_path: Path) -> None:
+    """The two commands of the README, small."""
+    cpu = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.logger", "false", "--test_after_fit", "false"]
+    lares(
+        tmp_path, "fit", "--config", "spt.yaml", *cpu, *NARROW, "--data.dataset", str(toy_dataset), "--trainer.max_epochs", "1"
+    )
+    prune = ["--model.pruning.passes", "1", "--model.pruning.top", "40", "--data.batch_size", "16"]
+    lares(tmp_path, "fit", "--config", "rpt.yaml", *cpu, *prune)
+    lares(tmp_path, "fit", "--config", "spt-continued.yaml", *cpu[:-2], "--data.batch_size", "32")
+    runs = tmp_path / "runs" / "default"
+    budget, cost = (json.loads((runs / name / "finished.json").read_text())["flops"] for name in ("rpt", "spt-continued"))
+    assert budget <= cost < 1.3 * budget
+    best = read_checkpoint(runs / "spt" / "checkpoints" / "best.ckpt")
+    continued = read_checkpoint(runs / "spt-continued" / "checkpoints" / "last.ckpt")
+    assert Path(continued.started_from or "") == best.path
+    assert continued.settings["backbone"] == best.settings["backbone"]
+    assert continued.data == best.data
