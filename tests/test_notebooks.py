@@ -39,7 +39,7 @@ def kinds(cell: NotebookNode) -> set[str]:
 
 
 def test_there_are_notebooks() -> None:
-    assert {"quick_start", "steps"} <= {path.stem for path in NOTEBOOKS}
+    assert {"quick_start", "steps", "own_block"} <= {path.stem for path in NOTEBOOKS}
 
 
 @of_each_notebook

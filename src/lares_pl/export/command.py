@@ -115,7 +115,7 @@ def export(
             "command": shlex.join(["lares", *sys.argv[1:]]),
         }
         (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
-    print(f"exported {ckpt_path} as {target}\n  checked   {agreement}")
+    print(f"exported {ckpt_path} as {output}\n  checked   {agreement}")
 
 
 def item_ids(sequences: SequenceDataset) -> pa.Array:
