@@ -19,10 +19,10 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def work(ml_100k: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def work(ml_100k_part: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which somebody has run prepare, SPT and RPT on ML-100K, with short budgets."""
     folder = tmp_path_factory.mktemp("work")
-    lares(folder, "prepare", str(ml_100k), "--k_core", "5")
+    lares(folder, "prepare", str(ml_100k_part), "--k_core", "5")
     lares(folder, "fit", "--config", "spt.yaml", "--run", "ml", *QUICK, *SMALL)
     done = lares(
         folder, "fit", "--config", "rpt.yaml", "--run", "ml", *QUICK, "--model.pruning.passes", "1", "--data.batch_size", "32"

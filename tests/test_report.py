@@ -41,7 +41,7 @@ from lares_pl.report.distributions import movement, residuals
 from lares_pl.report.latency import summarise, time_inference
 from lares_pl.report.measure import batches, measure
 from lares_pl.report.page import Chart, Section, Table, render, short
-from lares_pl.report.sources import find_sources, group_by_seed
+from lares_pl.report.sources import find_sources, group_by_seed, why_apart
 from lares_pl.report.study import population, usual_depths
 from lares_pl.report.training import read_log, smoothed
 from tests.test_stages import FAST, SMALL, data, trainer
@@ -249,6 +249,10 @@ def test_another_configuration_or_the_same_seed_is_another_group(runs: Path, tmp
     groups = group_by_seed(find_sources(paths)[0])
     assert [[source.run for source in group.sources] for group in groups] == [["seed1", "seed2"], ["again"], ["other"]]
     assert len({group.label for group in groups}) == 3
+    assert why_apart(groups) == [
+        "again/spt is not put together with seed1/spt as another seed of one configuration: seed 2 is there already.",
+        "other/spt is not put together with seed1/spt as another seed of one configuration: they differ in record.budget.",
+    ]
 
 
 def test_what_was_moved_aside_is_left_out_and_said(runs: Path, tmp_path: Path) -> None:

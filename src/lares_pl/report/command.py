@@ -18,7 +18,7 @@ from lares_pl.report.measure import best_device
 from lares_pl.report.origin import command_line, origin
 from lares_pl.report.page import Section, Table, render
 from lares_pl.report.quality import cost, depth, kinds, summary
-from lares_pl.report.sources import Group, find_sources, group_by_seed
+from lares_pl.report.sources import Group, find_sources, group_by_seed, why_apart
 from lares_pl.report.steps import steps
 from lares_pl.report.stopping import stopping
 from lares_pl.report.study import Options, Study, make_study
@@ -87,6 +87,9 @@ def report(
     options = Options(split, _numbers(depths), bootstrap, timing, batch_size, best_device(device))
     sources, remarks = find_sources(runs)
     groups = group_by_seed(sources)
+    remarks += why_apart(groups)
+    for remark in remarks:
+        print(remark)
     data = str(check_dataset(dataset).absolute()) if dataset is not None else _dataset(groups)
     study = make_study(groups, data, options, remarks, lambda line: print(line, flush=True))
     names = ", ".join(study.labels)

@@ -23,6 +23,10 @@ _NOT_CONFIGURATION = (
     "run",
     "stage",
     "ckpt_path",
+    "depth",
+    "stop",
+    "trajectories",
+    "test_after_fit",
     "data.seed",
     "model.init_args.init_from",
     "trainer.logger",
@@ -169,6 +173,35 @@ def group_by_seed(sources: Sequence[Source]) -> list[Group]:
         else:
             groups.append([source])
     return [Group(label, tuple(group)) for label, group in zip(_labels(groups), groups, strict=True)]
+
+
+def why_apart(groups: Sequence[Group]) -> list[str]:
+    """For each group of a stage that has been seen before: in what its configuration differs from the most similar one."""
+    said = []
+    for number, group in enumerate(groups):
+        first = group.sources[0]
+        others = [other.sources[0] for other in groups[:number] if other.sources[0].stage == first.stage]
+        apart = {other.name: _differences(json.loads(other.configuration), json.loads(first.configuration)) for other in others}
+        if apart:
+            name, keys = min(apart.items(), key=lambda item: len(item[1]))
+            listed = ", ".join(keys[:_FEW]) + (f" and {len(keys) - _FEW} more" if len(keys) > _FEW else "")
+            seed = f"seed {first.seed} is there already" if first.seed is not None else "it tells no seed"
+            why = f"they differ in {listed}" if keys else seed
+            said.append(f"{first.name} is not put together with {name} as another seed of one configuration: {why}.")
+    return said
+
+
+_FEW = 4
+
+
+def _differences(a: Any, b: Any, key: str = "") -> list[str]:
+    """Dotted keys at which two records differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        names = sorted(a.keys() | b.keys())
+        return [found for name in names for found in _differences(a.get(name), b.get(name), f"{key}.{name}" if key else name)]
+    if key.endswith("start") and isinstance(a, str) and isinstance(b, str):  # the configuration of what it started from
+        return _differences(json.loads(a), json.loads(b), key)
+    return [] if a == b else [key]
 
 
 _LONGEST = 28
