@@ -68,7 +68,15 @@ def stopping(study: Study) -> Section:
                 [FIXED, *RULES],
             )
         ],
-        [Table("stopping", "Thresholds and fixed depths", curves, "Means over users and seeds.", _shown(curves))],
+        [
+            Table(
+                "stopping",
+                "Thresholds and fixed depths",
+                curves,
+                "Means over users and seeds; on the page those that make no more steps than the depth of evaluation.",
+                _shown(curves[curves["steps saved"] >= 0]),
+            )
+        ],
     )
 
 
