@@ -76,6 +76,47 @@ def test_evaluation_needs_a_checkpoint_alone(work: Path, tmp_path: Path) -> None
     assert "val/ndcg@10" in json.loads((tmp_path / "val.json").read_text())["metrics"]
 
 
+def test_a_rule_ends_reasoning_before_the_depth(work: Path, tmp_path: Path) -> None:
+    """A threshold that every step stays below ends all at the second step, one of 0 none."""
+    best = str(work / "runs" / "ml" / "spt" / "checkpoints" / "best.ckpt")
+    read = {}
+    stop = ["--depth", "5", "--stop", "lares_pl.ResidualStop", "--stop.threshold"]
+    options = {"two": ["--depth", "2"], "five": ["--depth", "5"], "at once": [*stop, "1e9"], "never": [*stop, "0"]}
+    for name, chosen in options.items():
+        done = lares(tmp_path, "test", "--ckpt_path", best, *chosen, "--output", "test.json")
+        assert "test metrics at depth" in done.stdout
+        read[name] = json.loads((tmp_path / "test.json").read_text())["metrics"]
+    assert (read["at once"].pop("test/steps"), read["never"].pop("test/steps")) == (2, 5)
+    assert read["at once"] == pytest.approx(read["two"], rel=1e-6)
+    assert read["never"] == pytest.approx(read["five"], rel=1e-6)
+    assert read["two"] != read["five"]
+    lists = []
+    for name in ("two", "at once"):
+        lares(tmp_path, "predict", "--ckpt_path", best, *options[name], "--output", f"{name}.parquet")
+        lists.append(pq.read_table(tmp_path / f"{name}.parquet").to_pydict()["item_ids"])
+    assert lists[0] == lists[1]
+
+
+def test_training_too_short_for_a_validation_is_kept_and_tested(work: Path, tmp_path: Path) -> None:
+    short = [*QUICK, *SMALL, "--trainer.logger", "false", "--data.dataset", str(work / "prepared")]
+    short += ["--trainer.val_check_interval", "50", "--trainer.check_val_every_n_epoch", "null", "--trainer.max_steps", "2"]
+    done = lares(tmp_path, "fit", "--config", "spt.yaml", *short)
+    assert "its end is kept as the best" in done.said
+    stage = tmp_path / "runs" / "default" / "spt"
+    finished = json.loads((stage / "finished.json").read_text())
+    assert (finished["best"], finished["tested"], finished["updates"]) == (str(stage / "checkpoints" / "best.ckpt"), True, 2)
+    assert json.loads((stage / "test.json").read_text())["checkpoint"] == finished["best"]
+    again = lares(tmp_path, "fit", "--config", "spt.yaml", *short, "--ckpt_path", "auto")
+    assert not (tmp_path / "runs" / "default" / "spt.1").exists(), again.said
+    lares(tmp_path, "fit", "--config", "spt.yaml", *short, "--ckpt_path", "last", "--trainer.max_steps", "4")
+
+
+def test_a_stage_that_goes_on_refuses_another_architecture(work: Path) -> None:
+    for asked in (["--model.backbone.depth.mean", "7"], ["--config", "lru.yaml"]):
+        said = error(work, "fit", "--config", "spt-continued.yaml", "--run", "ml", *QUICK, *asked)
+        assert "goes on with the model of" in said
+
+
 def test_predict_writes_original_ids(work: Path, tmp_path: Path) -> None:
     best = str(work / "runs" / "ml" / "rpt" / "checkpoints" / "best.ckpt")
     lares(tmp_path, "predict", "--ckpt_path", best, "--depth", "2", "--k", "7", "--model.exclude_seen", "true")

@@ -146,6 +146,13 @@ def test_onnx_with_fixed_depth_of_blocks_over_frequencies(toy_dataset: Path, tmp
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
 
 
+def test_onnx_with_depth_as_input_refuses_steps_over_frequencies(toy_dataset: Path, tmp_path: Path) -> None:
+    checkpoint = write_stage(small(core_block=FMLPBlock), toy_dataset, tmp_path / "stage.ckpt")
+    with pytest.raises(LaresError, match=r"DFT is not valid inside a loop\. Export a fixed depth"):
+        export(str(checkpoint), str(tmp_path / "exported"), depth="input", k=K, check=20)
+    assert not (tmp_path / "exported").exists()
+
+
 def test_torch_with_depth_as_input_and_a_block_of_ones_own(toy_dataset: Path, tmp_path: Path) -> None:
     checkpoint = write_stage(small(pre_block=FMLPBlock, core_block=GRUBlock), toy_dataset, tmp_path / "stage.ckpt")
     export(str(checkpoint), str(tmp_path / "exported"), format="torch", depth="input", k=K, check=20)

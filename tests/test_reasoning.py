@@ -59,14 +59,16 @@ def test_fixed_depth_is_the_end_of_a_rollout() -> None:
 @pytest.mark.parametrize("block", [TransformerBlock, FMLPBlock])
 @pytest.mark.parametrize("rule", [ResidualStop, DivergenceStop])
 @torch.no_grad()
-def test_each_history_ends_where_its_own_trajectory_arrives(block: type, rule: type[StopRule]) -> None:
+def test_each_history_ends_where_its_own_trajectory_arrives(
+    block: type, rule: type[ResidualStop] | type[DivergenceStop]
+) -> None:
     backbone, depth, least = made(block), 8, 2
     states = path(backbone, depth)
     changes = torch.stack([rule().change(backbone, a, b) for a, b in pairwise(states)])  # of step 2 …
     threshold = float(changes[1:5].flatten().sort().values[7:9].mean())  # some stop early, some later, none on the edge
     expected = [next((t for t in range(least, depth) if changes[t - 2, row] < threshold), depth) for row in range(4)]
     assert len(set(expected)) > 1
-    ends, steps = Reasoning(depth, rule(threshold, least))(backbone, HISTORIES)  # type: ignore[call-arg]
+    ends, steps = Reasoning(depth, rule(threshold, least))(backbone, HISTORIES)
     assert steps.tolist() == expected
     torch.testing.assert_close(ends, torch.stack([states[t - 1, row] for row, t in enumerate(expected)]))
 
@@ -106,6 +108,27 @@ def test_divergence_is_that_of_the_two_distributions() -> None:
     p, q = (backbone.scores(x).double().softmax(dim=1) for x in (b, a))
     expected = (p * (p / q).log()).sum(dim=1).float()
     torch.testing.assert_close(DivergenceStop().change(backbone, a, b), expected, rtol=1e-4, atol=1e-6)
+    close = a + 1e-4 * torch.randn(5, 8)  # rounding errors of log-probabilities are larger than this divergence
+    p, q = (backbone.scores(x).double().softmax(dim=1) for x in (close, a))
+    found = DivergenceStop().change(backbone, a, close)
+    torch.testing.assert_close(found.double(), (p * (p / q).log()).sum(dim=1), rtol=0.05, atol=1e-12)
+    assert bool((DivergenceStop().change(backbone, a, a) == 0).all())
+
+
+class Own(StopRule):
+    """What a user writes."""
+
+    def change(self, backbone: RecurrentBackbone, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        return (after - before).abs().amax(dim=1)
+
+
+def test_a_rule_of_ones_own_needs_a_change_and_nothing_else() -> None:
+    backbone = made().eval()
+    histories = Histories.from_lists([[1, 2], [3]])
+    assert Reasoning(6, Own(1e9))(backbone, histories).steps.tolist() == [2, 2]
+    assert Reasoning(6, Own(1e9, least=4))(backbone, histories).steps.tolist() == [4, 4]
+    with pytest.raises(LaresError, match="Own: threshold must not be negative"):
+        Own(-1.0)
 
 
 @settings(max_examples=40, deadline=None)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lares_pl.model.blocks.transformer import TransformerBlock
     from lares_pl.model.depth import BoundedPoisson, ConstantDepth, Poisson, PoissonLogNormal, UniformDepth
     from lares_pl.model.embedding import ItemEmbedder, ItemText, TedRecEmbedder
-    from lares_pl.model.reasoning import DivergenceStop, Reasoning, ResidualStop
+    from lares_pl.model.reasoning import DivergenceStop, Reasoning, ResidualStop, StopRule
     from lares_pl.model.recurrence import (
         AddInjection,
         ConcatInjection,
@@ -66,7 +66,7 @@ _HOME = {
     "model.blocks.transformer": ["TransformerBlock"],
     "model.depth": ["BoundedPoisson", "ConstantDepth", "Poisson", "PoissonLogNormal", "UniformDepth"],
     "model.embedding": ["ItemEmbedder", "ItemText", "TedRecEmbedder"],
-    "model.reasoning": ["DivergenceStop", "Reasoning", "ResidualStop"],
+    "model.reasoning": ["DivergenceStop", "Reasoning", "ResidualStop", "StopRule"],
     "model.recurrence": [
         "AddInjection",
         "ConcatInjection",
@@ -126,6 +126,7 @@ __all__ = [
     "SequenceDataModule",
     "SequenceDataset",
     "Spark",
+    "StopRule",
     "TedRecEmbedder",
     "TextOptions",
     "TransformerBlock",

@@ -9,8 +9,9 @@ from typing import Any
 from jsonargparse import Namespace, dict_to_namespace
 from lightning.pytorch.utilities import rank_zero_info
 
-from lares_pl.config import import_class
+from lares_pl.config import from_plain, import_class, to_plain
 from lares_pl.errors import LaresError
+from lares_pl.model.backbone import BackboneConfig
 from lares_pl.runs import BEST, RUNS, StageFolder
 from lares_pl.stages.checkpoint import StageCheckpoint, read_checkpoint
 from lares_pl.stages.rpt import RPT
@@ -109,6 +110,13 @@ def join_stages(config: Namespace, folder: StageFolder) -> StageCheckpoint | Non
             f"--ckpt_path {source}; to start anew from its weights choose another --run or --stage"
         )
     checkpoint = read_checkpoint(source)
+    if named and not is_rpt:
+        asked = to_plain(from_plain(BackboneConfig, arguments["backbone"].as_dict(), "backbone"))
+        if asked not in (to_plain(BackboneConfig()), checkpoint.settings["backbone"]):
+            raise LaresError(
+                f"{name} goes on with the model of {source}, architecture included; leave model.backbone out (and configs "
+                "that choose a block), or start from its weights alone with --model.init_from FILE"
+            )
     arguments["init_from"] = str(Path(source).absolute())
     if named or ("backbone" in arguments and arguments["backbone"] is None):
         arguments["backbone"] = dict_to_namespace(checkpoint.settings["backbone"])

@@ -121,11 +121,12 @@ class StageFolder:
 
 
 def comparison(report: Mapping[str, Any]) -> str:
-    """What `test.json` says, for people: test metrics, beside those before this stage where there are any."""
+    """What `test.json` says, for people: metrics, beside those before this stage where there are any."""
     before = report.get("before", {}).get("metrics")
-    lines = [f"test metrics at depth {report['depth']}" + (" before and after RPT" if before else "")]
+    split = {"val": "validation"}.get(prefix := next(iter(report["metrics"])).split("/")[0], prefix)
+    lines = [f"{split} metrics at depth {report['depth']}" + (" before and after RPT" if before else "")]
     for name, value in report["metrics"].items():
-        label = f"  {name.removeprefix('test/'):<10}"
+        label = f"  {name.rpartition('/')[2]:<10}"
         if before:
             change = f"{value / before[name] - 1:+.1%}" if before[name] else ""
             lines.append(f"{label} {before[name]:.4f} -> {value:.4f}  {change}")

@@ -41,7 +41,7 @@ from lares_pl.errors import LaresError
 from lares_pl.files import write_json
 from lares_pl.help import Helpful
 from lares_pl.model.reasoning import StopRule
-from lares_pl.runs import BEST, RUNS, StageFolder, comparison, trained
+from lares_pl.runs import BEST, LAST, RUNS, StageFolder, comparison, trained
 from lares_pl.shipped import with_shipped_configs
 from lares_pl.stages.checkpoint import StageCheckpoint, load_stage, read_checkpoint
 from lares_pl.stages.ranking import RankingStage
@@ -135,6 +135,7 @@ class Command(LightningCLI):
             parser.add_argument("--test_after_fit", type=bool, default=True, help="Test the best checkpoint at the end.")
         if subcommand in ("validate", "test"):
             parser.add_argument("--output", type=str | None, help="JSON file to write the metrics to as well.")
+            parser.set_defaults({"verbose": False})  # Lightning's table; ours says at which depth
         if subcommand == "predict":
             parser.add_argument("--k", type=PositiveInt, default=10, help="Length of each ranked list.")
             parser.add_argument("--output", default="predictions.parquet", help="File to write.")
@@ -259,7 +260,7 @@ class Command(LightningCLI):
             self.model.started_from = self.resumed.started_from
         if config.depth is not None:
             self.model.evaluation_depth = config.depth
-        self.model.stop, self.model.trajectories = config.stop, config.trajectories
+        self.model.stop, self.model.trajectories = self._get(self.config_init, "stop"), config.trajectories
         if self.subcommand == "predict":
             self.model.predict_k = config.k
 
@@ -298,12 +299,27 @@ class Command(LightningCLI):
         """Record the end of training; test the best checkpoint; for RPT say what changed since SPT."""
         if self.trainer.interrupted:
             return
+        self._keep_end()
         best = self._record_end(tested=False)
         if self.trainer.received_sigterm:  # with the last update
             raise SIGTERMException
         if self.chosen.test_after_fit:
             self._test_best(best)
-            self._record_end(tested=True)
+            self._record_end(tested=bool(best))
+
+    def _keep_end(self) -> None:
+        """Training that ended before its first validation saved nothing yet: its end is its best and last."""
+        keeper = self.trainer.checkpoint_callback
+        if self.finished is not None or self.chosen.trainer.fast_dev_run or not isinstance(keeper, ModelCheckpoint):
+            return
+        assert self.folder is not None
+        if not keeper.best_model_path:
+            rank_zero_warn(
+                "training ended before the first validation (trainer.val_check_interval): its end is kept as the best"
+            )
+            for name in (LAST, BEST):
+                self.trainer.save_checkpoint(self.folder.path / name)
+            keeper.best_model_path = str((self.folder.path / BEST).absolute())
 
     def _record_end(self, tested: bool) -> str:
         """Say in the run's folder that training is over; returns the path of the best checkpoint."""
@@ -323,9 +339,7 @@ class Command(LightningCLI):
 
     def _test_best(self, best: str) -> None:
         if not best:
-            rank_zero_warn(
-                "training ended before the first validation: there is no best checkpoint (trainer.val_check_interval)"
-            )
+            rank_zero_warn("no checkpoint was kept (trainer.enable_checkpointing), so none is tested")
             return
         report: dict[str, Any] = {"checkpoint": best, "depth": self.model.evaluation_depth}
         if isinstance(self.model, RPT) and (source := self.model.started_from) is not None and Path(source).is_file():
@@ -339,19 +353,21 @@ class Command(LightningCLI):
             print(f"best checkpoint: {best}")
 
     def after_validate(self) -> None:
-        """Keep the metrics where asked to."""
+        """Say the metrics, and keep them where asked to."""
         self._keep_metrics()
 
     def after_test(self) -> None:
-        """Keep the metrics where asked to."""
+        """Say the metrics, and keep them where asked to."""
         self._keep_metrics()
 
     def _keep_metrics(self) -> None:
-        if self.chosen.output is None or not self.trainer.is_global_zero:
+        if not self.trainer.is_global_zero:
             return
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         report = {"checkpoint": self.chosen.ckpt_path, "depth": self.model.evaluation_depth, "metrics": metrics}
-        write_json(Path(self.chosen.output), report)
+        print(comparison(report))
+        if self.chosen.output is not None:
+            write_json(Path(self.chosen.output), report)
 
     def _test_before(self, path: str) -> Mapping[str, float]:
         """Test metrics of the SPT checkpoint under the same conditions, logged nowhere."""

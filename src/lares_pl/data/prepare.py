@@ -69,9 +69,9 @@ def prepare(
         lares prepare ml-100k.inter --output prepared/ml-100k
     """
     target = Path(output).resolve()
+    files = source_files(Path(source), format)
     _check_target(target, overwrite)
     filters = Filters(min_rating, repeats, k_core)
-    files = source_files(Path(source), format)
     with appearing_folder(target, lambda: _check_target(target, overwrite)) as folder:
         with engine.open(folder) as session:
             known = session.read(Path(source), columns, format)

@@ -90,8 +90,10 @@ class Onnx(ProgramFormat):
 
         from lares_pl.export.onnx_erfinv import erfinv
 
+        graph = traced(rankings)
+        _check_loops(graph)
         whole = torch.onnx.export(
-            traced(rankings),
+            graph,
             dynamo=True,
             verbose=False,
             dynamic_shapes=rankings.shapes,  # their names
@@ -125,6 +127,18 @@ class Onnx(ProgramFormat):
 
 
 FORMATS: dict[str, type[ProgramFormat]] = {"onnx": Onnx, "torch": Torch}
+
+
+def _check_loops(program: ExportedProgram) -> None:
+    """Raise where a reasoning step inside a loop goes through frequencies: ONNX's DFT is not valid there."""
+    loops = [
+        module for name, module in program.graph_module.named_modules() if name and isinstance(module, torch.fx.GraphModule)
+    ]
+    if any("fft" in str(node.target) for module in loops for node in module.graph.nodes):
+        raise LaresError(
+            "--depth input can't be written as ONNX for a core-block that works on frequencies (FMLP-Rec, BSARec): its DFT is "
+            "not valid inside a loop. Export a fixed depth (--depth 4), or a PyTorch program (--format torch)"
+        )
 
 
 def traced(program: Program) -> ExportedProgram:

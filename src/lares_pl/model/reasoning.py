@@ -23,16 +23,22 @@ from lares_pl.model.recurrence import KeyedNoise, Noise
 # ---------------------------------------------------------------- when to stop
 
 
+@dataclass(frozen=True)
 class StopRule(ABC):
     """Ends a trajectory once a step changes less than a threshold; chosen by `class_path`.
 
-    Attributes:
+    A rule of one's own derives from this class and defines `change`; further options are arguments of its constructor.
+
+    Args:
         threshold: a smaller change ends the trajectory.
         least: number of steps that each trajectory makes in any case, at least 2: the first one starts from noise.
+
+    Raises:
+        LaresError: if threshold is negative or least below 2.
     """
 
     threshold: float
-    least: int
+    least: int = 2
 
     def __post_init__(self) -> None:
         if not self.threshold >= 0 or self.least < 2:

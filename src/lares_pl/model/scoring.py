@@ -257,7 +257,10 @@ def divergence(states: Tensor, others: Tensor, items: Tensor, similarity: Simila
     found = torch.empty(len(states), device=states.device)
     for rows in _slices(len(states), max(1, CHUNK // len(items))):
         p, q = (scores(some[rows], items, similarity).log_softmax(dim=1) for some in (states, others))
-        found[rows] = (p.exp() * (p - q)).sum(dim=1)
+        ratio = q - p
+        # sum of p (r - 1 - log r), r = q / p: the same sum, but no term is negative, and errors of rounding come in squared,
+        # so that it is good to 1e-12 where log-probabilities are to 1e-6
+        found[rows] = (p.exp() * (ratio.expm1() - ratio)).sum(dim=1)
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, Self, cast
 import lightning as L
 import torch
 import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
@@ -37,6 +38,7 @@ from lares_pl.stages.refusals import (
     compare_weights,
     not_finite,
 )
+from lares_pl.stages.schedules import WarmupCosine
 
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -321,7 +323,13 @@ class RankingStage(L.LightningModule):
             check_optimizer(optimizer)
         if self.scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
+        schedule = self.scheduler(optimizer)
+        if isinstance(schedule, WarmupCosine) and self.trainer.max_steps not in (-1, schedule.total):
+            rank_zero_warn(
+                f"model.scheduler.total is {schedule.total:,} updates, trainer.max_steps {self.trainer.max_steps:,}: the "
+                "learning rate is at its lowest after the former; keep the two equal"
+            )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Average gradients where no strategy does; keep one that is not finite from the weights (`on_nonfinite`).

@@ -205,6 +205,7 @@ class RPT(RankingStage):
             assert self._kept is not None
             return self._kept
         instances = len(sequences.training_instances)
+        rank_zero_info(f"pruning {instances:,} training instances: {pruning.passes} x {self.evaluation_depth} steps each")
         loader = data.instances_loader(self.reference.causal)
         kept = kept_instances(self.reference, loader, instances, self.evaluation_depth, pruning)
         of_all = self.trainer.strategy.reduce(kept.int(), reduce_op="sum") > 0

@@ -24,6 +24,8 @@ class WarmupCosine(LambdaLR):
         if not 0 <= warmup < total or not 0 <= floor <= 1:
             raise LaresError("WarmupCosine: expected 0 <= warmup < total and 0 <= floor <= 1")
 
+        self.total = total
+
         def factor(update: int) -> float:
             if update < warmup:
                 return (update + 1) / warmup
