@@ -102,6 +102,18 @@ def test_anything_is_shown_in_full_on_request(tmp_path: Path) -> None:
     assert "no option begins so" in error(tmp_path, "prepare", "--help", "nothing")
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["prepare", "t.csv", "--kcore", "5"], "--k_core"),
+        (["fit", "--config", "spt.yaml", "--trainer.max_step", "8"], "--trainer.max_steps"),
+        (["repotr", "x"], "report"),
+    ],
+)
+def test_what_is_misspelt_is_named(tmp_path: Path, typed: list[str], meant: str) -> None:
+    assert f"; did you mean {meant}?" in error(tmp_path, *typed)
+
+
 def test_help_comes_last() -> None:
     assert help_last(["--help", "trainer", "--run", "x"]) == ["--run", "x", "--help", "trainer"]
     assert help_last(["-h", "--run", "x"]) == ["--run", "x", "--help"]

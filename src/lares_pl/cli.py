@@ -76,7 +76,11 @@ def main() -> None:
 
             run()
         else:
-            raise LaresError(f"unknown command {command!r}; there are {', '.join([*FUNCTIONS, *STAGES])}")
+            from difflib import get_close_matches
+
+            names = [*FUNCTIONS, *STAGES]
+            near = "".join(f"; did you mean {name}?" for name in get_close_matches(command, names, 1))
+            raise LaresError(f"unknown command {command!r}{near or '; there are ' + ', '.join(names)}")
     except LaresError as error:
         _fail(error)
     except BrokenPipeError:

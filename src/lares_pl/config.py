@@ -95,7 +95,7 @@ class Parser(Helpful, ArgumentParser):
         """Raise what is wrong, without usage text and alternatives that were not meant."""
         if not self.exit_on_error:  # a parser inside the parser: the outer one reports
             super().error(message, ex)
-        raise LaresError(readable(message))
+        raise LaresError(self.meant(readable(message)))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import shutil
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from lares_pl.errors import LaresError
@@ -102,6 +103,16 @@ class Helpful(_Parser):
         super().__init__(*arguments, add_help=False, **options)
         if asked:
             self.add_argument("-h", "--help", action=Help)
+
+    def meant(self, message: str) -> str:
+        """The message of an error; where it is about options that do not exist, with the ones of similar names."""
+        options = [*self._option_string_actions]
+        for part in getattr(self._subcommands_action, "_name_parser_map", {}).values():
+            options += part._option_string_actions
+        unknown = message.partition("unrecognized arguments:")[2].split()
+        near = [get_close_matches(word.split("=")[0], options, 1) for word in unknown if word.startswith("--")]
+        found = [word for words in near for word in words]
+        return f"{message}; did you mean {', '.join(found)}?" if found else message
 
     def explain(
         self, text: str, examples: Iterable[str], common: Mapping[str, Sequence[str]], texts: Mapping[str, str]

@@ -96,7 +96,7 @@ class CommandParser(Helpful, LightningArgumentParser):
         """Raise what is wrong, without usage text and alternatives that were not meant."""
         if not self.exit_on_error:  # a parser inside the parser: the outer one reports
             super().error(message, ex)
-        raise LaresError(f"{readable(message)} (`lares {sys.argv[1]} --help` lists the options)")
+        raise LaresError(f"{self.meant(readable(message))} (`lares {sys.argv[1]} --help` lists the options)")
 
 
 class Command(LightningCLI):
