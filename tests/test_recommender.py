@@ -163,6 +163,8 @@ def test_what_is_refused() -> None:
         model.recommend(HISTORIES, candidates=["x"])
     with pytest.raises(LaresError, match="29 item ids for a model of 30 items"):
         Recommender(model.backbone, IDS[:29], Reasoning(1))
+    with pytest.raises(LaresError, match=r"--device nonsense: .*There are auto, cpu"):
+        Recommender(model.backbone, IDS, Reasoning(1), device="nonsense")
 
 
 # ---------------------------------------------------------------- of a checkpoint, and as a command
@@ -220,3 +222,4 @@ def test_the_command(
     assert "recommendations.parquet exists; --overwrite true" in error(tmp_path, *command, *columns)
     assert "name a file that ends with .parquet or .csv" in error(tmp_path, *command, "--output", "x.json")
     assert "no column" in error(tmp_path, *command, "--output", "new.parquet")
+    assert "--device meta: " in error(tmp_path, *command, "--output", "new.parquet", "--device", "meta")

@@ -24,6 +24,7 @@ from lares_pl.data.formats import Columns
 from lares_pl.data.histories import Histories
 from lares_pl.data.ids import ItemIndex
 from lares_pl.data.unseen import GivenHistories, Id, UnseenHistories
+from lares_pl.device import best_device
 from lares_pl.errors import LaresError
 from lares_pl.files import appearing, check_free
 from lares_pl.model.backbone import RecurrentBackbone
@@ -79,10 +80,10 @@ class Recommender:
         item_ids: original ids of items 1 … N.
         reasoning: what to spend on a history where `recommend` does not say.
         exclude_seen: whether items of the history are left out where `recommend` does not say.
-        device: where to compute.
+        device: where to compute; `auto` is the GPU where there is one.
 
     Raises:
-        LaresError: if there are not as many ids as items.
+        LaresError: if there are not as many ids as items, or there is no such device.
     """
 
     def __init__(
@@ -95,8 +96,8 @@ class Recommender:
     ) -> None:
         if len(item_ids) != backbone.items:
             raise LaresError(f"{len(item_ids):,} item ids for a model of {backbone.items:,} items")
-        self.backbone = backbone.to(device).eval()
-        self.device = torch.device(device)
+        self.device = best_device(device)
+        self.backbone = backbone.to(self.device).eval()
         self.reasoning = reasoning
         self.exclude_seen = exclude_seen
         self._ids = np.array([None, *item_ids.to_pylist()], dtype=object)  # by item
@@ -111,10 +112,10 @@ class Recommender:
         Args:
             path: the checkpoint.
             dataset: prepared dataset whose original ids count, for a checkpoint that knows none (of the authors' release).
-            device: where to compute.
+            device: where to compute; `auto` is the GPU where there is one.
 
         Raises:
-            LaresError: if there is no such checkpoint or dataset, or the dataset has another catalogue.
+            LaresError: if there is no such checkpoint, dataset or device, or the dataset has another catalogue.
         """
         checkpoint = read_checkpoint(path)
         ids = checkpoint.item_ids if dataset is None else _ids_of(SequenceDataset.load(dataset), checkpoint.catalogue, path)
@@ -300,7 +301,7 @@ def recommend(
         candidates: text file with the original ids of the items to rank, one a line; all where not given.
         columns: names of the columns of `histories`.
         dataset: prepared dataset whose original ids count, for a checkpoint that knows none.
-        device: where to compute, such as `cuda`.
+        device: what computes: cpu, cuda, auto (the GPU where there is one).
         batch_size: histories at a time.
         overwrite: replace the file if it is there.
 
