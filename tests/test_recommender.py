@@ -26,6 +26,7 @@ from lares_pl import (
 )
 from lares_pl.cli import main
 from lares_pl.data.histories import Histories
+from lares_pl.model import choice, scoring
 from lares_pl.model.recurrence import KeyedNoise
 from tests.console import error
 from tests.test_stages import FAST, SMALL, trainer
@@ -119,6 +120,28 @@ def test_candidates_and_filter() -> None:
         expected = of_user[[item in own.get(user, ()) and item != "item-2" for item in of_user.index]][:2]
         assert items == expected.index.tolist()
         np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_own_candidates_take_no_more_memory_for_more_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the lists are the same, whatever number of users is looked at together."""
+    model = recommender()
+    own = {"ann": [f"item-{n}" for n in range(1, 6)], "bob": ["item-2"], "cleo": [f"item-{n}" for n in range(9, 29)]}
+    expected = model.recommend(HISTORIES, k=12, candidates=own, exclude_seen=True)
+    looked_up: list[int] = []
+    pad = torch.nn.utils.rnn.pad_sequence
+
+    def padded(parts: list[torch.Tensor], batch_first: bool) -> torch.Tensor:
+        items = pad(parts, batch_first=batch_first)
+        looked_up.append(items.numel() * 8)  # numbers of d = 8 each
+        return items
+
+    monkeypatch.setattr(choice, "pad_sequence", padded)
+    for chunk in (1, 2 * 20 * 8):
+        looked_up.clear()
+        monkeypatch.setattr(scoring, "CHUNK", chunk)
+        assert model.recommend(HISTORIES, k=12, candidates=own, exclude_seen=True) == expected
+        assert max(looked_up) <= max(chunk, 20 * 8)
+        assert len(looked_up) > 1
 
 
 def test_depth_stop_and_trajectories_reach_the_model() -> None:
