@@ -17,7 +17,7 @@ from lares_pl.data.ids import ItemIndex
 from lares_pl.errors import LaresError
 
 Id = Any  # an original id: what the raw data calls a user or an item
-GivenHistories: TypeAlias = Sequence[Any] | Mapping[Any, Sequence[Any]] | pd.DataFrame | pa.Table
+GivenHistories: TypeAlias = Sequence[Any] | np.ndarray | pd.Series | Mapping[Any, Sequence[Any]] | pd.DataFrame | pa.Table
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class UnseenHistories:
             )
         if isinstance(given, Mapping):
             return _of_lists(list(given), list(given.values()))
-        if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray):
+        if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray | pd.Series):
             raise LaresError(
                 f"histories: {type(given).__name__} is not understood; give a list of item ids, a list of such lists, a "
                 "mapping from user to such a list, or a table of pandas or Arrow"
@@ -77,7 +77,7 @@ class UnseenHistories:
 
 
 def _is_list(part: Any) -> bool:
-    return isinstance(part, Sequence | np.ndarray) and not isinstance(part, str | bytes)
+    return isinstance(part, Sequence | np.ndarray | pd.Series) and not isinstance(part, str | bytes)
 
 
 def _of_lists(users: list[Id], lists: Sequence[Any]) -> UnseenHistories:
