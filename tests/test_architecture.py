@@ -30,6 +30,7 @@ ROOMS = [
     "objectives",
     "model",
     "data",
+    "device",
     "shipped",
     "runs",
     "files",

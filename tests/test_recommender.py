@@ -26,6 +26,7 @@ from lares_pl import (
 )
 from lares_pl.cli import main
 from lares_pl.data.histories import Histories
+from lares_pl.model import choice, scoring
 from lares_pl.model.recurrence import KeyedNoise
 from tests.console import error
 from tests.test_stages import FAST, SMALL, trainer
@@ -121,6 +122,28 @@ def test_candidates_and_filter() -> None:
         np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_own_candidates_take_no_more_memory_for_more_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the lists are the same, whatever number of users is looked at together."""
+    model = recommender()
+    own = {"ann": [f"item-{n}" for n in range(1, 6)], "bob": ["item-2"], "cleo": [f"item-{n}" for n in range(9, 29)]}
+    expected = model.recommend(HISTORIES, k=12, candidates=own, exclude_seen=True)
+    looked_up: list[int] = []
+    pad = torch.nn.utils.rnn.pad_sequence
+
+    def padded(parts: list[torch.Tensor], batch_first: bool) -> torch.Tensor:
+        items = pad(parts, batch_first=batch_first)
+        looked_up.append(items.numel() * 8)  # numbers of d = 8 each
+        return items
+
+    monkeypatch.setattr(choice, "pad_sequence", padded)
+    for chunk in (1, 2 * 20 * 8):
+        looked_up.clear()
+        monkeypatch.setattr(scoring, "CHUNK", chunk)
+        assert model.recommend(HISTORIES, k=12, candidates=own, exclude_seen=True) == expected
+        assert max(looked_up) <= max(chunk, 20 * 8)
+        assert len(looked_up) > 1
+
+
 def test_depth_stop_and_trajectories_reach_the_model() -> None:
     model = recommender()
     deep = model.recommend(HISTORIES, k=30, depth=9)
@@ -163,6 +186,54 @@ def test_what_is_refused() -> None:
         model.recommend(HISTORIES, candidates=["x"])
     with pytest.raises(LaresError, match="29 item ids for a model of 30 items"):
         Recommender(model.backbone, IDS[:29], Reasoning(1))
+    with pytest.raises(LaresError, match=r"--device nonsense: .*There are auto, cpu"):
+        Recommender(model.backbone, IDS, Reasoning(1), device="nonsense")
+
+
+def test_numbers_of_numpy_are_numbers_and_others_are_refused() -> None:
+    model = recommender()
+    expected = model.recommend(HISTORIES, k=3, depth=2)
+    assert model.recommend(HISTORIES, k=np.int64(3), depth=np.int32(2), batch_size=np.int64(99)) == expected  # type: ignore[arg-type]
+    wrong = {"k": True, "depth": 2.5, "trajectories": 2.0, "batch_size": "4"}
+    for name, value in wrong.items():
+        with pytest.raises(LaresError, match=f"{name} must be a whole number.*; got {value!r}"):
+            model.recommend(HISTORIES, **{name: value})  # type: ignore[arg-type]
+
+
+def test_series_are_histories_and_text_is_none() -> None:
+    model = recommender()
+    history = HISTORIES["ann"]
+    expected = model.recommend(history, k=3)
+    series = pd.Series(history, index=[7, 8, 9])
+    assert model.recommend(series, k=3) == model.recommend([series], k=3) == expected
+    assert model.recommend({"ann": series}, k=3).item_ids == expected.item_ids
+    assert model.explain(series, k=2).equals(model.explain(history, k=2))
+    with pytest.raises(LaresError, match="str is not understood"):
+        model.explain("item-1")  # not its letters
+    with pytest.raises(LaresError, match=r"explain takes one history at a time.*there are 3"):
+        model.explain(HISTORIES)
+
+
+def test_candidates_that_are_unknown_are_reported() -> None:
+    model = recommender()
+    assert model.recommend(HISTORIES, candidates=["item-2", "x", "y", "x"]).unknown_candidates == ["x", "y"]
+    own = {"ann": ["item-2", "x"], "bob": ["y", "x"], "stranger": ["z"]}
+    assert model.recommend(HISTORIES, candidates=own).unknown_candidates == ["x", "y"]
+    assert model.recommend(HISTORIES, candidates=["item-2"]).unknown_candidates == []
+    for wrong in ("item-2", {"ann": "item-2"}, {"ann": 2}):
+        with pytest.raises(LaresError, match="is no list of item ids"):
+            model.recommend(HISTORIES, candidates=wrong)  # type: ignore[arg-type]
+
+
+def test_arrow_tables_have_the_types_of_the_ids() -> None:
+    model = recommender()
+    assert model.recommend({1: ["item-1"], "ann": ["item-2"]}).to_arrow()["user_id"].to_pylist() == ["1", "ann"]
+    some = model.recommend({"ann": ["item-1"]}).to_arrow().schema
+    assert model.recommend({"ann": ["x"]}).to_arrow().schema == model.recommend({}).to_arrow().schema == some
+    assert some.field("item_ids").type == pa.list_(pa.string())
+    numbered = Recommender(model.backbone, pa.array(range(100, 130)), Reasoning(1))
+    assert numbered.recommend([["x"]]).to_arrow().schema.field("item_ids").type == pa.list_(pa.int64())
+    assert numbered.recommend([[100.0, 101.0]]).unknown == [[]]
 
 
 # ---------------------------------------------------------------- of a checkpoint, and as a command
@@ -220,3 +291,4 @@ def test_the_command(
     assert "recommendations.parquet exists; --overwrite true" in error(tmp_path, *command, *columns)
     assert "name a file that ends with .parquet or .csv" in error(tmp_path, *command, "--output", "x.json")
     assert "no column" in error(tmp_path, *command, "--output", "new.parquet")
+    assert "--device meta: " in error(tmp_path, *command, "--output", "new.parquet", "--device", "meta")

@@ -8,9 +8,11 @@ The same history always gets the same list, alone or among others: the noise of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,8 +24,9 @@ from torch import Tensor
 from lares_pl.data.dataset import SequenceDataset
 from lares_pl.data.formats import Columns
 from lares_pl.data.histories import Histories
-from lares_pl.data.ids import ItemIndex
+from lares_pl.data.ids import ItemIndex, id_text
 from lares_pl.data.unseen import GivenHistories, Id, UnseenHistories
+from lares_pl.device import best_device
 from lares_pl.errors import LaresError
 from lares_pl.files import appearing, check_free
 from lares_pl.model.backbone import RecurrentBackbone
@@ -43,6 +46,8 @@ class Recommendations:
         scores: for each their scores, beside the items.
         steps: number of reasoning steps made for each.
         unknown: for each the items of the history that the model does not know, and skipped.
+        unknown_candidates: candidates that the model does not know, and can't rank, each once.
+        item_type: Arrow's type of the catalogue's ids.
     """
 
     users: list[Id]
@@ -50,15 +55,24 @@ class Recommendations:
     scores: list[list[float]]
     steps: list[float]
     unknown: list[list[Id]]
+    unknown_candidates: list[Id] = field(default_factory=list)
+    item_type: pa.DataType = field(default_factory=pa.string)
 
     def __len__(self) -> int:
         return len(self.users)
 
     def to_arrow(self) -> pa.Table:
-        """A row a user: `user_id`, `item_ids`, `scores`, `steps`, `unknown` (as text)."""
+        """A row a user: `user_id` (as text where users are called by text and by numbers), `item_ids`, `scores`, `steps`,
+        `unknown` (as text)."""
         unknown = [[str(item) for item in items] for items in self.unknown]
-        columns = {"user_id": self.users, "item_ids": self.item_ids, "scores": pa.array(self.scores, pa.list_(pa.float32()))}
-        return pa.table({**columns, "steps": self.steps, "unknown": pa.array(unknown, pa.list_(pa.string()))})
+        columns = {
+            "user_id": _arrow_ids(self.users),
+            "item_ids": pa.array(self.item_ids, pa.list_(self.item_type)),
+            "scores": pa.array(self.scores, pa.list_(pa.float32())),
+            "steps": pa.array(self.steps, pa.float64()),
+            "unknown": pa.array(unknown, pa.list_(pa.string())),
+        }
+        return pa.table(columns)
 
     def to_pandas(self) -> pd.DataFrame:
         """A row a recommendation: `user_id`, `rank` (1 is best), `item_id`, `score`."""
@@ -79,10 +93,10 @@ class Recommender:
         item_ids: original ids of items 1 … N.
         reasoning: what to spend on a history where `recommend` does not say.
         exclude_seen: whether items of the history are left out where `recommend` does not say.
-        device: where to compute.
+        device: where to compute; `auto` is the GPU where there is one.
 
     Raises:
-        LaresError: if there are not as many ids as items.
+        LaresError: if there are not as many ids as items, or there is no such device.
     """
 
     def __init__(
@@ -95,11 +109,12 @@ class Recommender:
     ) -> None:
         if len(item_ids) != backbone.items:
             raise LaresError(f"{len(item_ids):,} item ids for a model of {backbone.items:,} items")
-        self.backbone = backbone.to(device).eval()
-        self.device = torch.device(device)
+        self.device = best_device(device)
+        self.backbone = backbone.to(self.device).eval()
         self.reasoning = reasoning
         self.exclude_seen = exclude_seen
         self._ids = np.array([None, *item_ids.to_pylist()], dtype=object)  # by item
+        self._id_type = pa.array(item_ids.to_pylist()).type  # as Arrow sees what Python sees
         self._index = ItemIndex(item_ids)
 
     @classmethod
@@ -111,10 +126,10 @@ class Recommender:
         Args:
             path: the checkpoint.
             dataset: prepared dataset whose original ids count, for a checkpoint that knows none (of the authors' release).
-            device: where to compute.
+            device: where to compute; `auto` is the GPU where there is one.
 
         Raises:
-            LaresError: if there is no such checkpoint or dataset, or the dataset has another catalogue.
+            LaresError: if there is no such checkpoint, dataset or device, or the dataset has another catalogue.
         """
         checkpoint = read_checkpoint(path)
         ids = checkpoint.item_ids if dataset is None else _ids_of(SequenceDataset.load(dataset), checkpoint.catalogue, path)
@@ -148,7 +163,8 @@ class Recommender:
             stop: ends reasoning about a history once it has arrived.
             trajectories: trajectories whose scores are averaged.
             exclude_seen: leave out the items of each history; as the model was evaluated where None.
-            candidates: rank only these items; a mapping gives each user's own (none where it names no such user).
+            candidates: rank only these items; a mapping gives each user's own (none where it names no such user). Those that
+                the model does not know are reported in `unknown_candidates`.
             filter: rank only items of whose id this is true.
             batch_size: histories at a time.
 
@@ -167,6 +183,8 @@ class Recommender:
             [[] for _ in unseen.users],
             [0.0] * len(unseen.users),
             skipped if unseen.users else [],
+            self._unknown(candidates, unseen.users),
+            self._id_type,
         )
         ranking = self._ranking(candidates, filter, unseen.users)
         leave_out = self.exclude_seen if exclude_seen is None else exclude_seen
@@ -184,12 +202,12 @@ class Recommender:
         return found
 
     def explain(
-        self, history: Sequence[Id], k: int = 10, *, depth: int | None = None, exclude_seen: bool | None = None
+        self, history: GivenHistories, k: int = 10, *, depth: int | None = None, exclude_seen: bool | None = None
     ) -> pd.DataFrame:
         """How one history's list came about, as far as the model can honestly say: the best items after each step.
 
         Args:
-            history: item ids of one user, oldest first.
+            history: item ids of one user, oldest first; in any form of `recommend`.
             k: length of each list.
             depth: number of reasoning steps.
             exclude_seen: leave out the items of the history.
@@ -198,12 +216,15 @@ class Recommender:
             A row a place: `step` (1 … depth; 0 where depth is 0), `rank`, `item_id`, `score`.
 
         Raises:
-            LaresError: if nothing of the history is known, or k or depth is out of range.
+            LaresError: if it is not one history, nothing of it is known, or k or depth is out of range.
         """
-        numbers = self._index.numbers(history)
+        unseen = UnseenHistories.of(history)
+        if len(unseen.users) != 1:
+            raise LaresError(f"explain takes one history at a time, with items in it; there are {len(unseen.users)}")
+        numbers = self._index.numbers(unseen.items)
         seen = numbers[numbers > 0]
         if len(seen) == 0:
-            raise LaresError(f"no item of this history is in the catalogue: {list(history)[:5]}")
+            raise LaresError(f"no item of this history is in the catalogue: {unseen.items[:5].tolist()}")
         depth = self._reasoning(depth, None, 1).depth
         states = self._path(seen, depth)
         rows = [0] * len(states)
@@ -223,9 +244,9 @@ class Recommender:
     def _reasoning(self, depth: int | None, stop: StopRule | None, trajectories: int | None) -> Reasoning:
         own = self.reasoning
         return Reasoning(
-            own.depth if depth is None else depth,
+            own.depth if depth is None else _whole("depth", depth),
             own.stop if stop is None else stop,
-            own.trajectories if trajectories is None else trajectories,
+            own.trajectories if trajectories is None else _whole("trajectories", trajectories),
         )
 
     def _read(self, seen: Sequence[np.ndarray]) -> Histories:
@@ -244,6 +265,15 @@ class Recommender:
         (states,) = self.backbone.rollout(read, [depth], KeyedNoise(read))
         return states[:, 0]
 
+    def _unknown(self, candidates: Iterable[Id] | Mapping[Id, Iterable[Id]] | None, users: Sequence[Id]) -> list[Id]:
+        """Candidates that are not in the catalogue, each once; of these users where each has its own."""
+        if candidates is None:
+            return []
+        lists = [candidates.get(user, ()) for user in users] if isinstance(candidates, Mapping) else [candidates]
+        asked = [item for part in lists for item in _given(part)]
+        numbers = self._index.numbers(asked)
+        return list(dict.fromkeys(item for item, number in zip(asked, numbers, strict=True) if number == 0))
+
     def _ranking(
         self,
         candidates: Sequence[Id] | Mapping[Id, Sequence[Id]] | None,
@@ -256,11 +286,11 @@ class Recommender:
         if allowed is not None:
             open_to_all[1:] = [bool(allowed(item_id)) for item_id in self._ids[1:]]
         if isinstance(candidates, Mapping):
-            of_user = [np.unique(self._index.numbers(candidates.get(user, ()))) for user in users]
+            of_user = [np.unique(self._index.numbers(_given(candidates.get(user, ())))) for user in users]
             return OwnChoices(self.backbone, [torch.from_numpy(part[open_to_all[part]]).to(self.device) for part in of_user])
         if candidates is not None:
             chosen = np.zeros(len(self._ids), dtype=bool)
-            chosen[self._index.numbers(candidates)] = True
+            chosen[self._index.numbers(_given(candidates))] = True
             open_to_all &= chosen
         if not open_to_all.any():
             raise LaresError("no item is left to rank: none of the candidates is known, or the filter lets none through")
@@ -300,7 +330,7 @@ def recommend(
         candidates: text file with the original ids of the items to rank, one a line; all where not given.
         columns: names of the columns of `histories`.
         dataset: prepared dataset whose original ids count, for a checkpoint that knows none.
-        device: where to compute, such as `cuda`.
+        device: what computes: cpu, cuda, auto (the GPU where there is one).
         batch_size: histories at a time.
         overwrite: replace the file if it is there.
 
@@ -334,6 +364,11 @@ def recommend(
             found.to_pandas().to_csv(temporary, index=False)
         else:
             pq.write_table(found.to_arrow(), temporary, compression="zstd")
+    if found.unknown_candidates:
+        print(
+            f"{len(found.unknown_candidates):,} candidates are not in the catalogue and can't be ranked: the first is "
+            f"{found.unknown_candidates[0]!r}"
+        )
     print(f"wrote {len(found):,} rankings to {place}" + _about_unknown(found, len(unseen.items)))
 
 
@@ -364,10 +399,38 @@ def _ids_of(dataset: SequenceDataset, catalogue: Mapping[str, object], path: str
     return dataset.item_ids
 
 
-def _at_least_one(name: str, value: int) -> int:
-    if not isinstance(value, int) or value < 1:
-        raise LaresError(f"{name} must be a whole number, at least 1; got {value!r}")
-    return value
+def _whole(name: str, value: Any, wanted: str = "a whole number") -> int:
+    """A whole number of Python or numpy."""
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise LaresError(f"{name} must be {wanted}; got {value!r}")
+
+
+def _at_least_one(name: str, value: Any) -> int:
+    wanted = "a whole number, at least 1"
+    number = _whole(name, value, wanted)
+    if number < 1:
+        raise LaresError(f"{name} must be {wanted}; got {value!r}")
+    return number
+
+
+def _given(candidates: Any) -> list[Id]:
+    """Candidates as a list."""
+    if isinstance(candidates, str | bytes) or not isinstance(candidates, Iterable):
+        raise LaresError(f"candidates: {candidates!r} is no list of item ids")
+    return list(candidates)
+
+
+def _arrow_ids(ids: Sequence[Id]) -> pa.Array:
+    """Ids of users, as text where they are of several types."""
+    try:
+        array = pa.array(ids)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return pa.array([id_text(part) for part in ids], pa.string())
+    return array.cast(pa.string()) if pa.types.is_null(array.type) else array
 
 
 def _bounds(chosen: np.ndarray, offsets: np.ndarray) -> np.ndarray:

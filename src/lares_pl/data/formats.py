@@ -271,13 +271,30 @@ def _named(
         "item": _ids(column(columns.item, "item"), path, columns.item, before),
     }
     if (time := _wanted(table, columns.time, "timestamp")) is not None:
-        values = column(time, "time")
-        if dates is None and len(table):
-            dates = _are_dates(values)
-        named["time"] = _seconds(values, path, time, before) if dates else _numbers(values, path, time, before)
+        named["time"], dates = times(column(time, "time"), path, time, before, dates)
     if (rating := _wanted(table, columns.rating, "rating")) is not None:
         named["rating"] = _numbers(column(rating, "rating"), path, rating, before)
     return pd.DataFrame(named), dates
+
+
+def times(
+    values: pd.Series, source: Path | str, name: str, before: int = 0, dates: bool | None = None
+) -> tuple[pd.Series, bool | None]:
+    """Times as numbers, dates as seconds since 1970; and whether they are dates.
+
+    Args:
+        values: a piece of the column.
+        source: what holds it, for the message.
+        name: the column's name, for the message.
+        before: number of rows before this piece.
+        dates: whether times are dates; None before the first piece.
+
+    Raises:
+        LaresError: for a time that is missing or can't be read; names the row.
+    """
+    if dates is None and len(values):
+        dates = _are_dates(values)
+    return (_seconds if dates else _numbers)(values, source, name, before), dates
 
 
 def _wanted(table: pd.DataFrame, name: str | None, usual: str) -> str | None:
@@ -325,25 +342,26 @@ def _are_dates(values: pd.Series) -> bool:
     return values.dtype.kind == "M" or bool(pd.to_numeric(_as_text(values), errors="coerce").isna().all())
 
 
-def _seconds(values: pd.Series, path: Path, name: str, before: int) -> pd.Series:
+def _seconds(values: pd.Series, source: Path | str, name: str, before: int) -> pd.Series:
     """Dates as seconds since 1970, float64."""
     written = values if values.dtype.kind == "M" else _as_text(values)
     moments = pd.to_datetime(written, errors="coerce", utc=True, format="ISO8601")
     seconds: pd.Series = (moments - pd.Timestamp("1970-01-01", tz="UTC")) / pd.Timedelta(seconds=1)
-    return _checked(seconds, values, path, name, before, "a number or an ISO date, as in its first rows")
+    return _checked(seconds, values, source, name, before, "a number or an ISO date, as in its first rows")
 
 
-def _numbers(values: pd.Series, path: Path, name: str, before: int) -> pd.Series:
+def _numbers(values: pd.Series, source: Path | str, name: str, before: int) -> pd.Series:
     numbers = values if pd.api.types.is_numeric_dtype(values) else pd.to_numeric(_as_text(values), errors="coerce")
-    return _checked(numbers, values, path, name, before, "a number")
+    return _checked(numbers, values, source, name, before, "a number")
 
 
-def _checked(numbers: pd.Series, values: pd.Series, path: Path, name: str, before: int, expected: str) -> pd.Series:
+def _checked(numbers: pd.Series, values: pd.Series, source: Path | str, name: str, before: int, expected: str) -> pd.Series:
     bad = ~(np.abs(numbers.to_numpy(dtype=float, na_value=np.nan)) < 2.0**63)  # as a number the file can hold
     if bad.any():
         row = _first(bad)
         raise LaresError(
-            f"{path}: data row {before + row} has {name!r} = {values.iloc[row - 1]!r}; expected {expected}. Mend or remove it."
+            f"{source}: data row {before + row} has {name!r} = {values.iloc[row - 1]!r}; expected {expected}. "
+            "Mend or remove it."
         )
     return numbers
 

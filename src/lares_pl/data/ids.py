@@ -8,24 +8,40 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from lares_pl.errors import LaresError
 
 
+def id_text(item_id: Any) -> str:
+    """An original id as text, by which ids are compared; the same one however a program holds the id.
+
+    A whole number in floating point is a whole number: pandas turns a column of numbers into floats where one is missing.
+    Moments are written as Python and pandas write them, also those of numpy.
+    """
+    if isinstance(item_id, str):
+        return str(item_id)
+    if isinstance(item_id, pa.Scalar):
+        return id_text(item_id.as_py())
+    if isinstance(item_id, np.datetime64):
+        return str(pd.Timestamp(item_id))
+    if isinstance(item_id, float | np.floating):
+        number = float(item_id)
+        return str(int(number)) if number.is_integer() else str(number)
+    return str(item_id)
+
+
 def packed_ids(ids: pa.Array) -> dict[str, Tensor]:
     """Original ids, N of them, as `numbers` `[N]` int64, or as `text` (UTF-8, one after the other) and its `ends` `[N]`.
 
-    Ids that are neither whole numbers nor text become text.
+    Ids that are neither whole numbers nor text become text (`id_text`).
     """
     if pa.types.is_integer(ids.type) and ids.type != pa.uint64():
         return {"numbers": torch.from_numpy(ids.cast(pa.int64()).to_numpy().copy())}
-    text = ids.cast(pa.large_string())
-    ends = np.cumsum(pc.binary_length(text).to_numpy(), dtype=np.int64)
-    joined = b"".join(part.encode() for part in text.to_pylist())
-    return {"text": torch.from_numpy(np.frombuffer(joined, dtype=np.uint8).copy()), "ends": torch.from_numpy(ends)}
+    encoded = [id_text(item_id).encode() for item_id in ids.to_pylist()]
+    ends = np.cumsum([len(part) for part in encoded], dtype=np.int64)
+    return {"text": torch.from_numpy(np.frombuffer(b"".join(encoded), dtype=np.uint8).copy()), "ends": torch.from_numpy(ends)}
 
 
 def unpacked_ids(packed: Mapping[str, Tensor]) -> pa.Array:
@@ -59,9 +75,9 @@ class ItemIndex:
     """
 
     def __init__(self, ids: pa.Array) -> None:
-        self._index = pd.Index([str(item_id) for item_id in ids.to_pylist()])
+        self._index = pd.Index([id_text(item_id) for item_id in ids.to_pylist()])
 
     def numbers(self, ids: Iterable[Any]) -> np.ndarray:
         """Item indices of original ids, compared as text, `[n]` int64; 0 where there is no such item."""
-        found: np.ndarray = self._index.get_indexer(pd.Index([str(item_id) for item_id in ids], dtype=self._index.dtype))
+        found: np.ndarray = self._index.get_indexer(pd.Index([id_text(item_id) for item_id in ids], dtype=self._index.dtype))
         return found + 1

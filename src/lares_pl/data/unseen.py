@@ -12,12 +12,12 @@ import pandas as pd
 import pyarrow as pa
 
 from lares_pl.data.dataset import SequenceDataset
-from lares_pl.data.formats import Columns, read_interactions
+from lares_pl.data.formats import Columns, read_interactions, times
 from lares_pl.data.ids import ItemIndex
 from lares_pl.errors import LaresError
 
 Id = Any  # an original id: what the raw data calls a user or an item
-GivenHistories: TypeAlias = Sequence[Any] | Mapping[Any, Sequence[Any]] | pd.DataFrame | pa.Table
+GivenHistories: TypeAlias = Sequence[Any] | np.ndarray | pd.Series | Mapping[Any, Sequence[Any]] | pd.DataFrame | pa.Table
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class UnseenHistories:
 
         Args:
             given: item ids, oldest first, of one user (a list) or of many (a list of lists, or a mapping from user to list); or
-                a table of pandas or Arrow: a row an interaction (`user_id`, `item_id`, `timestamp` if known: else the rows'
-                order counts), or a row a user (`item_ids`, `user_id` if known).
+                a table of pandas or Arrow: a row an interaction (`user_id`, `item_id`, `timestamp` if known, numbers or
+                dates, also as text: else the rows' order counts), or a row a user (`item_ids`, `user_id` if known).
 
         Raises:
-            LaresError: if it is none of these.
+            LaresError: if it is none of these, or a row has no user, no item or a timestamp that can't be read.
         """
         if isinstance(given, pa.Table):
             given = given.to_pandas()
@@ -54,7 +54,7 @@ class UnseenHistories:
             )
         if isinstance(given, Mapping):
             return _of_lists(list(given), list(given.values()))
-        if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray):
+        if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray | pd.Series):
             raise LaresError(
                 f"histories: {type(given).__name__} is not understood; give a list of item ids, a list of such lists, a "
                 "mapping from user to such a list, or a table of pandas or Arrow"
@@ -77,7 +77,7 @@ class UnseenHistories:
 
 
 def _is_list(part: Any) -> bool:
-    return isinstance(part, Sequence | np.ndarray) and not isinstance(part, str | bytes)
+    return isinstance(part, Sequence | np.ndarray | pd.Series) and not isinstance(part, str | bytes)
 
 
 def _of_lists(users: list[Id], lists: Sequence[Any]) -> UnseenHistories:
@@ -104,7 +104,8 @@ def _of_interactions(table: pd.DataFrame, user: str, item: str, time: str) -> Un
     if empty.any():
         raise LaresError(f"histories: data row {int(np.argmax(empty)) + 1} names no {user} or no {item}")
     codes, users = pd.factorize(table[user])
-    order = np.lexsort((table[time], codes)) if time in table.columns else np.argsort(codes, kind="stable")
+    moments = [times(table[time], "histories", time)[0].to_numpy()] if time in table.columns else []
+    order = np.lexsort([*moments, codes])  # stable: where no time tells, the rows' order counts
     items = table[item].to_numpy(dtype=object)[order]
     return UnseenHistories(list(users), items, np.concatenate([[0], np.bincount(codes, minlength=len(users)).cumsum()]))
 

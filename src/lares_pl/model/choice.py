@@ -76,11 +76,18 @@ class OwnChoices(Choice):
     def best(
         self, states: Tensor, k: int, rows: Sequence[int], left_out: Sequence[np.ndarray] | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        items = pad_sequence([self.choices[row] for row in rows], batch_first=True)  # [R, most of any]
+        most = max(len(self.choices[row]) for row in rows)
+        best_scores = torch.full((len(rows), min(k, most)), -torch.inf, device=states.device)
+        best_items = torch.zeros(best_scores.shape, dtype=torch.int64, device=states.device)
         left, right = self.backbone.config.similarity.prepare(states, self.backbone.item_vectors)
-        scores = (left[:, None] * right.vectors[items]).sum(dim=2).float().masked_fill(items == 0, -torch.inf)
-        if left_out is not None:
-            for row, seen in enumerate(left_out):
+        step = max(1, scoring.CHUNK // max(1, most * left.shape[1]))  # each row looks up vectors of its own
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
+            items = pad_sequence([self.choices[row] for row in rows[part]], batch_first=True)  # [part, most of any]
+            scores = (left[part, None] * right.vectors[items]).sum(dim=2).float().masked_fill(items == 0, -torch.inf)
+            for row, seen in enumerate([] if left_out is None else left_out[part]):
                 scores[row, torch.isin(items[row], torch.from_numpy(seen).to(items.device))] = -torch.inf
-        scores, places = scores.topk(min(k, items.shape[1]), dim=1)
-        return scores.cpu().numpy(), items.gather(1, places).cpu().numpy()
+            found = min(k, items.shape[1])
+            best_scores[part, :found], places = scores.topk(found, dim=1)
+            best_items[part, :found] = items.gather(1, places)
+        return best_scores.cpu().numpy(), best_items.cpu().numpy()

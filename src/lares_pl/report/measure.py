@@ -19,7 +19,6 @@ from torch import Tensor
 
 from lares_pl.data.batches import Batch, InstanceLoader
 from lares_pl.data.module import SequenceDataModule
-from lares_pl.errors import LaresError
 from lares_pl.metrics import ranking_metrics
 from lares_pl.model.reasoning import Reasoning
 from lares_pl.model.recurrence import KeyedNoise
@@ -69,20 +68,6 @@ def values_of(metric: str, ranks: np.ndarray) -> np.ndarray:
     """A metric of each rank, float32 of the same shape."""
     of_ranks: Tensor = ranking_metrics("", CUTOFFS)[metric].value(torch.from_numpy(ranks))  # type: ignore[operator]
     return of_ranks.float().numpy()
-
-
-def best_device(name: str) -> torch.device:
-    """The device of a name; `auto` is the GPU where there is one.
-
-    Raises:
-        LaresError: if there is no such device.
-    """
-    try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise LaresError(f"--device {name}: {str(error).splitlines()[0]}. There are auto, cpu and, with a GPU, cuda") from error
-    return device
 
 
 def batches(
