@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.strategies import DDPStrategy
+from torch.multiprocessing.spawn import spawn
+from torch.utils.flop_counter import FlopCounterMode
 
 from lares_pl import RPT, SPT, BackboneConfig, ConstantDepth, LaresError, Pruning, SequenceDataModule
+from lares_pl.callbacks import cost as module
 from lares_pl.callbacks.cost import Cost, spent
 from lares_pl.runs import StageFolder
 from lares_pl.stages.checkpoint import read_checkpoint
@@ -105,3 +112,47 @@ def test_supervised_training_at_the_cost_of_rpt(toy_dataset: Path, tmp_path: Pat
     assert Path(continued.started_from or "") == best.path
     assert continued.settings["backbone"] == best.settings["backbone"]
     assert continued.data == best.data
+
+
+@pytest.mark.slow
+def test_two_processes_spend_one_budget_and_stop_together(toy_dataset: Path, tmp_path: Path) -> None:
+    """Batches of other lengths cost each a different amount: by its own count one would stop and the other wait for it."""
+    (tmp_path / "budget.json").write_text(json.dumps({"flops": 1e8}))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    spawn(_spend, (port, str(toy_dataset), tmp_path), nprocs=2)
+    one, two = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert one["updates"] == two["updates"]
+    assert one["flops"] == two["flops"] >= 1e8
+    counted = [a + b for a, b in zip(one["own"], two["own"], strict=True)][1:]  # without what came before the first update
+    assert sum(one["own"]) != sum(two["own"])
+    # every third update was counted and stands, with those before it, for the two behind it
+    behind = [sum(counted[: i // 3 + 1]) / (i // 3 + 1) if i % 3 else counted[i // 3] for i in range(one["updates"])]
+    assert one["flops"] == pytest.approx(sum(behind))
+    assert sum(behind[:-1]) < 1e8
+
+
+def _spend(rank: int, port: str, dataset: str, folder: Path) -> None:
+    """One process of two; it writes what it counted itself and what all spent."""
+    own: list[int] = []
+
+    class Recorded(FlopCounterMode):
+        def get_total_flops(self) -> int:
+            own.append(super().get_total_flops())
+            return own[-1]
+
+    module.FlopCounterMode = Recorded  # type: ignore[misc]
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": str(rank),
+        "NODE_RANK": "0",
+    }
+    cost = Cost(3, like=str(folder / "budget.json"))
+    strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=30))  # a wait for nobody is an error
+    fit = trainer(folder, callbacks=[cost], max_epochs=-1, max_steps=60, devices=2, strategy=strategy)
+    fit.fit(SPT(SMALL, optimizer=FAST), data(Path(dataset)))
+    outcome = {"updates": fit.global_step, "flops": cost.flops, "own": own}
+    (folder / f"{rank}.json").write_text(json.dumps(outcome))

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,7 +21,8 @@ class Cost(Callback):
     Operations do not depend on the machine or on who else is at work on it, as seconds do. PyTorch's counter counts those of
     products of matrices and of attention, forwards and backwards, which are nearly all; FFTs it does not know. It slows what it
     counts, so one update in `every` is counted and stands for all of them; what comes before the first update (RPT's pruning)
-    is counted whole. Validation is left out.
+    is counted whole. Validation is left out. Processes add up what each of them counted, so that all know the same number
+    and stop behind the same update.
 
     Logged as `train/tflops` (10^12 operations since the start, of all processes) and kept in `finished.json`.
 
@@ -35,7 +37,7 @@ class Cost(Callback):
         self.every = every
         self.like = like
         self.flops = 0.0
-        self._counted, self._updates = 0.0, 0  # operations of the updates that were counted, and how many these were
+        self._counted, self._updates = 0.0, 0  # operations of the updates that were counted, of all processes, and their number
         self._budget = float("inf")
         self._at_work = ExitStack()
         self._counter: FlopCounterMode | None = None
@@ -62,13 +64,20 @@ class Cost(Callback):
     def _count(self) -> None:
         self._counter = self._at_work.enter_context(FlopCounterMode(display=False))
 
-    def _counted_since(self) -> float | None:
-        """Operations since `_count`; None where it was not called."""
-        if self._counter is None:
+    def _counted_since(self, trainer: Trainer) -> float | None:
+        """Operations of all processes since `_count`, the same number on each; None where it was not called."""
+        if (counter := self._stop_counting()) is None:
             return None
+        own = float(counter.get_total_flops())
+        if trainer.world_size == 1:
+            return own
+        exact = torch.tensor(own, dtype=torch.float64, device=trainer.strategy.root_device)
+        return float(trainer.strategy.reduce(exact, reduce_op="sum"))
+
+    def _stop_counting(self) -> FlopCounterMode | None:
         self._at_work.close()
         counter, self._counter = self._counter, None
-        return float(counter.get_total_flops())
+        return counter
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What a stage does before its first update."""
@@ -76,9 +85,9 @@ class Cost(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Updates begin; a resumed run did the rest before."""
-        before = self._counted_since() or 0.0
+        before = self._counted_since(trainer) or 0.0
         if trainer.global_step == 0:
-            self.flops = before * trainer.world_size
+            self.flops = before
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Count this one?"""
@@ -89,18 +98,17 @@ class Cost(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add what it cost, or what those that were counted cost on the average."""
-        counted = self._counted_since()
-        if counted is not None:
-            self._counted, self._updates = self._counted + counted, self._updates + 1
-        own = self._counted / self._updates if counted is None else counted
-        self.flops += own * trainer.world_size
+        of_all = self._counted_since(trainer)
+        if of_all is not None:
+            self._counted, self._updates = self._counted + of_all, self._updates + 1
+        self.flops += self._counted / self._updates if of_all is None else of_all
         pl_module.log("train/tflops", self.flops / 1e12)
         if self.flops >= self._budget:
             trainer.should_stop = True
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no counter behind."""
-        self._counted_since()
+        self._stop_counting()
 
 
 def spent(record: Path) -> float:
