@@ -8,7 +8,9 @@ import socket
 from datetime import timedelta
 from pathlib import Path
 
+import lightning as L
 import pytest
+import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch.multiprocessing.spawn import spawn
 from torch.utils.flop_counter import FlopCounterMode
@@ -143,16 +145,29 @@ def _spend(rank: int, port: str, dataset: str, folder: Path) -> None:
             return own[-1]
 
     module.FlopCounterMode = Recorded  # type: ignore[misc]
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "WORLD_SIZE": "2",
-        "LOCAL_RANK": str(rank),
-        "NODE_RANK": "0",
-    }
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {"WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
     cost = Cost(3, like=str(folder / "budget.json"))
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=30))  # a wait for nobody is an error
     fit = trainer(folder, callbacks=[cost], max_epochs=-1, max_steps=60, devices=2, strategy=strategy)
     fit.fit(SPT(SMALL, optimizer=FAST), data(Path(dataset)))
     outcome = {"updates": fit.global_step, "flops": cost.flops, "own": own}
     (folder / f"{rank}.json").write_text(json.dumps(outcome))
+
+
+@pytest.mark.slow
+def test_a_compiled_core_stays_compiled_and_costs_as_much(toy_dataset: Path, tmp_path: Path) -> None:
+    """An update that is counted is not compiled, whichever comes first; the others are."""
+    counters = torch._dynamo.utils.counters
+    costs = []
+    for compile_core, every in ((False, 3), (True, 3), (True, 1)):
+        torch._dynamo.reset()
+        counters.clear()
+        L.seed_everything(1)
+        cost = Cost(every)
+        fit = trainer(tmp_path, callbacks=[cost], max_steps=4, limit_val_batches=0)
+        fit.fit(SPT(SMALL, optimizer=FAST, compile_core=compile_core), data(toy_dataset))
+        assert (counters["stats"]["unique_graphs"] > 0) == (compile_core and every > 1)
+        costs.append(cost.flops)
+    assert costs[0] == pytest.approx(costs[1])
+    assert costs[2] > 0

@@ -22,7 +22,7 @@ class Cost(Callback):
     products of matrices and of attention, forwards and backwards, which are nearly all; FFTs it does not know. It slows what it
     counts, so one update in `every` is counted and stands for all of them; what comes before the first update (RPT's pruning)
     is counted whole. Validation is left out. Processes add up what each of them counted, so that all know the same number
-    and stop behind the same update.
+    and stop behind the same update. An update that is counted runs without `torch.compile` (`compile_core`), the others with it.
 
     Logged as `train/tflops` (10^12 operations since the start, of all processes) and kept in `finished.json`.
 
@@ -62,6 +62,8 @@ class Cost(Callback):
     # ------------------------------------------------------------ counting
 
     def _count(self) -> None:
+        # compiled, products would be hidden from the counter, and what is first called under it would never be compiled
+        self._at_work.enter_context(torch.compiler.set_stance("force_eager"))
         self._counter = self._at_work.enter_context(FlopCounterMode(display=False))
 
     def _counted_since(self, trainer: Trainer) -> float | None:
