@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lares_pl.errors import LaresError
@@ -20,14 +21,15 @@ class Cost(Callback):
 
     Operations do not depend on the machine or on who else is at work on it, as seconds do. PyTorch's counter counts those of
     products of matrices and of attention, forwards and backwards, which are nearly all; FFTs it does not know. It slows what it
-    counts, so one update in `every` is counted and stands for all of them; what comes before the first update (RPT's pruning)
-    is counted whole. Validation is left out. Processes add up what each of them counted, so that all know the same number
-    and stop behind the same update. An update that is counted runs without `torch.compile` (`compile_core`), the others with it.
+    counts, so one batch in `every` is counted and stands for all of them; what comes before the first (RPT's pruning) is
+    counted whole. Validation is left out. Processes add up what each of them counted, so that all know the same number and
+    stop behind the same update. A batch that is counted runs without `torch.compile` (`compile_core`), the others with it.
 
-    Logged as `train/tflops` (10^12 operations since the start, of all processes) and kept in `finished.json`.
+    Logged as `train/tflops` (10^12 operations since the start, of all processes) and kept in `finished.json`; not so by a run
+    that goes on from a checkpoint that did not count, which warns.
 
     Args:
-        every: of so many updates one is counted.
+        every: of so many batches one is counted (an update has `accumulate_grad_batches` of them).
         like: stop when this run's operations are spent: its `finished.json`, or a stage of the same run by name. None: never.
     """
 
@@ -36,8 +38,9 @@ class Cost(Callback):
             raise LaresError(f"Cost: every must be at least 1, got {every}")
         self.every = every
         self.like = like
-        self.flops = 0.0
-        self._counted, self._updates = 0.0, 0  # operations of the updates that were counted, of all processes, and their number
+        self.flops: float | None = 0.0  # None: not known
+        self._before = 0.0  # operations of all processes before the first update
+        self._counted, self._batches = 0.0, 0  # operations of the batches that were counted, of all processes, and their number
         self._budget = float("inf")
         self._at_work = ExitStack()
         self._counter: FlopCounterMode | None = None
@@ -53,11 +56,11 @@ class Cost(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on with."""
-        return {"flops": self.flops, "counted": self._counted, "updates": self._updates}
+        return {"flops": self.flops, "counted": self._counted, "updates": self._batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
-        self.flops, self._counted, self._updates = state_dict["flops"], state_dict["counted"], state_dict["updates"]
+        self.flops, self._counted, self._batches = state_dict["flops"], state_dict["counted"], state_dict["updates"]
 
     # ------------------------------------------------------------ counting
 
@@ -85,15 +88,33 @@ class Cost(Callback):
         """What a stage does before its first update."""
         self._count()
 
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validation is left out, also the one before training."""
+        self._before = self._counted_since(trainer) or 0.0
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Updates begin; a resumed run did the rest before."""
-        before = self._counted_since(trainer) or 0.0
+        """Updates begin; a resumed run did the rest before.
+
+        Raises:
+            LaresError: if nobody knows what a run with a budget spent before.
+        """
+        before = self._counted_since(trainer)
         if trainer.global_step == 0:
-            self.flops = before
+            self.flops, self._counted, self._batches = self._before if before is None else before, 0.0, 0
+        elif self._batches == 0:
+            self._lose(trainer)
+
+    def _lose(self, trainer: Trainer) -> None:
+        """What it cost until here was not counted."""
+        self.flops = None
+        lost = f"Cost: {trainer.ckpt_path or 'training'} did not count what its {trainer.global_step} updates cost"
+        if self.like is not None:
+            raise LaresError(f"{lost}: no saying when the budget is spent. Start anew without --ckpt_path, or leave out `like`")
+        rank_zero_warn(f"{lost}: the cost of the whole run will not be known (`flops` is null in finished.json)")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Count this one?"""
-        if batch_idx % self.every == 0:
+        """Count this one? The first of all in any case, also where a resumed run begins inside an epoch."""
+        if self._batches == 0 or batch_idx % self.every == 0:
             self._count()
 
     def on_train_batch_end(
@@ -102,8 +123,10 @@ class Cost(Callback):
         """Add what it cost, or what those that were counted cost on the average."""
         of_all = self._counted_since(trainer)
         if of_all is not None:
-            self._counted, self._updates = self._counted + of_all, self._updates + 1
-        self.flops += self._counted / self._updates if of_all is None else of_all
+            self._counted, self._batches = self._counted + of_all, self._batches + 1
+        if self.flops is None:
+            return
+        self.flops += self._counted / self._batches if of_all is None else of_all
         pl_module.log("train/tflops", self.flops / 1e12)
         if self.flops >= self._budget:
             trainer.should_stop = True
