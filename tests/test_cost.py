@@ -21,7 +21,7 @@ from lares_pl.callbacks.cost import Cost, spent
 from lares_pl.runs import StageFolder
 from lares_pl.stages.checkpoint import read_checkpoint
 from tests.console import SMALL as NARROW
-from tests.console import lares
+from tests.console import error, lares
 from tests.test_stages import FAST, SMALL, trainer
 
 BATCH, SIZE = 16, 8
@@ -128,6 +128,20 @@ def test_what_is_refused(tmp_path: Path) -> None:
         spent(tmp_path / "finished.json")
     with pytest.raises(LaresError, match="every must be at least 1"):
         Cost(0)
+
+
+def test_a_missing_budget_is_said_before_the_former_run_is_moved_aside(toy_dataset: Path, tmp_path: Path) -> None:
+    trainer(tmp_path, max_steps=1).fit(model := SPT(SMALL, optimizer=FAST), data(toy_dataset))
+    best = tmp_path / "runs" / "a" / "spt" / "checkpoints" / "best.ckpt"
+    model.trainer.save_checkpoint(best)
+    former = StageFolder(tmp_path / "runs" / "a" / "spt-continued")
+    former.path.mkdir()
+    former.finish(1, 9, "", tested=True)
+    options = ["--trainer.accelerator", "cpu", "--trainer.logger", "false"]
+    said = error(tmp_path, "fit", "--config", "spt-continued.yaml", "--run", "a", *options)
+    assert "no finished run at runs/a/rpt" in said
+    assert "`lares fit --config rpt.yaml --run a`" in said
+    assert former.finished() is not None
 
 
 @pytest.mark.slow

@@ -41,18 +41,20 @@ class Cost(Callback):
         self.flops: float | None = 0.0  # None: not known
         self._before = 0.0  # operations of all processes before the first update
         self._counted, self._batches = 0.0, 0  # operations of the batches that were counted, of all processes, and their number
+        if like is not None and like.endswith(".json"):
+            spent(Path(like))  # what is missing is said before the run's folder is claimed
         self._budget = float("inf")
         self._at_work = ExitStack()
         self._counter: FlopCounterMode | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Read the budget.
+        """Read the budget, which the first process tells the others.
 
         Raises:
             LaresError: if the run to be like is not over, or did not count its cost.
         """
         if stage == "fit" and self.like is not None:
-            self._budget = spent(Path(self.like))
+            self._budget = trainer.strategy.broadcast(spent(Path(self.like)))
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on with."""
@@ -142,9 +144,14 @@ def spent(record: Path) -> float:
     Raises:
         LaresError: if it is not over, or did not count them.
     """
+    run, stage = record.absolute().parent.parent.name, record.absolute().parent.name
+    train = f"`lares fit --config {stage}.yaml --run {run}`, to its end"
     if not record.is_file():
-        raise LaresError(f"Cost: no finished run at {record.parent} whose cost could be spent: train it first, to its end")
+        raise LaresError(f"Cost: no finished run at {record.parent} whose cost could be spent: train it first, {train}")
     flops = json.loads(record.read_text(encoding="utf-8")).get("flops")
     if flops is None:
-        raise LaresError(f"Cost: {record.parent} did not count what it cost: train it with the callback Cost of rpt.yaml")
+        raise LaresError(
+            f"Cost: {record.parent} did not count what it cost, or not from its start: train it with the callback Cost of "
+            f"rpt.yaml, {train}"
+        )
     return float(flops)
