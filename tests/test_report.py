@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -39,10 +40,10 @@ from lares_pl.report.charts import Panel, Series, draw
 from lares_pl.report.command import report
 from lares_pl.report.distributions import movement, residuals
 from lares_pl.report.latency import summarise, time_inference
-from lares_pl.report.measure import batches, measure
+from lares_pl.report.measure import Measured, batches, measure
 from lares_pl.report.page import Chart, Section, Table, render, short
 from lares_pl.report.sources import find_sources, group_by_seed, why_apart
-from lares_pl.report.study import population, usual_depths
+from lares_pl.report.study import GroupFindings, population, usual_depths
 from lares_pl.report.training import read_log, smoothed
 from tests.test_stages import FAST, SMALL, data, trainer
 
@@ -225,6 +226,17 @@ def test_depths_reach_four_times_the_depth_of_evaluation() -> None:
     assert usual_depths(2) == [1, 2, 3, 4, 5, 6, 7, 8]
     assert usual_depths(4) == [1, 2, 4, 8, 16]
     assert usual_depths(6) == [1, 2, 4, 6, 8, 12, 16, 24]
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 6, 7])
+def test_equal_values_of_other_numbers_of_seeds_have_equal_means(seeds: int) -> None:
+    ranks = np.arange(1, 101, dtype=np.int32)[:, None]
+    nothing = np.zeros((100, 1))
+    measured = Measured(np.zeros(1, dtype=np.int64), ranks, nothing, nothing, nothing, nothing)
+    finding: Any = SimpleNamespace(measured=measured)
+    one, several = (GroupFindings("a", [finding] * number, 0, [0], 8, False, 1, []) for number in (1, seeds))
+    for metric in ("ndcg@10", "mrr"):
+        assert np.array_equal(one.by_user(metric, [0]), several.by_user(metric, [0]))
 
 
 # ---------------------------------------------------------------- which runs

@@ -115,12 +115,14 @@ class GroupFindings:
         return self.findings[0].measured.depths
 
     def by_user(self, metric: str, depths: Sequence[int]) -> np.ndarray:
-        """A metric of each user at these depths, mean over seeds, `[U, len(depths)]` float32."""
+        """A metric of each user at these depths, mean over seeds, `[U, len(depths)]` float64."""
         columns = [self.findings[0].measured.column(depth) for depth in depths]
-        total = np.zeros((len(self.findings[0].measured.ranks), len(columns)), dtype=np.float32)
+        total = np.zeros(
+            (len(self.findings[0].measured.ranks), len(columns))
+        )  # in float64 equal values of any number of seeds have equal means
         for finding in self.findings:
             total += values_of(metric, finding.measured.ranks[:, columns])
-        return total / np.float32(len(self.findings))
+        return total / len(self.findings)
 
     def by_seed(self, metric: str, depth: int) -> list[float]:
         """A metric of each checkpoint, as `lares test` gives it."""
