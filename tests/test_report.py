@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -34,15 +36,15 @@ from lares_pl import (
     prepare,
 )
 from lares_pl.model.recurrence import KeyedNoise
-from lares_pl.report import command, distributions, study
+from lares_pl.report import command, distributions, stopping, study
 from lares_pl.report.charts import Panel, Series, draw
 from lares_pl.report.command import report
 from lares_pl.report.distributions import movement, residuals
 from lares_pl.report.latency import summarise, time_inference
-from lares_pl.report.measure import batches, measure
+from lares_pl.report.measure import Measured, batches, measure
 from lares_pl.report.page import Chart, Section, Table, render, short
 from lares_pl.report.sources import find_sources, group_by_seed, why_apart
-from lares_pl.report.study import population, usual_depths
+from lares_pl.report.study import GroupFindings, population, usual_depths
 from lares_pl.report.training import read_log, smoothed
 from tests.test_stages import FAST, SMALL, data, trainer
 
@@ -211,6 +213,22 @@ def test_popularity_counts_what_trains(toy_dataset: Path) -> None:
     assert people.activity.tolist() == lengths
 
 
+def test_models_of_other_lengths_or_catalogues_are_timed_by_themselves(runs: Path) -> None:
+    stage = load_stage(runs / "seed1" / "spt" / "checkpoints" / "best.ckpt")
+    keys = [study._architecture(stage, [1, 2])]
+    for name in ("max_length", "items"):
+        backbone = SimpleNamespace(max_length=stage.backbone.max_length, items=stage.backbone.items)
+        setattr(backbone, name, getattr(backbone, name) + 1)
+        other: Any = SimpleNamespace(
+            backbone=backbone,
+            backbone_config=stage.backbone_config,
+            exclude_seen=stage.exclude_seen,
+            evaluation_depth=stage.evaluation_depth,
+        )
+        keys.append(study._architecture(other, [1, 2]))
+    assert len(set(keys)) == 3
+
+
 def test_percentiles_need_batches_beyond_them() -> None:
     few = summarise([0.002] * 30, depth=4, batch_size=8)
     assert (few.p50, few.p95, few.per_second) == pytest.approx((2, 2, 4000))
@@ -225,6 +243,17 @@ def test_depths_reach_four_times_the_depth_of_evaluation() -> None:
     assert usual_depths(2) == [1, 2, 3, 4, 5, 6, 7, 8]
     assert usual_depths(4) == [1, 2, 4, 8, 16]
     assert usual_depths(6) == [1, 2, 4, 6, 8, 12, 16, 24]
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 6, 7])
+def test_equal_values_of_other_numbers_of_seeds_have_equal_means(seeds: int) -> None:
+    ranks = np.arange(1, 101, dtype=np.int32)[:, None]
+    nothing = np.zeros((100, 1))
+    measured = Measured(np.zeros(1, dtype=np.int64), ranks, nothing, nothing, nothing, nothing)
+    finding: Any = SimpleNamespace(measured=measured)
+    one, several = (GroupFindings("a", [finding] * number, 0, [0], 8, False, 1, []) for number in (1, seeds))
+    for metric in ("ndcg@10", "mrr"):
+        assert np.array_equal(one.by_user(metric, [0]), several.by_user(metric, [0]))
 
 
 # ---------------------------------------------------------------- which runs
@@ -273,6 +302,40 @@ def test_what_was_moved_aside_is_left_out_and_said(runs: Path, tmp_path: Path) -
     assert [source.stage for source in find_sources([str(tmp_path / "run" / "spt.1")])[0]] == ["spt.1"]
 
 
+def test_a_stage_without_a_checkpoint_is_left_out_and_said(runs: Path, tmp_path: Path) -> None:
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(runs / "seed1" / "spt", run / "spt")
+    (run / "rpt").mkdir()
+    (run / "rpt" / "config.yaml").write_text("run: run")
+    said = f"{run / 'rpt'} has no checkpoint and is left out."
+    sources, remarks = find_sources([str(run)])
+    assert [source.stage for source in sources] == ["spt"]
+    assert remarks == [said]
+    shutil.rmtree(run / "spt")
+    for path in (run, run / "rpt"):
+        with pytest.raises(LaresError, match=re.escape(said)):
+            find_sources([str(path)])
+
+
+# ---------------------------------------------------------------- stopping
+
+
+def test_a_saving_of_nothing_is_none() -> None:
+    curve = pd.DataFrame(
+        [("fixed depth", np.nan, 4.0, 0.1), ("ResidualStop", 0.1, 3.99, 0.1), ("DivergenceStop", 0.1, 2.0, 0.1)],
+        columns=["rule", "threshold", "mean steps", "NDCG@10"],
+    )
+    curve.insert(0, "model", "spt")
+    curve["share kept"], curve["steps saved"] = 1.0, 1 - curve["mean steps"] / 4
+    group: Any = SimpleNamespace(label="spt", depth=4)
+    said = stopping._verdict(group, curve)
+    assert "fixed depth: none with fewer steps; ResidualStop: none with fewer steps; DivergenceStop: 2.00" in said
+    assert "50% fewer steps" in said
+    assert stopping._shown(curve.assign(**{"steps saved": -1e-9}))["steps saved"].tolist() == ["0.0%"] * 3
+
+
 # ---------------------------------------------------------------- what training left
 
 
@@ -286,6 +349,21 @@ def test_logs_of_a_resumed_run_are_one(tmp_path: Path) -> None:
     assert log["step"].tolist() == [0, 1, 2, 3, 4]
     assert log["train/loss"].tolist() == [2, 2, 10, 10, 10]
     assert read_log(tmp_path / "nothing") is None
+
+
+def test_a_test_of_its_own_takes_no_curve_away(tmp_path: Path) -> None:
+    losses, scores = [2.0, 1.5, None], [None, None, 0.3]
+    trained = pd.DataFrame({"step": [0, 1, 1], "train/loss": losses, "val/ndcg@10": scores})
+    tested = pd.DataFrame({"step": [0], "test/ndcg@10": [0.2]})
+    later = pd.DataFrame({"step": [2], "train/loss": [1.0]})
+    for version, log in enumerate((trained, tested, later, tested)):
+        folder = tmp_path / "metrics" / f"version_{version}"
+        folder.mkdir(parents=True)
+        log.to_csv(folder / "metrics.csv", index=False)
+    log = read_log(tmp_path)
+    assert log is not None
+    assert log["train/loss"].dropna().tolist() == [2.0, 1.5, 1.0]
+    assert log["val/ndcg@10"].dropna().tolist() == [0.3]
 
 
 def test_smoothing_keeps_lines_and_ends() -> None:
@@ -394,9 +472,11 @@ def test_a_report_appears_whole_or_not_at_all(
         "holds a pruned",
     ):
         assert missing in page
-    report(one, str(tmp_path / "new"), overwrite=True, title="Again", **quick)
+    (tmp_path / "link").symlink_to("new")
+    report(one, str(tmp_path / "link"), overwrite=True, title="Again", **quick)
+    assert (tmp_path / "link").is_symlink()
     assert "<h1>Again</h1>" in (tmp_path / "new" / "report.html").read_text()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "new"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "mine", "new"]
     assert (written / "report.html").read_bytes() == before
 
 
@@ -437,6 +517,17 @@ def test_several_runs_are_words_of_the_command_line(monkeypatch: pytest.MonkeyPa
 
 
 # ---------------------------------------------------------------- the page
+
+
+def test_few_points_are_marked_and_many_are_not() -> None:
+    def marks(count: int) -> int:
+        x = np.linspace(1, 16, count)
+        svg = draw("c", "A chart", "Read it.", [Panel("steps", "y", [Series("a", x, x)], log_x=True)], ["a"]).svg
+        line = next(part for part in svg.split('<g id="line2d_') if "#0072b2" in part)
+        return line.count("<use ")
+
+    assert marks(20) == 20
+    assert marks(21) == 0
 
 
 def test_the_same_data_draw_the_same_picture() -> None:

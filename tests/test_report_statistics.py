@@ -58,6 +58,22 @@ def test_few_users_are_tried_with_all_signs(differences: list[int]) -> None:
     assert sign_flip_test(values[:, None])[0] == pytest.approx(brute_force(values))
 
 
+@given(st.lists(st.tuples(st.sampled_from([-1, 1]), st.integers(1, 10)), min_size=1, max_size=9))
+@settings(max_examples=60, deadline=None)
+def test_rounding_of_float32_makes_no_p_value_smaller(changes: list[tuple[int, int]]) -> None:
+    """NDCG from or to 0: whole classes of sign patterns have equal sums."""
+    values = np.array([sign / np.log2(1 + rank) for sign, rank in changes])
+    assert sign_flip_test(values.astype(np.float32)[:, None])[0] == pytest.approx(brute_force(values))
+
+
+def test_random_signs_of_float32_find_equal_sums() -> None:
+    values = np.array([1 / np.log2(1 + rank) for rank in (2, 3, 2, 3, 4, 2, 7, 3, 2, 4, 7, 2, 3, 2)])
+    values[[0, 3, 5, 8]] *= -1
+    drawn = sign_flip_test(values.astype(np.float32)[:, None], resamples=10_000)[0]
+    exact = brute_force(values)
+    assert drawn == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 10_000))
+
+
 def test_random_signs_come_near_all_signs() -> None:
     values = np.random.default_rng(2).normal(0.35, 1, size=14)
     exact = brute_force(values)

@@ -129,6 +129,7 @@ def draw(name: str, title: str, caption: str, panels: Sequence[Panel], labels: S
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
@@ -137,7 +138,8 @@ def draw(name: str, title: str, caption: str, panels: Sequence[Panel], labels: S
         mpl.rcdefaults()  # a person's own matplotlibrc is not this page's
         mpl.rcParams.update(_STYLE)
         width = PANEL[0] * columns if columns < 3 else 2.45 * columns
-        figure = Figure(figsize=(width, PANEL[1] * rows + (0.25 if len(labels) > 1 else 0)), layout="constrained")
+        height = PANEL[1] * rows + (0.25 if len(labels) > 1 else 0)
+        figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(wspace=0.08, hspace=0.06))
         FigureCanvasSVG(figure)
         for number, panel in enumerate(panels):
             _fill(figure.add_subplot(rows, columns, number + 1), panel, labels)
@@ -186,11 +188,11 @@ def _fill(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
         _points(axes, panel, labels)
     else:
         for series in panel.series:
-            _line(axes, series, labels, panel.log_x)
+            _line(axes, series, labels)
     _scale(axes, panel)
 
 
-def _line(axes: Axes, series: Series, labels: Sequence[str], log_x: bool) -> None:
+def _line(axes: Axes, series: Series, labels: Sequence[str]) -> None:
     colour = _colour(labels, series.label)
     if series.faint:
         axes.plot(series.x, series.y, color=colour, linewidth=0.6, alpha=0.3)
@@ -198,8 +200,6 @@ def _line(axes: Axes, series: Series, labels: Sequence[str], log_x: bool) -> Non
     look = _look(labels, series.label, series.dashed)
     if np.isfinite(np.asarray(series.y, dtype=float)).sum() > MOST_MARKERS:
         look["marker"] = ""
-    if log_x:  # where the ticks are; those between would crowd
-        look["markevery"] = [place for place, x in enumerate(series.x) if np.log2(x) % 1 == 0]
     axes.plot(series.x, series.y, **look)
     if series.low is not None and series.high is not None:
         axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.15, linewidth=0)

@@ -82,7 +82,7 @@ def report(
         raise LaresError(
             "--bootstrap must be at least 100 (an interval's ends are quantiles of the samples), --batch_size at least 1"
         )
-    target = Path(output).absolute()
+    target = Path(output).resolve()  # a symbolic link stays one
     _check_output(target, overwrite)
     options = Options(split, _numbers(depths), bootstrap, timing, batch_size, best_device(device))
     sources, remarks = find_sources(runs)

@@ -15,6 +15,7 @@ from lares_pl.report.study import GroupFindings, Study
 
 TITLE = "Runs side by side"
 SIGN_FLIPS = 10_000
+_DECIMALS = 9  # of a user's difference: what is smaller is rounding
 
 
 def comparison(study: Study) -> Section:
@@ -106,14 +107,14 @@ def _tests(study: Study) -> pd.DataFrame:
 
 
 def _test(study: Study, first: GroupFindings, second: GroupFindings, metric: str) -> dict[str, object]:
-    differences = second.by_user(metric, [second.depth]) - first.by_user(metric, [first.depth])
+    differences = np.round(second.by_user(metric, [second.depth]) - first.by_user(metric, [first.depth]), _DECIMALS)
     low, high = np.quantile(bootstrap_means(differences, study.resamples)[:, 0], [0.025, 0.975])
     of_seeds = seed_test(_by_seed(first, metric), _by_seed(second, metric))
     return {
         "first": first.label,
         "second": second.label,
         "metric": NAMES[metric],
-        "difference": float(differences.mean(dtype=np.float64)),
+        "difference": float(differences.mean()),
         "low": float(low),
         "high": float(high),
         "users that differ": int((differences != 0).sum()),

@@ -253,8 +253,8 @@ def cost(study: Study) -> Section:
     same = [f"{group.label} has the architecture of {group.timed_as}" for group in study.groups if group.timed_as]
     text = [
         f"Time from histories in memory to the ten best items of the whole catalogue, on {device_name(study.device)} with "
-        f"{threads()}, for {study.target} histories in random order, each batch another one and all depths in turn, after "
-        "warm-up. Loading data is not counted; other work on the machine counts in.",
+        f"{threads()}, for {study.target} histories in random order, all depths in turn, after warm-up; where users "
+        "are few, batches come again. Loading data is not counted; other work on the machine counts in.",
         *(
             [f"Time depends on the architecture, not on what was learned: {'; '.join(same)} and was not timed again."]
             if same

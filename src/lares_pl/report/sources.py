@@ -102,18 +102,25 @@ def find_sources(paths: Sequence[str]) -> tuple[list[Source], list[str]]:
         stages = [path, *(sorted(path.iterdir()) if path.is_dir() else [])]
         found = {stage: stage / name for stage in stages for name in (LAST, BEST) if (stage / name).is_file()}
         chosen: list[Path] = []
+        left_out = [
+            f"{stage} has no checkpoint and is left out."
+            for stage in stages
+            if stage not in found and (stage / "config.yaml").is_file()
+        ]
         for stage, file in found.items():
             if stage != path and _MOVED_ASIDE.search(stage.name):
-                remarks.append(f"{stage} was moved aside by a later run and is left out; name it to have it reported.")
+                left_out.append(f"{stage} was moved aside by a later run and is left out; name it to have it reported.")
                 continue
             if file.name == LAST.name:
                 remarks.append(f"{stage} has no {BEST.name}, its {LAST.name} stands in for it.")
             chosen.append(file)
+        remarks += left_out
         # what others started from comes first
         files += sorted(chosen, key=lambda file: read_checkpoint(file).started_from is not None)
         if not chosen:
             raise LaresError(
-                f"{path}: no run to report on. Name a run's folder (runs/NAME, with {BEST} in the folders of its stages), "
+                f"{path}: no run to report on. {''.join(f'{why} ' for why in left_out)}"
+                f"Name a run's folder (runs/NAME, with {BEST} in the folders of its stages), "
                 "a stage's folder (runs/NAME/STAGE) or a checkpoint file"
             )
     unique = list({file.resolve(): file for file in files}.values())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _DRAWS = 1 << 23  # random numbers held at a time
+_ROUNDING = 1e-6  # of values that were float32, relative: sums that are equal up to it are equal
 
 
 def _parts(resamples: int, users: int) -> Iterator[int]:
@@ -74,12 +75,11 @@ def sign_flip_test(differences: np.ndarray, resamples: int = 10_000, seed: int =
     Returns:
         p-values `[K]`; 1 where no user differs.
     """
-    differences = differences[np.any(differences != 0, axis=1)]
+    differences = differences[np.any(differences != 0, axis=1)].astype(np.float64)
     users = len(differences)
     if users == 0:
         return np.ones(differences.shape[1])
-    observed = np.abs(differences.sum(axis=0))
-    observed = observed * (1 - 1e-9)  # equal sums added up in another order are equal
+    observed = np.abs(differences.sum(axis=0)) - _ROUNDING * np.abs(differences).sum(axis=0)
     if 2**users <= resamples:
         patterns = (np.arange(2**users)[:, None] >> np.arange(users)) & 1
         exact: np.ndarray = (np.abs((2.0 * patterns - 1) @ differences) >= observed).mean(axis=0)
@@ -87,7 +87,7 @@ def sign_flip_test(differences: np.ndarray, resamples: int = 10_000, seed: int =
     generator = np.random.default_rng(seed)
     as_far = np.zeros(differences.shape[1])
     for count in _parts(resamples, users):
-        signs = generator.integers(2, size=(count, users), dtype=np.int8).astype(differences.dtype) * 2 - 1
+        signs = generator.integers(2, size=(count, users), dtype=np.int8).astype(np.float64) * 2 - 1
         as_far += (np.abs(signs @ differences) >= observed).sum(axis=0)
     return (as_far + 1) / (resamples + 1)
 

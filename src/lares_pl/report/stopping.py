@@ -12,6 +12,7 @@ from lares_pl.report.study import GroupFindings, Study
 
 TITLE = "Stopping by itself"
 METRIC = "ndcg@10"
+_SAVING = 0.005  # less would read as 0 %
 KEPT = 0.995  # of the quality at the depth of evaluation
 #: what is followed, by the rule that stops by it, and its thresholds
 RULES = {
@@ -114,9 +115,9 @@ def _verdict(group: GroupFindings, curve: pd.DataFrame) -> str:
     """The fewest steps that keep nearly all of the quality, by each rule."""
     said = []
     for rule in (FIXED, *RULES):
-        enough = curve[(curve["rule"] == rule) & (curve["share kept"] >= KEPT)]
+        enough = curve[(curve["rule"] == rule) & (curve["share kept"] >= KEPT) & (curve["steps saved"] >= _SAVING)]
         if enough.empty:
-            said.append(f"{rule}: none")
+            said.append(f"{rule}: none with fewer steps")
             continue
         fewest = enough.sort_values("mean steps").head(1)
         threshold, steps, _, kept, saved = fewest.iloc[0, 2:].astype(float)
@@ -134,5 +135,5 @@ def _shown(curves: pd.DataFrame) -> pd.DataFrame:
     frame["mean steps"] = [f"{value:.2f}" for value in frame["mean steps"]]
     frame["NDCG@10"] = [f"{value:.4f}" for value in frame["NDCG@10"]]
     for name in ("share kept", "steps saved"):
-        frame[name] = [f"{value:.1%}" for value in frame[name]]
+        frame[name] = [f"{value:z.1%}" for value in frame[name]]
     return frame

@@ -115,12 +115,13 @@ class GroupFindings:
         return self.findings[0].measured.depths
 
     def by_user(self, metric: str, depths: Sequence[int]) -> np.ndarray:
-        """A metric of each user at these depths, mean over seeds, `[U, len(depths)]` float32."""
+        """A metric of each user at these depths, mean over seeds, `[U, len(depths)]` float64."""
         columns = [self.findings[0].measured.column(depth) for depth in depths]
-        total = np.zeros((len(self.findings[0].measured.ranks), len(columns)), dtype=np.float32)
+        # in float64 equal values of any number of seeds have equal means
+        total = np.zeros((len(self.findings[0].measured.ranks), len(columns)))
         for finding in self.findings:
             total += values_of(metric, finding.measured.ranks[:, columns])
-        return total / np.float32(len(self.findings))
+        return total / len(self.findings)
 
     def by_seed(self, metric: str, depth: int) -> list[float]:
         """A metric of each checkpoint, as `lares test` gives it."""
@@ -272,7 +273,9 @@ def _depths(stage: RankingStage, path: Path, asked: Sequence[int] | None) -> Seq
 
 def _architecture(stage: RankingStage, depths: Sequence[int]) -> str:
     """What decides how long inference takes, as one string to compare."""
-    return repr((to_plain(with_dropout(stage.backbone_config, 0.0)), stage.exclude_seen, stage.evaluation_depth, list(depths)))
+    backbone = stage.backbone
+    sizes = (backbone.max_length, backbone.items, stage.evaluation_depth, list(depths))
+    return repr((to_plain(with_dropout(stage.backbone_config, 0.0)), stage.exclude_seen, sizes))
 
 
 def _timed(depth: int, depths: Sequence[int]) -> list[int]:

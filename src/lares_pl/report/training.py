@@ -20,7 +20,8 @@ Logs = Mapping[str, list[pd.DataFrame]]  # of each group, a log a seed
 def read_log(folder: Path) -> pd.DataFrame | None:
     """What a run logged, by update; None where nothing is kept.
 
-    A run that was resumed wrote a file each time it started; where they overlap the later one counts.
+    A run wrote a file each time it started; where they overlap the later one that trained counts. One that only tested
+    takes nothing away.
 
     Args:
         folder: of the stage.
@@ -36,10 +37,18 @@ def read_log(folder: Path) -> pd.DataFrame | None:
             raise LaresError(f"{path}: can't be read as CSV: {error}. Remove it to report without its curves") from error
         if "step" not in part:
             raise LaresError(f"{path}: has no column `step`. Remove it to report without its curves")
-        if len(part):
+        if _trained(part):
             parts = [former[former["step"] < part["step"].min()] for former in parts]
-            parts.append(part)
+        elif parts:
+            part = part[part["step"] > max(former["step"].max() for former in parts if len(former))]
+        if len(part):
+            parts = [*(former for former in parts if len(former)), part]
     return pd.concat(parts, ignore_index=True) if parts else None
+
+
+def _trained(log: pd.DataFrame) -> bool:
+    """Whether there are values of training, not of a test alone."""
+    return bool(log.filter(regex="^train/").notna().any(axis=None))
 
 
 def _version(path: Path) -> tuple[int, str]:
