@@ -133,6 +133,10 @@ class Cost(Callback):
         if self.flops >= self._budget:
             trainer.should_stop = True
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave no counter behind, also where no batch was left to train."""
+        self._stop_counting()
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no counter behind."""
         self._stop_counting()
