@@ -356,10 +356,10 @@ def test_a_test_of_its_own_takes_no_curve_away(tmp_path: Path) -> None:
     trained = pd.DataFrame({"step": [0, 1, 1], "train/loss": losses, "val/ndcg@10": scores})
     tested = pd.DataFrame({"step": [0], "test/ndcg@10": [0.2]})
     later = pd.DataFrame({"step": [2], "train/loss": [1.0]})
-    for version, log in enumerate((trained, tested, later, tested)):
+    for version, part in enumerate((trained, tested, later, tested)):
         folder = tmp_path / "metrics" / f"version_{version}"
         folder.mkdir(parents=True)
-        log.to_csv(folder / "metrics.csv", index=False)
+        part.to_csv(folder / "metrics.csv", index=False)
     log = read_log(tmp_path)
     assert log is not None
     assert log["train/loss"].dropna().tolist() == [2.0, 1.5, 1.0]
