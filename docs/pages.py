@@ -27,7 +27,7 @@ ROOMS = {
     "model": ["model"],
     "data": ["data"],
     "reference": ["reference"],
-    "foundations": ["config", "files", "errors"],
+    "foundations": ["config", "files", "device", "errors"],
 }
 _PLACE = re.compile(r"^\{\{ (readme|config|changelog)(?:: ?(.*?))? \}\}$", re.MULTILINE)
 _HEADING = re.compile(r"^(#{2,3}) (.+)$", re.MULTILINE)
