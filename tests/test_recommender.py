@@ -108,6 +108,7 @@ def test_candidates_and_filter() -> None:
     found = model.recommend(HISTORIES, k=10, candidates=some)
     for items, whole in zip(found.item_ids, everything.item_ids, strict=True):
         assert items == [item for item in whole if item in some]
+    assert model.recommend(HISTORIES, k=10, candidates=iter(some)) == found  # read once
     even = model.recommend(HISTORIES, k=30, filter=lambda item: int(item.split("-")[1]) % 2 == 0, exclude_seen=True)
     for history, items, whole in zip(HISTORIES.values(), even.item_ids, everything.item_ids, strict=True):
         assert items == [item for item in whole if int(item.split("-")[1]) % 2 == 0 and item not in history]
@@ -222,7 +223,7 @@ def test_candidates_that_are_unknown_are_reported() -> None:
     assert model.recommend(HISTORIES, candidates=["item-2"]).unknown_candidates == []
     for wrong in ("item-2", {"ann": "item-2"}, {"ann": 2}):
         with pytest.raises(LaresError, match="is no list of item ids"):
-            model.recommend(HISTORIES, candidates=wrong)  # type: ignore[arg-type]
+            model.recommend(HISTORIES, candidates=wrong)
 
 
 def test_arrow_tables_have_the_types_of_the_ids() -> None:

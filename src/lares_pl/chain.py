@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -112,9 +111,10 @@ def join_stages(config: Namespace, folder: StageFolder) -> StageCheckpoint | Non
         )
     checkpoint = read_checkpoint(source)
     if named and not is_rpt:
-        asked = to_plain(from_plain(BackboneConfig, arguments["backbone"].as_dict(), "backbone"))
-        same = (to_plain(BackboneConfig()), checkpoint.settings["backbone"])
-        if _written_out(asked) not in map(_written_out, same):
+        plain = (arguments["backbone"].as_dict(), to_plain(BackboneConfig()), checkpoint.settings["backbone"])
+        # parsed, all defaults are written out: two ways of writing one architecture are equal
+        asked, *same = (to_plain(from_plain(BackboneConfig, way, "backbone")) for way in plain)
+        if asked not in same:
             raise LaresError(
                 f"{name} goes on with the model of {source}, architecture included; leave model.backbone out (and configs "
                 "that choose a block), or start from its weights alone with --model.init_from FILE"
@@ -124,17 +124,6 @@ def join_stages(config: Namespace, folder: StageFolder) -> StageCheckpoint | Non
         arguments["backbone"] = dict_to_namespace(checkpoint.settings["backbone"])
     take_data(config, checkpoint)
     return None
-
-
-def _written_out(plain: Any) -> Any:
-    """An architecture with the defaults of all classes in it, so that two ways of writing it are equal."""
-    if not isinstance(plain, dict):
-        return plain
-    if "class_path" in plain:
-        parameters = inspect.signature(import_class(plain["class_path"])).parameters.values()
-        defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
-        plain = {**plain, "init_args": {**defaults, **plain.get("init_args", {})}}
-    return {key: _written_out(value) for key, value in plain.items()}
 
 
 def is_stage_name(text: str | None) -> bool:

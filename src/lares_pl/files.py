@@ -138,14 +138,14 @@ def check_folder(target: Path, what: str, mark: str, ours: Sequence[str], overwr
     Raises:
         LaresError: if it may not be written.
     """
+    one = f"{'an' if what[0] in 'aeiou' else 'a'} {what}"
     if target.exists() and not (target / mark).is_file() and (not target.is_dir() or any(target.iterdir())):
         raise LaresError(f"{target} exists and holds no {what}; name another --output")
     if (target / mark).is_file() and not overwrite:
-        article = "an" if what[0] in "aeiou" else "a"
-        raise LaresError(f"{target} holds {article} {what} already; --overwrite true replaces it, or name another --output")
+        raise LaresError(f"{target} holds {one} already; --overwrite true replaces it, or name another --output")
     names = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
     if foreign := [name for name in names if not any(fnmatch(name, pattern) for pattern in ours)]:
-        raise LaresError(f"{target} holds more than a {what} ({', '.join(foreign[:3])}); name another --output")
+        raise LaresError(f"{target} holds more than {one} ({', '.join(foreign[:3])}); name another --output")
 
 
 def exchange(folder: Path, other: Path) -> None:

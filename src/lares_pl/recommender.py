@@ -113,8 +113,9 @@ class Recommender:
         self.backbone = backbone.to(self.device).eval()
         self.reasoning = reasoning
         self.exclude_seen = exclude_seen
-        self._ids = np.array([None, *item_ids.to_pylist()], dtype=object)  # by item
-        self._id_type = pa.array(item_ids.to_pylist()).type  # as Arrow sees what Python sees
+        ids = item_ids.to_pylist()
+        self._ids = np.array([None, *ids], dtype=object)  # by item
+        self._id_type = pa.array(ids).type  # as Arrow sees what Python sees
         self._index = ItemIndex(item_ids)
 
     @classmethod
@@ -149,7 +150,7 @@ class Recommender:
         stop: StopRule | None = None,
         trajectories: int | None = None,
         exclude_seen: bool | None = None,
-        candidates: Sequence[Id] | Mapping[Id, Sequence[Id]] | None = None,
+        candidates: Iterable[Id] | Mapping[Id, Iterable[Id]] | None = None,
         filter: Callable[[Id], bool] | None = None,
         batch_size: int = 1024,
     ) -> Recommendations:
@@ -176,6 +177,7 @@ class Recommender:
         unseen = UnseenHistories.of(histories)
         numbers = self._index.numbers(unseen.items)
         seen = [part[part > 0] for part in np.split(numbers, unseen.offsets[1:-1])] if unseen.users else []
+        ranking, unknown = self._ranking(candidates, filter, unseen.users)
         skipped = [part.tolist() for part in np.split(unseen.items[numbers == 0], _bounds(numbers == 0, unseen.offsets))]
         found = Recommendations(
             unseen.users,
@@ -183,10 +185,9 @@ class Recommender:
             [[] for _ in unseen.users],
             [0.0] * len(unseen.users),
             skipped if unseen.users else [],
-            self._unknown(candidates, unseen.users),
+            unknown,
             self._id_type,
         )
-        ranking = self._ranking(candidates, filter, unseen.users)
         leave_out = self.exclude_seen if exclude_seen is None else exclude_seen
         known = [row for row, part in enumerate(seen) if len(part)]
         for start in range(0, len(known), batch_size):
@@ -229,7 +230,7 @@ class Recommender:
         states = self._path(seen, depth)
         rows = [0] * len(states)
         leave_out = self.exclude_seen if exclude_seen is None else exclude_seen
-        everything = self._ranking(None, None, [])
+        everything, _ = self._ranking(None, None, [])
         scores, best = everything.best(states, _at_least_one("k", k), rows, [seen] * len(states) if leave_out else None)
         places = [
             (step, rank, self._ids[item], score)
@@ -265,36 +266,39 @@ class Recommender:
         (states,) = self.backbone.rollout(read, [depth], KeyedNoise(read))
         return states[:, 0]
 
-    def _unknown(self, candidates: Iterable[Id] | Mapping[Id, Iterable[Id]] | None, users: Sequence[Id]) -> list[Id]:
-        """Candidates that are not in the catalogue, each once; of these users where each has its own."""
-        if candidates is None:
-            return []
-        lists = [candidates.get(user, ()) for user in users] if isinstance(candidates, Mapping) else [candidates]
-        asked = [item for part in lists for item in _given(part)]
-        numbers = self._index.numbers(asked)
-        return list(dict.fromkeys(item for item, number in zip(asked, numbers, strict=True) if number == 0))
+    def _looked_up(self, lists: Iterable[Any]) -> tuple[list[np.ndarray], list[Id]]:
+        """Lists of candidates as item indices, and those that are not in the catalogue, each once."""
+        numbers: list[np.ndarray] = []
+        unknown: dict[Id, None] = {}
+        for asked in map(_given, lists):
+            numbers.append(self._index.numbers(asked))
+            unknown |= dict.fromkeys(item for item, number in zip(asked, numbers[-1], strict=True) if number == 0)
+        return numbers, list(unknown)
 
     def _ranking(
         self,
-        candidates: Sequence[Id] | Mapping[Id, Sequence[Id]] | None,
+        candidates: Iterable[Id] | Mapping[Id, Iterable[Id]] | None,
         allowed: Callable[[Id], bool] | None,
         users: Sequence[Id],
-    ) -> Choice:
-        """What is to be ranked."""
+    ) -> tuple[Choice, list[Id]]:
+        """What is to be ranked, and the candidates that can't be."""
         open_to_all = np.ones(len(self._ids), dtype=bool)
         open_to_all[0] = False
         if allowed is not None:
             open_to_all[1:] = [bool(allowed(item_id)) for item_id in self._ids[1:]]
         if isinstance(candidates, Mapping):
-            of_user = [np.unique(self._index.numbers(_given(candidates.get(user, ())))) for user in users]
-            return OwnChoices(self.backbone, [torch.from_numpy(part[open_to_all[part]]).to(self.device) for part in of_user])
+            of_user, unknown = self._looked_up(candidates.get(user, ()) for user in users)
+            choices = [torch.from_numpy(part[open_to_all[part]]).to(self.device) for part in map(np.unique, of_user)]
+            return OwnChoices(self.backbone, choices), unknown
+        unknown = []
         if candidates is not None:
+            (numbers,), unknown = self._looked_up([candidates])
             chosen = np.zeros(len(self._ids), dtype=bool)
-            chosen[self._index.numbers(_given(candidates))] = True
+            chosen[numbers] = True
             open_to_all &= chosen
         if not open_to_all.any():
             raise LaresError("no item is left to rank: none of the candidates is known, or the filter lets none through")
-        return SharedChoice(self.backbone, torch.from_numpy(np.flatnonzero(open_to_all)).to(self.device))
+        return SharedChoice(self.backbone, torch.from_numpy(np.flatnonzero(open_to_all)).to(self.device)), unknown
 
 
 # ---------------------------------------------------------------- the command

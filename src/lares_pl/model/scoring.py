@@ -257,11 +257,18 @@ def divergence(states: Tensor, others: Tensor, items: Tensor, similarity: Simila
     found = torch.empty(len(states), device=states.device)
     for rows in _slices(len(states), max(1, CHUNK // len(items))):
         p, q = (scores(some[rows], items, similarity).log_softmax(dim=1) for some in (states, others))
-        ratio = q - p
-        # sum of p (r - 1 - log r), r = q / p: the same sum, but no term is negative, and errors of rounding come in squared,
-        # so that it is good to 1e-12 where log-probabilities are to 1e-6
-        found[rows] = (p.exp() * (ratio.expm1() - ratio)).sum(dim=1)
+        found[rows] = relative_entropy(p.exp(), q - p)
     return found
+
+
+def relative_entropy(p: Tensor, log_ratio: Tensor) -> Tensor:
+    """`KL(p || q)` in nats, `[R]`, of distributions p and `log q - log p`, `[R, C]` each.
+
+    The sum of p (r - 1 - log r), r = q / p, is that of p log(p / q), but no term is negative, and errors of rounding come in
+    squared, so that it is good to 1e-12 where log-probabilities are to 1e-6.
+    """
+    kl: Tensor = (p * (log_ratio.expm1() - log_ratio)).sum(dim=1)
+    return kl
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lares_pl.model.scoring import CHUNK, Similarity
+from lares_pl.model.scoring import CHUNK, Similarity, relative_entropy
 from lares_pl.model.sharding import rows_of
 
 
@@ -42,10 +42,7 @@ def movement(states: Tensor, items: Tensor, similarity: Similarity) -> Movement:
             p = now.exp()
             entropy[t, rows] = -(p * now).sum(dim=1)
             if before is not None:
-                # sum of p (r - 1 - log r), r = p_{t-1} / p_t: the same sum, but no term is negative, and errors of rounding
-                # come in squared, so that it is good to 1e-12 where log-probabilities are to 1e-6
-                ratio = before.sub_(now)
-                kl[t, rows] = (p * (ratio.expm1() - ratio)).sum(dim=1)
+                kl[t, rows] = relative_entropy(p, before.sub_(now))
             before = now
     return Movement(entropy, kl)
 

@@ -45,14 +45,14 @@ class Source:
         run: name of its run.
         stage: name of its stage (the folder's, where it lies in one).
         folder: of the stage, with metrics and configuration; None for a file on its own.
-        configuration: all that decided what was trained but the seed, as one string to compare.
+        configuration: all that decided what was trained but the seed, in JSON's types, to compare.
     """
 
     checkpoint: StageCheckpoint
     run: str
     stage: str
     folder: Path | None
-    configuration: str
+    configuration: dict[str, Any]
 
     @property
     def path(self) -> Path:
@@ -133,10 +133,11 @@ def _source(path: Path) -> Source:
     folder = path.absolute().parent.parent if in_run else None
     run = folder.parent.name if folder is not None else path.stem
     stage = folder.name if folder is not None else checkpoint.stage_name.lower()
-    return Source(checkpoint, run, stage, folder, _configuration(checkpoint, folder))
+    configuration = json.loads(json.dumps(_configuration(checkpoint, folder), default=str))
+    return Source(checkpoint, run, stage, folder, configuration)
 
 
-def _configuration(checkpoint: StageCheckpoint, folder: Path | None, depth: int = 0) -> str:
+def _configuration(checkpoint: StageCheckpoint, folder: Path | None, depth: int = 0) -> dict[str, Any]:
     """All that decided what was trained but the seed: the run's record where there is one, and that of what it started from."""
     parts: dict[str, Any] = {"class": checkpoint.class_path, "settings": checkpoint.settings, "items": checkpoint.catalogue}
     record = None if folder is None else folder / "config.yaml"
@@ -153,7 +154,7 @@ def _configuration(checkpoint: StageCheckpoint, folder: Path | None, depth: int 
         parts["start"] = _configuration(
             read_checkpoint(first), first.parent.parent if first.parent.name == BEST.parent.name else None, depth + 1
         )
-    return json.dumps(parts, sort_keys=True, default=str)
+    return parts
 
 
 def _without_names(record: Any) -> Any:
@@ -188,7 +189,7 @@ def why_apart(groups: Sequence[Group]) -> list[str]:
     for number, group in enumerate(groups):
         first = group.sources[0]
         others = [other.sources[0] for other in groups[:number] if other.sources[0].stage == first.stage]
-        apart = {other.name: _differences(json.loads(other.configuration), json.loads(first.configuration)) for other in others}
+        apart = {other.name: _differences(other.configuration, first.configuration) for other in others}
         if apart:
             name, keys = min(apart.items(), key=lambda item: len(item[1]))
             listed = ", ".join(keys[:_FEW]) + (f" and {len(keys) - _FEW} more" if len(keys) > _FEW else "")
@@ -206,8 +207,6 @@ def _differences(a: Any, b: Any, key: str = "") -> list[str]:
     if isinstance(a, dict) and isinstance(b, dict):
         names = sorted(a.keys() | b.keys())
         return [found for name in names for found in _differences(a.get(name), b.get(name), f"{key}.{name}" if key else name)]
-    if key.endswith("start") and isinstance(a, str) and isinstance(b, str):  # the configuration of what it started from
-        return _differences(json.loads(a), json.loads(b), key)
     return [] if a == b else [key]
 
 
