@@ -26,7 +26,8 @@ def ranks_by_depth(stage: RankingStage, batch: Batch, depths: Sequence[int]) -> 
     """
     (states,) = stage.backbone.rollout(batch.histories, [max(depths)], KeyedNoise(batch.histories))
     excluded = stage.excluded(batch)
-    return torch.stack([stage.backbone.target_rank(states[depth - 1], batch.targets, excluded) for depth in depths])
+    head = stage.backbone.head(batch.histories)
+    return torch.stack([head.rank(states[depth - 1], batch.targets, excluded) for depth in depths])
 
 
 @torch.no_grad()

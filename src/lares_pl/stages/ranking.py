@@ -26,7 +26,7 @@ from lares_pl.model.backbone import BackboneConfig, RecurrentBackbone
 from lares_pl.model.blocks import compile_block
 from lares_pl.model.embedding import ItemText
 from lares_pl.model.reasoning import Reasoning, StopRule
-from lares_pl.model.scoring import Excluded
+from lares_pl.model.item_pairs import ItemPairs
 from lares_pl.stages.checkpoint import KEY, read_checkpoint
 from lares_pl.stages.processes import average_gradients, clip, share_values, total_norm
 from lares_pl.stages.randomness import BatchRandomness
@@ -392,17 +392,17 @@ class RankingStage(L.LightningModule):
         """What evaluation spends on a history."""
         return Reasoning(self.evaluation_depth, self.stop, self.trajectories)
 
-    def excluded(self, batch: Batch) -> Excluded | None:
+    def excluded(self, batch: Batch) -> ItemPairs | None:
         """Items that are not ranked: those seen before, where they are to be left out."""
         if not self.exclude_seen:
             return None
         assert batch.seen_rows is not None
         assert batch.seen_items is not None
-        return Excluded(batch.seen_rows, batch.seen_items)
+        return ItemPairs(batch.seen_rows, batch.seen_items)
 
     def _evaluate(self, batch: Batch, split: str) -> None:
         states, steps = self.reasoning(self.backbone, batch.histories)
-        ranks = self.backbone.target_rank(states, batch.targets, self.excluded(batch))
+        ranks = self.backbone.head(batch.histories).rank(states, batch.targets, self.excluded(batch))
         metrics = cast(MetricCollection, self.metrics[split])
         metrics.update(ranks[batch.valid])
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(batch))
@@ -423,7 +423,7 @@ class RankingStage(L.LightningModule):
         """The best `predict_k` items of each user."""
         k = min(self.predict_k, self.backbone.items)
         states, _ = self.reasoning(self.backbone, batch.histories)
-        scores, items = self.backbone.top_k(states, k, self.excluded(batch))
+        scores, items = self.backbone.head(batch.histories).top_k(states, k, self.excluded(batch))
         return Ranked(batch.instances, batch.valid, items, scores)
 
 
