@@ -41,12 +41,12 @@ from lares_pl import (
     TransformerBlock,
     prepare,
 )
-from lares_pl.config import class_of, from_plain
-from lares_pl.data.batches import InstanceLoader, SameTargetPartners, WindowLoader
-from lares_pl.data.dataset import Instances, TrainingInstances
-from lares_pl.data.windows import training_windows
+from lares_pl.data.dataset.prepared import Instances, TrainingInstances
+from lares_pl.data.loading.batches import InstanceLoader, SameTargetPartners, WindowLoader
+from lares_pl.data.loading.windows import training_windows
 from lares_pl.model.backbone import with_dropout
 from lares_pl.model.recurrence import KeyedNoise
+from lares_pl.serialization import class_of, from_plain
 from lares_pl.stages.pruning import kept_instances
 from lares_pl.stages.rpt import group_loss
 from lares_pl.stages.spt import alignment_loss

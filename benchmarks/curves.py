@@ -26,7 +26,7 @@ import lightning as L
 import torch
 
 from lares_pl import SPT, BackboneConfig, ConstantDepth, PoissonLogNormal, SequenceDataModule
-from lares_pl.data.batches import Batch
+from lares_pl.data.loading.batches import Batch
 from lares_pl.objectives.rewards import ndcg, recall
 
 POINTS = 24  # of a curve

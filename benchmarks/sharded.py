@@ -23,7 +23,7 @@ from torch.multiprocessing.spawn import spawn
 from bench import resident
 from lares_pl import BackboneConfig, Histories, RecurrentBackbone
 from lares_pl.model.sharding import local
-from lares_pl.stages.processes import average_gradients
+from lares_pl.stages.distributed import average_gradients
 
 MIB = 2**20
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lares_pl.data.dataset import Instances, SequenceDataset
+from lares_pl.data.dataset.prepared import Instances, SequenceDataset
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.blocks.transformer import TransformerBlock
 from lares_pl.objectives.policy import group_advantages

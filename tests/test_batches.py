@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lares_pl import Histories, SequenceDataset
-from lares_pl.data.batches import InstanceLoader, SameTargetPartners, cut_histories
-from lares_pl.data.draws import InstanceDraws
-from lares_pl.data.order import EpochOrder, Permutation, Shard
+from lares_pl.data.loading.batches import InstanceLoader, SameTargetPartners, cut_histories
+from lares_pl.data.loading.instance_rng import InstanceDraws
+from lares_pl.data.loading.sampler import EpochOrder, Permutation, Shard
 
 
 def unpacked(histories: Histories) -> list[list[int]]:

@@ -20,9 +20,9 @@ import torch
 import yaml
 
 from lares_pl import LaresError, SequenceDataset
-from lares_pl.callbacks.together import Together
+from lares_pl.callbacks.graceful_shutdown import Together
+from lares_pl.cli.shipped_configs import shipped_configs
 from lares_pl.runs import StageFolder
-from lares_pl.shipped import shipped_configs
 from tests.console import Running, clean_environment, error, lares
 
 TWO = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.logger", "false"]
@@ -186,7 +186,7 @@ def test_processes_that_would_start_differently_are_refused() -> None:
 
 @pytest.mark.slow
 def test_a_process_that_waits_for_a_killed_one_ends_too(tmp_path: Path) -> None:
-    call = "from lares_pl.callbacks.together import end_with_parent; end_with_parent()"
+    call = "from lares_pl.callbacks.graceful_shutdown import end_with_parent; end_with_parent()"
     waits = f"import time; {call}; print(flush=True); time.sleep(99)"
     child = f"subprocess.Popen([sys.executable, '-c', {waits!r}])"
     starts = f"import subprocess, sys; print({child}.pid, flush=True); sys.stdin.read()"

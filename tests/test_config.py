@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from lares_pl import BackboneConfig, ConcatInjection, CosineSimilarity, LaresError, TransformerBlock, UniformDepth, ZeroState
-from lares_pl.config import from_plain, readable, to_plain
+from lares_pl.serialization import from_plain, readable, to_plain
 
 
 class OwnBlock(nn.Module):

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from lares_pl import LaresError
-from lares_pl.shipped import shipped_configs, with_shipped_configs
+from lares_pl.cli.shipped_configs import shipped_configs, with_shipped_configs
 
 CONFIGS = sorted(path for path in shipped_configs().glob("*.yaml") if path.name != "sweep.yaml")  # which is for W&B
 

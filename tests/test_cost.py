@@ -16,8 +16,8 @@ from torch.multiprocessing.spawn import spawn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lares_pl import RPT, SPT, BackboneConfig, ConstantDepth, LaresError, Pruning, SequenceDataModule
-from lares_pl.callbacks import cost as module
-from lares_pl.callbacks.cost import Cost, spent
+from lares_pl.callbacks import flop_budget as module
+from lares_pl.callbacks.flop_budget import Cost, spent
 from lares_pl.runs import StageFolder
 from lares_pl.stages.checkpoint import read_checkpoint
 from tests.console import SMALL as NARROW

@@ -11,7 +11,7 @@ import pytest
 
 import lares_pl
 import pages as site
-from lares_pl.shipped import shipped_configs
+from lares_pl.cli.shipped_configs import shipped_configs
 from tests.conftest import ROOT
 
 

@@ -36,16 +36,16 @@ from lares_pl import (
     TedRecEmbedder,
     load_stage,
 )
-from lares_pl.export.agreement import Agreement, check_agreement, compare, sampled_histories
 from lares_pl.export.command import export
 from lares_pl.export.formats import Onnx, Torch
+from lares_pl.export.parity import Agreement, check_agreement, compare, sampled_histories
 from lares_pl.export.programs import GivenLayout, GivenNoise, item_vectors
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.embedding import ItemText
 from lares_pl.model.layout import Layout, padded
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.model.scoring import Excluded
-from lares_pl.stages.saving import write_checkpoint
+from lares_pl.stages.checkpoint_io import write_checkpoint
 from tests.console import error
 from tests.test_readme import README
 

@@ -20,9 +20,9 @@ import torch
 import yaml
 
 from lares_pl import SPT, LaresError, SequenceDataset, load_stage, prepare
-from lares_pl.shipped import shipped_configs
+from lares_pl.cli.shipped_configs import shipped_configs
 from lares_pl.stages.checkpoint import read_checkpoint
-from lares_pl.stages.saving import AtomicCheckpointIO
+from lares_pl.stages.checkpoint_io import AtomicCheckpointIO
 from tests.console import SMALL as SMALL_OPTIONS
 from tests.console import Running, lares
 from tests.test_stages import FAST, SMALL, data, trainer

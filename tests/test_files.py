@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lares_pl import LaresError
-from lares_pl.files import appearing, move_aside, temporary_folder, write_json, write_text
+from lares_pl.atomic_io import appearing, move_aside, temporary_folder, write_json, write_text
 
 
 def test_a_crash_leaves_the_former_file_and_nothing_else(tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_moving_aside_never_takes_a_name_that_is_there(tmp_path: Path) -> None:
 
 
 def test_folders_of_killed_processes_are_cleared_away_and_those_of_living_ones_are_not(tmp_path: Path) -> None:
-    code = "import sys, time; from pathlib import Path; from lares_pl.files import temporary_folder\n"
+    code = "import sys, time; from pathlib import Path; from lares_pl.atomic_io import temporary_folder\n"
     code += "with temporary_folder(Path(sys.argv[1]), 'x'): print('there', flush=True); time.sleep(600)"
     living, dead = (
         subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) for _ in range(2)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lares_pl.data.histories import Histories
+from lares_pl.data.loading.histories import Histories
 from lares_pl.model import scoring
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.embedding import ItemText

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Literal
 
 import pytest
 
-from lares_pl.cli import FUNCTIONS, main
-from lares_pl.commands import STAGES
-from lares_pl.completion import _function_parsers, _stage_parsers, completion
+from lares_pl.cli.commands import STAGES
+from lares_pl.cli.completion import _function_parsers, _stage_parsers, completion
+from lares_pl.cli.help import help_last, render, sections
+from lares_pl.cli.main import FUNCTIONS, main
+from lares_pl.cli.shipped_configs import shipped_files
 from lares_pl.errors import LaresError
-from lares_pl.help import help_last, render, sections
-from lares_pl.shipped import shipped_files
 from tests.console import error
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def parsers() -> dict[str, ArgumentParser]:
 def test_the_list_of_commands_is_there_at_once() -> None:
     code = (
         "import sys, time; began = time.process_time(); sys.argv = ['lares', '--help']\n"
-        "from lares_pl.cli import main; main(); took = time.process_time() - began\n"
+        "from lares_pl.cli.main import main; main(); took = time.process_time() - began\n"
         "heavy = {'torch', 'lightning', 'pandas', 'numpy', 'jsonargparse', 'wandb'} & set(sys.modules)\n"
         "sys.exit(f'{took} s, {heavy}' if took > 0.5 or heavy else 0)"
     )
@@ -121,7 +121,7 @@ def test_help_comes_last() -> None:
 
 
 def test_a_percent_sign_or_bracket_in_a_text_is_just_that() -> None:
-    from lares_pl.config import Parser
+    from lares_pl.serialization import Parser
 
     parser = Parser(prog="x")
     parser.add_argument("--share", type=int, default=3, help="A share of 100 % [or so]. More.")

@@ -29,12 +29,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lares_pl import SPT, Columns, LaresError, SequenceDataset, load_stage, prepare
-from lares_pl.data.text import TextOptions, describe_items
-from lares_pl.data.unseen import read_histories
+from lares_pl.cli.shipped_configs import with_shipped_configs
+from lares_pl.data.loading.external_histories import read_histories
+from lares_pl.data.prepare.text import TextOptions, describe_items
 from lares_pl.reference.files import read_reference, read_settings
-from lares_pl.shipped import with_shipped_configs
 from lares_pl.stages.checkpoint import read_checkpoint
-from lares_pl.stages.saving import write_checkpoint
+from lares_pl.stages.checkpoint_io import write_checkpoint
 from tests.console import error
 from tests.test_stages import FAST, SMALL, data, trainer
 

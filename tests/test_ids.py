@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lares_pl import LaresError
-from lares_pl.data.ids import ItemIndex, packed_ids, unpacked_ids
+from lares_pl.data.dataset.ids import ItemIndex, packed_ids, unpacked_ids
 
 
 @given(st.lists(st.text(), min_size=1))

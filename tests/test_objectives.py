@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lares_pl import NDCGReward, RecallReward
-from lares_pl.metrics import ranking_metrics
+from lares_pl.evaluation.metrics import ranking_metrics
 from lares_pl.objectives.alignment import alignment, info_nce
 from lares_pl.objectives.policy import group_advantages, grpo, step_weights
 

@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lares_pl import Columns, LaresError, SequenceDataset, prepare
-from lares_pl.data import flat as flat_module
-from lares_pl.data.engines import DuckDB
-from lares_pl.data.log import Filters
+from lares_pl.data.dataset import mmap_cache as flat_module
+from lares_pl.data.prepare.engines import DuckDB
+from lares_pl.data.prepare.sql_pipeline import Filters
 
 ROWS = [("u1", "a", 5, 30), ("u2", "b", 4, 10), ("u1", "c", 2, 10), ("u1", "b", 3, 20), ("u2", "c", 5, 10), ("u2", "a", 1, 5)]
 BY_TIME = {"u1": ["c", "b", "a"], "u2": ["a", "b", "c"]}  # u2's tie at 10 keeps the file's order
@@ -124,8 +124,8 @@ def test_filters_and_order_against_brute_force(
     (folder / "x.csv").write_text(text)
     wanted = expected(log, Filters(least, repeats, k))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lares_pl.data.formats.ROWS", rows)  # the log comes in pieces
-        patch.setattr("lares_pl.data.engines.ROWS", 7)  # and is written in pieces
+        patch.setattr("lares_pl.data.prepare.readers.ROWS", rows)  # the log comes in pieces
+        patch.setattr("lares_pl.data.prepare.engines.ROWS", 7)  # and is written in pieces
         with contextlib.ExitStack() as refused:
             if not wanted:
                 refused.enter_context(pytest.raises(LaresError, match="nothing is left"))
@@ -161,13 +161,13 @@ def test_a_log_of_many_parquet_files_is_one_log(tmp_path: Path) -> None:
 
 def test_times_may_be_whole_in_one_piece_and_not_in_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.csv").write_text("user_id,item_id,timestamp\nu,a,3\nu,b,2\nu,c,2.5\nu,d,1\n")
-    monkeypatch.setattr("lares_pl.data.formats.ROWS", 2)
+    monkeypatch.setattr("lares_pl.data.prepare.readers.ROWS", 2)
     prepare(str(tmp_path / "x.csv"), str(tmp_path / "out"))
     assert sequences(tmp_path / "out") == {"u": ["d", "b", "c", "a"]}
 
 
 def test_a_bad_value_far_down_is_named_by_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lares_pl.data.formats.ROWS", 2)
+    monkeypatch.setattr("lares_pl.data.prepare.readers.ROWS", 2)
     text = "user_id,item_id,timestamp\n" + "u,a,2024-01-01\n" * 4 + "u,a,17\n"
     refused(tmp_path, "x.csv", text, r"data row 5 has 'timestamp' = '17'; expected a number or an ISO date")
 
@@ -303,7 +303,7 @@ def test_a_crash_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytes
     def full(*_: Any, **__: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("lares_pl.data.prepare.json.dumps", full)
+    monkeypatch.setattr("lares_pl.data.prepare.command.json.dumps", full)
     with pytest.raises(LaresError, match=r"could not be written \(No space left on device\)"):
         prepare(str(tmp_path / "x.txt"), str(tmp_path / "out"))
     assert [path.name for path in tmp_path.iterdir()] == ["x.txt"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lares_pl.shipped import shipped_configs
+from lares_pl.cli.shipped_configs import shipped_configs
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()

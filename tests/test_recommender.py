@@ -24,10 +24,11 @@ from lares_pl import (
     SequenceDataModule,
     SequenceDataset,
 )
-from lares_pl.cli import main
-from lares_pl.data.histories import Histories
-from lares_pl.model import choice, scoring
+from lares_pl.cli.main import main
+from lares_pl.data.loading.histories import Histories
+from lares_pl.model import scoring
 from lares_pl.model.recurrence import KeyedNoise
+from lares_pl.recommender import candidates
 from tests.console import error
 from tests.test_stages import FAST, SMALL, trainer
 
@@ -136,7 +137,7 @@ def test_own_candidates_take_no_more_memory_for_more_users(monkeypatch: pytest.M
         looked_up.append(items.numel() * 8)  # numbers of d = 8 each
         return items
 
-    monkeypatch.setattr(choice, "pad_sequence", padded)
+    monkeypatch.setattr(candidates, "pad_sequence", padded)
     for chunk in (1, 2 * 20 * 8):
         looked_up.clear()
         monkeypatch.setattr(scoring, "CHUNK", chunk)

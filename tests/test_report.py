@@ -503,7 +503,7 @@ def test_without_matplotlib_the_error_says_what_to_install(runs: Path, tmp_path:
 
 
 def test_several_runs_are_words_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lares_pl import cli
+    from lares_pl.cli import main as cli
 
     given: dict[str, Any] = {}
 

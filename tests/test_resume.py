@@ -15,8 +15,8 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lares_pl import RPT, SPT, Pruning, SequenceDataModule, WarmupCosine
-from lares_pl.callbacks.together import Together
-from lares_pl.stages.ranking import RankingStage
+from lares_pl.callbacks.graceful_shutdown import Together
+from lares_pl.stages.base import RankingStage
 from tests.test_stages import FAST, SMALL, trainer
 
 BATCH, EPOCHS = 64, 2

@@ -24,7 +24,7 @@ from lares_pl import (
     load_stage,
     prepare,
 )
-from lares_pl.data import text as text_module
+from lares_pl.data.prepare import text as text_module
 from tests.console import error, lares
 from tests.test_benchmark import few_users
 from tests.test_stages import trainer

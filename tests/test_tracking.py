@@ -16,13 +16,13 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from lares_pl import LaresError, SequenceDataModule, load_stage
-from lares_pl.callbacks.depths import DepthSweep
+from lares_pl.callbacks.depth_sweep import DepthSweep
 from lares_pl.callbacks.lineage import Lineage, checkpoint_artifact, dataset_artifact
 from lares_pl.callbacks.tracking import Wandb
-from lares_pl.cli import main
+from lares_pl.cli.main import main
+from lares_pl.cli.shipped_configs import shipped_configs
+from lares_pl.evaluation.depths import metrics_by_depth
 from lares_pl.runs import StageFolder
-from lares_pl.shipped import shipped_configs
-from lares_pl.stages.depths import metrics_by_depth
 from tests import wandb_files
 from tests.console import SMALL, error
 from tests.test_stages import trainer

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from lares_pl import LaresError
-from lares_pl.data.unseen import UnseenHistories
+from lares_pl.data.loading.external_histories import UnseenHistories
 
 DAYS = ["2020-01-09", "2020-01-10", "2020-02-01"]
 

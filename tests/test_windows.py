@@ -28,10 +28,10 @@ from lares_pl import (
     SequenceDataset,
     TransformerBlock,
 )
-from lares_pl.data.batches import InstanceLoader, SameTargetPartners, WindowLoader
-from lares_pl.data.draws import InstanceDraws
-from lares_pl.data.order import Shard
-from lares_pl.data.windows import training_windows
+from lares_pl.data.loading.batches import InstanceLoader, SameTargetPartners, WindowLoader
+from lares_pl.data.loading.instance_rng import InstanceDraws
+from lares_pl.data.loading.sampler import Shard
+from lares_pl.data.loading.windows import training_windows
 from lares_pl.model.layout import Layout
 from lares_pl.stages.pruning import kept_instances
 from tests.test_stages import FAST, SMALL, trainer

@@ -9,14 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lares_pl.data.dataset import SequenceDataset
-    from lares_pl.data.engines import DuckDB
-    from lares_pl.data.formats import Columns
-    from lares_pl.data.histories import Histories
+    from lares_pl.data.dataset.prepared import SequenceDataset
+    from lares_pl.data.loading.histories import Histories
     from lares_pl.data.module import SequenceDataModule
-    from lares_pl.data.prepare import prepare
-    from lares_pl.data.spark import Spark
-    from lares_pl.data.text import TextOptions
+    from lares_pl.data.prepare.command import prepare
+    from lares_pl.data.prepare.engines import DuckDB
+    from lares_pl.data.prepare.readers import Columns
+    from lares_pl.data.prepare.spark import Spark
+    from lares_pl.data.prepare.text import TextOptions
     from lares_pl.errors import LaresError
     from lares_pl.model.backbone import BackboneConfig, RecurrentBackbone
     from lares_pl.model.blocks.bsarec import BSARecBlock
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from lares_pl.model.scoring import CosineSimilarity, DotSimilarity
     from lares_pl.objectives.rewards import NDCGReward, RecallReward
     from lares_pl.objectives.softmax import FullSoftmax, SampledSoftmax
-    from lares_pl.recommender import Recommendations, Recommender
+    from lares_pl.recommender.api import Recommendations, Recommender
     from lares_pl.stages.checkpoint import load_stage
     from lares_pl.stages.pruning import Pruning
     from lares_pl.stages.rpt import RPT
@@ -49,14 +49,14 @@ __version__ = "0.1.0"
 
 # where each public name lives; the same names as above, for those who run instead of check
 _HOME = {
-    "data.dataset": ["SequenceDataset"],
-    "data.engines": ["DuckDB"],
-    "data.formats": ["Columns"],
-    "data.histories": ["Histories"],
+    "data.dataset.prepared": ["SequenceDataset"],
+    "data.prepare.engines": ["DuckDB"],
+    "data.prepare.readers": ["Columns"],
+    "data.loading.histories": ["Histories"],
     "data.module": ["SequenceDataModule"],
-    "data.prepare": ["prepare"],
-    "data.spark": ["Spark"],
-    "data.text": ["TextOptions"],
+    "data.prepare.command": ["prepare"],
+    "data.prepare.spark": ["Spark"],
+    "data.prepare.text": ["TextOptions"],
     "errors": ["LaresError"],
     "model.backbone": ["BackboneConfig", "RecurrentBackbone"],
     "model.blocks.bsarec": ["BSARecBlock"],
@@ -78,7 +78,7 @@ _HOME = {
     "model.scoring": ["CosineSimilarity", "DotSimilarity"],
     "objectives.rewards": ["NDCGReward", "RecallReward"],
     "objectives.softmax": ["FullSoftmax", "SampledSoftmax"],
-    "recommender": ["Recommendations", "Recommender"],
+    "recommender.api": ["Recommendations", "Recommender"],
     "stages.checkpoint": ["load_stage"],
     "stages.pruning": ["Pruning"],
     "stages.rpt": ["RPT"],

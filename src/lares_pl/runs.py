@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from lares_pl.atomic_io import move_aside, write_json
 from lares_pl.errors import LaresError
-from lares_pl.files import move_aside, write_json
 
 RUNS = Path("runs")
 BEST = Path("checkpoints") / "best.ckpt"

@@ -17,8 +17,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from lares_pl.callbacks.tracking import Wandb
+from lares_pl.stages.base import RankingStage
 from lares_pl.stages.checkpoint import read_checkpoint
-from lares_pl.stages.ranking import RankingStage
 
 Keeping = Literal["reference", "upload"]
 

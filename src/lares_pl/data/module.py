@@ -9,12 +9,12 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 
-from lares_pl.data.batches import BatchLoader, InstanceLoader, SameTargetPartners, WindowLoader
-from lares_pl.data.dataset import Instances, SequenceDataset, check_dataset
-from lares_pl.data.formats import Columns
-from lares_pl.data.order import Shard
-from lares_pl.data.unseen import read_histories
-from lares_pl.data.windows import training_windows
+from lares_pl.data.dataset.prepared import Instances, SequenceDataset, check_dataset
+from lares_pl.data.loading.batches import BatchLoader, InstanceLoader, SameTargetPartners, WindowLoader
+from lares_pl.data.loading.external_histories import read_histories
+from lares_pl.data.loading.sampler import Shard
+from lares_pl.data.loading.windows import training_windows
+from lares_pl.data.prepare.readers import Columns
 from lares_pl.errors import LaresError
 
 

@@ -15,17 +15,17 @@ import pyarrow.parquet as pq
 import torch
 
 from lares_pl import __version__
-from lares_pl.data.dataset import SequenceDataset
+from lares_pl.atomic_io import appearing_folder, check_folder
+from lares_pl.data.dataset.prepared import SequenceDataset
 from lares_pl.errors import LaresError
-from lares_pl.export.agreement import Agreement, check_agreement, compare, sampled_histories
 from lares_pl.export.formats import FORMATS, ProgramFormat
+from lares_pl.export.parity import Agreement, check_agreement, compare, sampled_histories
 from lares_pl.export.programs import Depth, FixedDepth, InputDepth, Program, item_vectors
 from lares_pl.export.tracing import trace
-from lares_pl.files import appearing_folder, check_folder
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.runs import BEST, trained
 from lares_pl.stages.checkpoint import StageCheckpoint, load_stage, read_checkpoint
-from lares_pl.stages.refusals import compare_catalogues
+from lares_pl.stages.validation import compare_catalogues
 
 DESCRIPTION = "export.json"
 

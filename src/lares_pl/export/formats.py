@@ -14,7 +14,7 @@ import torch
 
 from lares_pl.errors import LaresError
 from lares_pl.export.programs import Program
-from lares_pl.export.quiet import quiet
+from lares_pl.export.silence import quiet
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

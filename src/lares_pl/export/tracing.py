@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lares_pl.errors import LaresError
 from lares_pl.export.formats import ProgramFormat
 from lares_pl.export.programs import BATCH, Depth, GivenLayout, Program, programs
-from lares_pl.export.quiet import quiet
+from lares_pl.export.silence import quiet
 from lares_pl.model.backbone import RecurrentBackbone
 
 

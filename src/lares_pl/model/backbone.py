@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from lares_pl.config import class_of
-from lares_pl.data.histories import Histories
+from lares_pl.data.loading.histories import Histories
 from lares_pl.errors import LaresError
 from lares_pl.model.blocks import BlockFactory, build_block, is_causal, last_states, padding_matters
 from lares_pl.model.blocks.probe import probe
@@ -25,6 +24,7 @@ from lares_pl.model.layout import Layout, packed, padded
 from lares_pl.model.recurrence import AddInjection, InitialState, Injection, Noise, NormalState, RandomNoise
 from lares_pl.model.similarity import DotSimilarity, Similarity
 from lares_pl.model.tiles import Repeats
+from lares_pl.serialization import class_of
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

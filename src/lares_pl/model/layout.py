@@ -14,7 +14,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
-from lares_pl.data.histories import Histories
+from lares_pl.data.loading.histories import Histories
 from lares_pl.model.attention import Shelves, causal_attention, shelves
 from lares_pl.model.dropout import dropout
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lares_pl.data.histories import Histories
+from lares_pl.data.loading.histories import Histories
 from lares_pl.errors import LaresError
 from lares_pl.model import scoring
 from lares_pl.model.backbone import RecurrentBackbone

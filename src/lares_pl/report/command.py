@@ -9,14 +9,14 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lares_pl.data.dataset import check_dataset
+from lares_pl.atomic_io import appearing_folder, check_folder
+from lares_pl.data.dataset.prepared import check_dataset
 from lares_pl.device import best_device
 from lares_pl.errors import LaresError
-from lares_pl.files import appearing_folder, check_folder
 from lares_pl.report.charts import check_matplotlib
 from lares_pl.report.comparison import comparison
-from lares_pl.report.origin import command_line, origin
 from lares_pl.report.page import Section, Table, render
+from lares_pl.report.provenance import command_line, origin
 from lares_pl.report.quality import cost, depth, kinds, summary
 from lares_pl.report.sources import Group, find_sources, group_by_seed, why_apart
 from lares_pl.report.steps import steps

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from lares_pl.data.batches import Batch
+from lares_pl.data.loading.batches import Batch
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.model.scoring import Excluded
 from lares_pl.report.measure import Split, batches
 
 if TYPE_CHECKING:
-    from lares_pl.stages.ranking import RankingStage
+    from lares_pl.stages.base import RankingStage
 
 BATCH_SIZES = (1, 32, 256)
 WARM_UP, FEWEST, MOST = 3, 20, 500  # batches

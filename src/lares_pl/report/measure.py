@@ -17,17 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lares_pl.data.batches import Batch, InstanceLoader
+from lares_pl.data.loading.batches import Batch, InstanceLoader
 from lares_pl.data.module import SequenceDataModule
-from lares_pl.metrics import ranking_metrics
+from lares_pl.evaluation.metrics import ranking_metrics
 from lares_pl.model.reasoning import Reasoning
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.model.scoring import Excluded
 from lares_pl.report.distributions import movement, residuals
-from lares_pl.stages.ranking import CUTOFFS
+from lares_pl.stages.base import CUTOFFS
 
 if TYPE_CHECKING:
-    from lares_pl.stages.ranking import RankingStage
+    from lares_pl.stages.base import RankingStage
 
 Split = Literal["test", "val"]
 METRICS = (*(f"recall@{k}" for k in CUTOFFS), *(f"ndcg@{k}" for k in CUTOFFS), "mrr")

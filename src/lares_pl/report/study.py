@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lares_pl.config import to_plain
-from lares_pl.data.dataset import SequenceDataset
+from lares_pl.data.dataset.prepared import SequenceDataset
 from lares_pl.errors import LaresError
 from lares_pl.model.backbone import with_dropout
 from lares_pl.report.latency import Timing, time_inference
 from lares_pl.report.measure import Measured, Split, measure, values_of
 from lares_pl.report.sources import Group, Source
+from lares_pl.serialization import to_plain
+from lares_pl.stages.base import RankingStage
 from lares_pl.stages.checkpoint import load_stage
 from lares_pl.stages.pruning import KeptSet, Pruning
-from lares_pl.stages.ranking import RankingStage
 from lares_pl.stages.rpt import RPT
 
 

@@ -18,12 +18,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from lares_pl.config import import_class
-from lares_pl.data.ids import unpacked_ids
+from lares_pl.data.dataset.ids import unpacked_ids
 from lares_pl.errors import LaresError
+from lares_pl.serialization import import_class
 
 if TYPE_CHECKING:
-    from lares_pl.stages.ranking import RankingStage
+    from lares_pl.stages.base import RankingStage
 
 KEY = "lares"  # our entry in a Lightning checkpoint
 
@@ -187,7 +187,7 @@ def load_stage(path: str | Path) -> RankingStage:
     Raises:
         LaresError: as `read_checkpoint`, and if its class is no stage, or its parts don't make up one.
     """
-    from lares_pl.stages.ranking import RankingStage
+    from lares_pl.stages.base import RankingStage
 
     checkpoint = read_checkpoint(path)
     kind = import_class(checkpoint.class_path)

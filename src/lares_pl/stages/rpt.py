@@ -15,19 +15,19 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Adam
 
-from lares_pl.config import from_plain
-from lares_pl.data.batches import Batch
-from lares_pl.data.histories import Histories
+from lares_pl.data.loading.batches import Batch
+from lares_pl.data.loading.histories import Histories
 from lares_pl.data.module import SequenceDataModule
 from lares_pl.errors import LaresError
 from lares_pl.model.backbone import BackboneConfig, RecurrentBackbone, with_dropout
 from lares_pl.model.recurrence import Noise
 from lares_pl.objectives.policy import group_advantages, grpo, step_weights
 from lares_pl.objectives.rewards import RecallReward, Reward
+from lares_pl.serialization import from_plain
+from lares_pl.stages.base import OptimizerFactory, RankingStage, SchedulerFactory, arguments, step_residual
 from lares_pl.stages.checkpoint import KEY, read_checkpoint
-from lares_pl.stages.processes import share_of_rows
+from lares_pl.stages.distributed import share_of_rows
 from lares_pl.stages.pruning import KeptSet, Pruning, kept_instances, pruning_fingerprint
-from lares_pl.stages.ranking import OptimizerFactory, RankingStage, SchedulerFactory, arguments, step_residual
 
 
 class GroupOutcome(NamedTuple):

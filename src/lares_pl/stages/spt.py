@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from lares_pl.config import from_plain
-from lares_pl.data.batches import Batch
+from lares_pl.data.loading.batches import Batch
 from lares_pl.errors import LaresError
 from lares_pl.model.backbone import BackboneConfig
 from lares_pl.objectives.alignment import alignment
 from lares_pl.objectives.softmax import FullSoftmax, NextItemLoss, Proposal
-from lares_pl.stages.processes import rows_of_all, share_of_rows
-from lares_pl.stages.ranking import OptimizerFactory, RankingStage, SchedulerFactory, arguments, step_residual
+from lares_pl.serialization import from_plain
+from lares_pl.stages.base import OptimizerFactory, RankingStage, SchedulerFactory, arguments, step_residual
+from lares_pl.stages.distributed import rows_of_all, share_of_rows
 
 
 def alignment_loss(
