@@ -27,7 +27,7 @@ import torch
 
 from lares_pl import SPT, BackboneConfig, ConstantDepth, PoissonLogNormal, SequenceDataModule
 from lares_pl.data.loading.batches import Batch
-from lares_pl.objectives.rewards import ndcg, recall
+from lares_pl.losses.rewards import ndcg, recall
 
 POINTS = 24  # of a curve
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from lares_pl.data.dataset.prepared import Instances, SequenceDataset
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.blocks.transformer import TransformerBlock
-from lares_pl.objectives.policy import group_advantages
+from lares_pl.losses.grpo import group_advantages
 
 
 class PaddedRows(Dataset[dict[str, Tensor]]):

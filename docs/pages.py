@@ -23,7 +23,7 @@ ROOMS = {
     "report": ["report"],
     "callbacks": ["callbacks"],
     "stages": ["stages", "metrics"],
-    "objectives": ["objectives"],
+    "losses": ["losses"],
     "model": ["model"],
     "data": ["data"],
     "reference": ["reference"],

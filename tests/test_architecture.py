@@ -23,7 +23,7 @@ ROOMS = [
     "callbacks",
     "stages",
     "evaluation",
-    "objectives",
+    "losses",
     "model",
     "data",
     "device",

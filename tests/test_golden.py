@@ -17,7 +17,7 @@ from lares_pl.data.loading.histories import Histories
 from lares_pl.model import scoring
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.embedding import ItemText
-from lares_pl.objectives.rewards import NDCGReward, RecallReward
+from lares_pl.losses.rewards import NDCGReward, RecallReward
 from lares_pl.reference.names import family_of, from_reference
 from lares_pl.reference.settings import backbone_config, complete_settings
 from lares_pl.stages.rpt import group_loss

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
         NormalZeroState,
         ZeroState,
     )
-    from lares_pl.model.scoring import CosineSimilarity, DotSimilarity
-    from lares_pl.objectives.rewards import NDCGReward, RecallReward
-    from lares_pl.objectives.softmax import FullSoftmax, SampledSoftmax
+    from lares_pl.model.similarity import CosineSimilarity, DotSimilarity
+    from lares_pl.losses.rewards import NDCGReward, RecallReward
+    from lares_pl.losses.next_item import FullSoftmax, SampledSoftmax
     from lares_pl.recommender.api import Recommendations, Recommender
     from lares_pl.stages.checkpoint import load_stage
     from lares_pl.stages.pruning import Pruning
@@ -75,9 +75,9 @@ _HOME = {
         "NormalZeroState",
         "ZeroState",
     ],
-    "model.scoring": ["CosineSimilarity", "DotSimilarity"],
-    "objectives.rewards": ["NDCGReward", "RecallReward"],
-    "objectives.softmax": ["FullSoftmax", "SampledSoftmax"],
+    "model.similarity": ["CosineSimilarity", "DotSimilarity"],
+    "losses.rewards": ["NDCGReward", "RecallReward"],
+    "losses.next_item": ["FullSoftmax", "SampledSoftmax"],
     "recommender.api": ["Recommendations", "Recommender"],
     "stages.checkpoint": ["load_stage"],
     "stages.pruning": ["Pruning"],

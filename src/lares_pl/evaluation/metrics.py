@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from lares_pl.objectives.rewards import ndcg, recall, reciprocal_rank
+from lares_pl.losses.rewards import ndcg, recall, reciprocal_rank
 
 _UNIT = 2**30
 

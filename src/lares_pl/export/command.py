@@ -108,6 +108,7 @@ def export(
             "depth_of_evaluation": stage.evaluation_depth,
             "k": k,
             "similarity": repr(backbone.config.similarity),
+            "repeat_bias": float(backbone.bias_of_repeats) if backbone.config.repeat_bias else None,
             "exclude_seen": stage.exclude_seen,
             "checkpoint": {"path": str(Path(ckpt_path).resolve()), "sha256": _checksum(Path(ckpt_path))},
             "checked": vars(agreement),

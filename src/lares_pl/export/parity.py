@@ -16,7 +16,7 @@ from lares_pl.errors import LaresError
 from lares_pl.export.formats import Run
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.recurrence import KeyedNoise
-from lares_pl.model.scoring import Excluded
+from lares_pl.model.item_pairs import ItemPairs
 
 TOLERANCE = 1e-4  # largest difference of a score, relative to the largest score; round-off is about 1e-6
 BATCH_SIZE = 64
@@ -92,11 +92,14 @@ def compare(
             found = rankings({**inputs, "excluded": excluded, **at})
             state = states({**inputs, **at})["state"]
             (trajectory,) = backbone.rollout(batch, [depth], KeyedNoise(batch))
-            expected, items = backbone.top_k(trajectory[-1], k, pairs)
+            expected, items = backbone.head(batch).top_k(trajectory[-1], k, pairs)
             real = expected.isfinite().numpy()
             ranked = np.where(real, found["ranked_items"], 0)
             inner_products = np.einsum("bd,bkd->bk", state, vectors[ranked])
-            of_model = _scores_of(backbone, trajectory[-1], torch.from_numpy(ranked))
+            if backbone.config.repeat_bias:  # no part of the user states, which are for nearest-neighbour search
+                read = (padded[:, None, :] == ranked[:, :, None]).any(axis=2)
+                inner_products += read * float(backbone.bias_of_repeats)
+            of_model = backbone.head(batch).scores(trajectory[-1]).gather(1, torch.from_numpy(ranked))
             largest = max(largest, float(np.abs(expected.numpy()[real]).max(initial=0)))
             # the n-th best score; the model's score of the program's n-th item; and that of the user state
             for scores in (expected.numpy(), of_model.numpy(), inner_products):
@@ -119,13 +122,6 @@ def check_agreement(agreement: Agreement) -> None:
         )
 
 
-def _scores_of(backbone: RecurrentBackbone, states: Tensor, items: Tensor) -> Tensor:
-    """The model's scores of some items, `[B, d]`, `[B, k]` -> `[B, k]`."""
-    vectors = backbone.item_vectors[items.flatten()]
-    left, right = backbone.config.similarity.transform(states, vectors)
-    return torch.einsum("bd,bkd->bk", left, right.view(*items.shape, -1))
-
-
 def _batches(histories: Histories) -> Iterator[Histories]:
     """One alone, then the others in batches."""
     counts = [1, *(min(BATCH_SIZE, len(histories) - start) for start in range(1, len(histories), BATCH_SIZE))]
@@ -134,10 +130,10 @@ def _batches(histories: Histories) -> Iterator[Histories]:
         yield Histories(items, lengths, int(lengths.max()))
 
 
-def _padded(histories: Histories, width: int) -> tuple[np.ndarray, np.ndarray, Excluded]:
+def _padded(histories: Histories, width: int) -> tuple[np.ndarray, np.ndarray, ItemPairs]:
     """Items `[B, L]`; what is excluded, `[B, L]` for the program and as pairs for the model."""
     real = torch.arange(width) < histories.lengths[:, None]
     items = torch.zeros(len(histories), width, dtype=torch.int64).masked_scatter_(real, histories.items)
     excluded = items * (torch.arange(len(histories)) % 2)[:, None]
     rows, places = excluded.nonzero(as_tuple=True)
-    return items.numpy(), excluded.numpy(), Excluded(rows, excluded[rows, places])
+    return items.numpy(), excluded.numpy(), ItemPairs(rows, excluded[rows, places])

@@ -384,5 +384,9 @@ class RecurrentBackbone(nn.Module):
             return CatalogueHead(self.item_vectors, similarity)
         if histories is None:
             raise ValueError("a model with repeat_bias scores items by what was read: give the histories")
-        repeats = Repeats(items_read(histories, tokens), self.repeat_bias * REPEAT_BIAS_SCALE)
-        return CatalogueHead(self.item_vectors, similarity, repeats)
+        return CatalogueHead(self.item_vectors, similarity, Repeats(items_read(histories, tokens), self.bias_of_repeats))
+
+    @property
+    def bias_of_repeats(self) -> Tensor:
+        """What is added to the score of an item that the history holds, a scalar; of a model with `repeat_bias`."""
+        return self.repeat_bias * REPEAT_BIAS_SCALE

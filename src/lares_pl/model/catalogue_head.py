@@ -52,6 +52,10 @@ class CatalogueHead:
             return self
         return replace(self, repeats=replace(self.repeats, pairs=self.repeats.pairs.repeat(times, rows)))
 
+    def of_range(self, rows: slice) -> CatalogueHead:
+        """The head of a range of its rows."""
+        return replace(self, repeats=repeats_of(self.repeats, rows))
+
     def select(self, rows: Tensor) -> CatalogueHead:
         """The head of some of its rows, as a mask `[R]`."""
         if self.repeats is None:
@@ -95,6 +99,64 @@ class CatalogueHead:
     def log_prob(self, states: Tensor, targets: Tensor) -> Tensor:
         """`log softmax(scores)[target]`, without gradient: states `[R, d]`, targets `[R]` -> `[R]`."""
         return target_softmax.target_log_prob(*self.prepare(states), targets, self.repeats)
+
+    def sampled_scores(self, states: Tensor, targets: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores of the targets `[R]`, and of the same K items for all rows `[R, K]`, float32; with gradient.
+
+        Args:
+            states: `[R, d]`.
+            targets: `[R]`.
+            items: `[K]`.
+        """
+        vectors = rows_of(self.vectors).look_up(torch.cat([targets, items]))
+        left, right = self.similarity.transform(states, vectors)
+        own = (left * right[: len(targets)]).sum(dim=1).float()
+        others = (left @ right[len(targets) :].T).float()
+        if self.repeats is None:
+            return own, others
+        at = self.repeats.pairs.matches(items)
+        return with_repeats(own, targets, self.repeats), others.index_put(at, self.repeats.bias.expand(len(at[0])), True)
+
+    def subset(self, items: Tensor, local_index: Tensor) -> CatalogueHead:
+        """The head of a catalogue of some of the items; what is read of others counts no more.
+
+        Args:
+            items: which, padding first, `[n + 1]`.
+            local_index: of each item among those, 0 for the others, `[N + 1]`.
+        """
+        repeats = self.repeats
+        if repeats is not None:
+            repeats = replace(repeats, pairs=ItemPairs(repeats.pairs.rows, local_index[repeats.pairs.items]))
+        vectors = self.vectors if len(items) == len(self.vectors) else self.vectors[items]
+        return replace(self, vectors=vectors, repeats=repeats)
+
+    def with_repeats(self, scores: Tensor, items: Tensor, rows: slice) -> Tensor:
+        """Scores `[rows, n]` of items of each row's own `[rows, n]`, changed where the row has read them.
+
+        Args:
+            scores: without that change.
+            items: 0 where there is none.
+            rows: which of the head's rows.
+        """
+        repeats = repeats_of(self.repeats, rows)
+        if repeats is None:
+            return scores
+        span, numbers = len(self.vectors), torch.arange(len(items), device=items.device)[:, None]
+        read = torch.isin(numbers * span + items, repeats.pairs.rows * span + repeats.pairs.items)
+        return torch.where(read, scores + repeats.bias, scores)
+
+    def item_log_probs(self, states: Tensor, items: Tensor) -> Tensor:
+        """`log softmax` over each row's own items, with gradient; for lists far shorter than the catalogue.
+
+        Args:
+            states: `[R, d]`.
+            items: `[R, C]`; 0 where there is none, -inf in the result.
+        """
+        rows, count = items.shape
+        left, right = self.similarity.transform(states, rows_of(self.vectors).look_up(items.flatten()))
+        scores = (left[:, None] * right.view(rows, count, -1)).sum(dim=2).float()
+        scores = self.with_repeats(scores, items, slice(0, rows))
+        return scores.masked_fill(items == 0, -torch.inf).log_softmax(dim=1)
 
     # ------------------------------------------------------------ rankings
 
@@ -180,7 +242,7 @@ class CatalogueHead:
         """
         found = torch.empty(len(states), device=states.device)
         for rows in slices(len(states), max(1, tiles.CHUNK // len(self.vectors))):
-            head = replace(self, repeats=repeats_of(self.repeats, rows))
+            head = self.of_range(rows)
             p, q = (head.scores(some[rows]).log_softmax(dim=1) for some in (states, others))
             found[rows] = relative_entropy(p.exp(), q - p)
         return found

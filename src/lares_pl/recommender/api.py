@@ -193,8 +193,9 @@ class Recommender:
         for start in range(0, len(known), batch_size):
             rows = known[start : start + batch_size]
             of_rows = [seen[row] for row in rows]
-            states, steps = self._reasoned(of_rows, reasoning)
-            scores, best = ranking.best(states, k, rows, of_rows if leave_out else None)
+            read = self._read(of_rows)
+            states, steps = self._reasoned(read, reasoning)
+            scores, best = ranking.best(self.backbone.head(read), states, k, rows, of_rows if leave_out else None)
             for row, made, of_row, ranked in zip(rows, steps.tolist(), scores, best, strict=True):
                 real = np.isfinite(of_row)
                 found.item_ids[row] = self._ids[ranked[real]].tolist()
@@ -227,11 +228,13 @@ class Recommender:
         if len(seen) == 0:
             raise LaresError(f"no item of this history is in the catalogue: {unseen.items[:5].tolist()}")
         depth = self._reasoning(depth, None, 1).depth
-        states = self._path(seen, depth)
+        read = self._read([seen])
+        states = self._path(read, depth)
+        head = self.backbone.head(read).repeat(len(states), 1)
         rows = [0] * len(states)
         leave_out = self.exclude_seen if exclude_seen is None else exclude_seen
         everything, _ = self._ranking(None, None, [])
-        scores, best = everything.best(states, _at_least_one("k", k), rows, [seen] * len(states) if leave_out else None)
+        scores, best = everything.best(head, states, _at_least_one("k", k), rows, [seen] * len(states) if leave_out else None)
         places = [
             (step, rank, self._ids[item], score)
             for step, items, of_step in zip(range(min(depth, 1), depth + 1), best, scores, strict=True)
@@ -255,14 +258,13 @@ class Recommender:
         return Histories.from_lists([part[-longest:].tolist() for part in seen]).to(self.device)
 
     @torch.no_grad()
-    def _reasoned(self, seen: Sequence[np.ndarray], reasoning: Reasoning) -> tuple[Tensor, Tensor]:
+    def _reasoned(self, read: Histories, reasoning: Reasoning) -> tuple[Tensor, Tensor]:
         """User states `[B, d]` and numbers of steps `[B]`."""
-        return reasoning(self.backbone, self._read(seen))
+        return reasoning(self.backbone, read)
 
     @torch.no_grad()
-    def _path(self, seen: np.ndarray, depth: int) -> Tensor:
+    def _path(self, read: Histories, depth: int) -> Tensor:
         """The user state after every step, `[T, d]`."""
-        read = self._read([seen])
         (states,) = self.backbone.rollout(read, [depth], KeyedNoise(read))
         return states[:, 0]
 
@@ -289,7 +291,7 @@ class Recommender:
         if isinstance(candidates, Mapping):
             of_user, unknown = self._looked_up(candidates.get(user, ()) for user in users)
             choices = [torch.from_numpy(part[open_to_all[part]]).to(self.device) for part in map(np.unique, of_user)]
-            return OwnChoices(self.backbone, choices), unknown
+            return OwnChoices(choices), unknown
         unknown = []
         if candidates is not None:
             (numbers,), unknown = self._looked_up([candidates])

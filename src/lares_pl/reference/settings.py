@@ -25,7 +25,7 @@ from lares_pl.model.recurrence import (
     NormalZeroState,
     ZeroState,
 )
-from lares_pl.model.scoring import CosineSimilarity, DotSimilarity
+from lares_pl.model.similarity import CosineSimilarity, DotSimilarity
 from lares_pl.reference.names import Family
 from lares_pl.serialization import class_of, to_plain
 

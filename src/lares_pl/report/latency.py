@@ -13,7 +13,7 @@ import torch
 
 from lares_pl.data.loading.batches import Batch
 from lares_pl.model.recurrence import KeyedNoise
-from lares_pl.model.scoring import Excluded
+from lares_pl.model.item_pairs import ItemPairs
 from lares_pl.report.measure import Split, batches
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def time_inference(
 
 def _time(
     stage: RankingStage,
-    some: Sequence[tuple[Batch, Excluded | None]],
+    some: Sequence[tuple[Batch, ItemPairs | None]],
     depths: Sequence[int],
     batch_size: int,
     budget: float,
@@ -104,9 +104,9 @@ def _time(
     return [summarise(of_depth, depth, batch_size) for depth, of_depth in seconds.items()]
 
 
-def _recommend(stage: RankingStage, batch: Batch, excluded: Excluded | None, depth: int) -> None:
+def _recommend(stage: RankingStage, batch: Batch, excluded: ItemPairs | None, depth: int) -> None:
     backbone = stage.backbone
     (states,) = backbone.rollout(batch.histories, [depth], KeyedNoise(batch.histories))
-    backbone.top_k(states[-1], min(TOP, backbone.items), excluded)
+    backbone.head(batch.histories).top_k(states[-1], min(TOP, backbone.items), excluded)
     if batch.targets.is_cuda:
         torch.cuda.synchronize()

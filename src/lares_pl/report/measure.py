@@ -22,7 +22,7 @@ from lares_pl.data.module import SequenceDataModule
 from lares_pl.evaluation.metrics import ranking_metrics
 from lares_pl.model.reasoning import Reasoning
 from lares_pl.model.recurrence import KeyedNoise
-from lares_pl.model.scoring import Excluded
+from lares_pl.model.item_pairs import ItemPairs
 from lares_pl.report.distributions import movement, residuals
 from lares_pl.stages.base import CUTOFFS
 
@@ -72,7 +72,7 @@ def values_of(metric: str, ranks: np.ndarray) -> np.ndarray:
 
 def batches(
     stage: RankingStage, dataset: str, split: Split, batch_size: int, shuffle: bool = False
-) -> Iterator[tuple[Batch, Excluded | None]]:
+) -> Iterator[tuple[Batch, ItemPairs | None]]:
     """Users of a split as the stage reads them, on its device, and what is left out of their rankings.
 
     Raises:
@@ -85,7 +85,7 @@ def batches(
     loader = InstanceLoader(data.sequences, instances, batch_size, data.max_length, with_seen=stage.needs_seen, shuffle=shuffle)
     for batch in loader:
         batch = batch.to(stage.device)
-        seen = None if batch.seen_rows is None or batch.seen_items is None else Excluded(batch.seen_rows, batch.seen_items)
+        seen = None if batch.seen_rows is None or batch.seen_items is None else ItemPairs(batch.seen_rows, batch.seen_items)
         yield batch, seen
 
 
@@ -99,7 +99,7 @@ class _Part(NamedTuple):
     kl: Tensor
 
 
-def _measure_batch(stage: RankingStage, batch: Batch, excluded: Excluded | None, deepest: int) -> _Part:
+def _measure_batch(stage: RankingStage, batch: Batch, excluded: ItemPairs | None, deepest: int) -> _Part:
     """One rollout; at the depth of evaluation the states are those that `lares test` ranks by, to the last bit.
 
     (The end of a trajectory is computed for its last positions alone, and rounds otherwise than a step on the way.)
@@ -108,8 +108,9 @@ def _measure_batch(stage: RankingStage, batch: Batch, excluded: Excluded | None,
     (states,) = backbone.rollout(batch.histories, [deepest], KeyedNoise(batch.histories))
     if 0 < stage.evaluation_depth < deepest:
         states[stage.evaluation_depth - 1] = Reasoning(stage.evaluation_depth)(backbone, batch.histories).states
-    ranks = torch.stack([backbone.target_rank(of_step, batch.targets, excluded) for of_step in states])
-    moved = movement(states, backbone.item_vectors, backbone.config.similarity)
+    head = backbone.head(batch.histories)
+    ranks = torch.stack([head.rank(of_step, batch.targets, excluded) for of_step in states])
+    moved = movement(states, head)
     return _Part(ranks.int(), *residuals(states), moved.entropy, moved.kl)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, Self, cast
 import lightning as L
 import torch
 import torch.distributed as dist
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
@@ -27,6 +28,7 @@ from lares_pl.model.embedding import ItemText
 from lares_pl.model.item_pairs import ItemPairs
 from lares_pl.model.reasoning import Reasoning, StopRule
 from lares_pl.serialization import class_path_of, from_plain, to_plain
+from lares_pl.stages.averaging import update_average
 from lares_pl.stages.checkpoint import KEY, read_checkpoint
 from lares_pl.stages.distributed import average_gradients, clip, share_values, total_norm
 from lares_pl.stages.randomness import BatchRandomness
@@ -69,6 +71,8 @@ class RankingStage(L.LightningModule):
         init_from: checkpoint whose backbone weights to start from.
         compile_core: compile the core-blocks with `torch.compile` for training.
         on_nonfinite: what to do with an update whose gradient is not finite: `stop` the run, or `skip` and count it.
+        ema: decay of an exponential moving average of the weights, within [0, 1); 0 keeps none. With it `backbone` is the
+            average: what is validated, saved, tested, exported and handed on; `learner` is what updates change.
     """
 
     #: what training batches must bring: instances to align (of a sequence), histories with the same targets
@@ -85,8 +89,11 @@ class RankingStage(L.LightningModule):
         init_from: str | None = None,
         compile_core: bool = False,
         on_nonfinite: Literal["stop", "skip"] = "stop",
+        ema: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= ema < 1:
+            raise LaresError(f"ema must be within [0, 1), got {ema}: 0 keeps no average, 0.999 is a common decay")
         if on_nonfinite not in ("stop", "skip"):
             raise LaresError(f"on_nonfinite must be stop or skip, got {on_nonfinite}")
         self.backbone_config = backbone
@@ -97,6 +104,7 @@ class RankingStage(L.LightningModule):
         self.init_from = init_from
         self.compile_core = compile_core
         self.on_nonfinite = on_nonfinite
+        self.ema = ema
         self.skipped_updates = 0  # of this start
         self._latest: tuple[Mapping[str, float], Tensor] = ({}, torch.empty(0))  # of the last batch: logged values, instances
         #: checkpoint this run's weights came from; kept over resuming, for the record
@@ -210,8 +218,14 @@ class RankingStage(L.LightningModule):
             return  # loaded from a checkpoint, which brings it
         if not hasattr(self, "backbone"):
             self.build()
+        if self.ema and self._is_fitting and not hasattr(self, "trained"):
+            self._split_learner()
         if self.device_mesh is not None:
             self._shard(self.device_mesh)
+
+    @property
+    def _is_fitting(self) -> bool:
+        return self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
 
     def build(self) -> None:
         """The network, from the catalogue."""
@@ -226,6 +240,18 @@ class RankingStage(L.LightningModule):
                 self.backbone.load_state_dict(checkpoint.backbone_weights())
             except RuntimeError as error:
                 raise LaresError(f"{self.init_from}: its weights don't fit this architecture: {error}") from error
+
+    @property
+    def learner(self) -> RecurrentBackbone:
+        """The network that updates change: `backbone` itself, unless that is an average."""
+        return self.trained if hasattr(self, "trained") else self.backbone
+
+    def _split_learner(self) -> None:
+        """Make `backbone` an average of a network that is trained from its weights."""
+        self.trained = self._new_backbone()
+        self.trained.load_state_dict(self.backbone.state_dict())
+        self.backbone.requires_grad_(False)
+        self._leave_text_to_each_process()
 
     def _new_backbone(self) -> RecurrentBackbone:
         assert self._catalogue is not None
@@ -286,6 +312,10 @@ class RankingStage(L.LightningModule):
         else:
             compare_catalogues(stored, self._catalogue, "the dataset")
         self.configure_model()
+        if not hasattr(self, "trained"):  # loaded for anything but training: the average is all that is asked for
+            weights = checkpoint.get("state_dict", {})
+            for name in [name for name in weights if name.startswith("trained.")]:
+                del weights[name]
         # a strategy that loads by parts gives weights to the first process alone, and compares itself
         if "state_dict" in checkpoint:
             compare_weights(checkpoint["state_dict"], self.state_dict())
@@ -296,7 +326,7 @@ class RankingStage(L.LightningModule):
         """All training instances; one seed for all processes."""
         self.check_instances(self.trainer.datamodule)  # type: ignore[attr-defined]
         if self.compile_core:
-            for block in self.backbone.core_blocks:
+            for block in self.learner.core_blocks:
                 compile_block(block)
         self.trainer.datamodule.keep(None)  # type: ignore[attr-defined]
         if self._seed is None or self.trainer.ckpt_path is None:  # a resumed run goes on with its own
@@ -318,7 +348,7 @@ class RankingStage(L.LightningModule):
         Raises:
             LaresError: if an optimiser is to update all parameters in one kernel where some are sharded.
         """
-        optimizer = self.optimizer(self.backbone.parameters())
+        optimizer = self.optimizer(self.learner.parameters())
         if self.device_mesh is not None:
             check_optimizer(optimizer)
         if self.scheduler is None:
@@ -330,6 +360,13 @@ class RankingStage(L.LightningModule):
                 "learning rate is at its lowest after the former; keep the two equal"
             )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """An update, and the average of the weights after it."""
+        update = self.trainer.global_step
+        super().optimizer_step(*arguments, **options)
+        if self.learner is not self.backbone:
+            update_average(self.backbone, self.learner, self.ema, update)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Average gradients where no strategy does; keep one that is not finite from the weights (`on_nonfinite`).

@@ -35,6 +35,7 @@ class Batch:
         places: tokens of `histories` (indices into its items) at which the instances' histories end, `[B]`, ascending; the
             last of each history where None.
         aligned: histories of the instances that are aligned, S of them; those of all instances where None.
+        aligned_targets: their targets, `[S]`; those of all instances where None.
         partners: for each aligned history that of another training instance with the same target.
         seen_rows, seen_items: pairs (row, item) of what each user had before the target, rows ascending, `[E]` each.
     """
@@ -45,6 +46,7 @@ class Batch:
     valid: Tensor
     places: Tensor | None = None
     aligned: Histories | None = None
+    aligned_targets: Tensor | None = None
     partners: Histories | None = None
     seen_rows: Tensor | None = None
     seen_items: Tensor | None = None
@@ -281,6 +283,7 @@ class WindowLoader(BatchLoader):
             some = instances[_some_of_each(window, self.aligned, draws.uniform(instances, purpose=1))]
             cuts = self.instances.take(some)
             batch.aligned = self.histories(cuts)
+            batch.aligned_targets = _tensor(self.dataset.targets(cuts))
             if self.partners is not None:
                 batch.partners = self.histories(self.partners.draw(cuts, draws, some))
         return batch

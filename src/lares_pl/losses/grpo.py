@@ -9,19 +9,6 @@ import torch
 from torch import Tensor
 
 
-def group_advantages(rewards: Tensor) -> Tensor:
-    """`(r - mean_G r) / (std_G r + 1e-4)`, std unbiased.
-
-    Args:
-        rewards: `[B, G]`, G at least 2.
-
-    Returns:
-        `[B, G]`; 0 for a group without variance.
-    """
-    spread = rewards.std(dim=1, keepdim=True)
-    return (rewards - rewards.mean(dim=1, keepdim=True)) / (spread + 1e-4)
-
-
 class PolicyTerms(NamedTuple):
     """What each step of each trajectory gives, `[R]`."""
 

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from lares_pl.errors import LaresError
-from lares_pl.model.backbone import RecurrentBackbone
-from lares_pl.model.sharding import rows_of
+from lares_pl.model.catalogue_head import CatalogueHead
 
 
 def sampled_log_probs(own: Tensor, others: Tensor, log_expected: Tensor, hits: Tensor) -> Tensor:
@@ -79,14 +78,21 @@ class NextItemLoss(ABC):
 
     @abstractmethod
     def __call__(
-        self, backbone: RecurrentBackbone, states: Tensor, targets: Tensor, proposal: Proposal | None, draws: torch.Generator
+        self,
+        head: CatalogueHead,
+        states: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        proposal: Proposal | None,
+        draws: torch.Generator,
     ) -> Tensor:
-        """Mean over rows, a scalar.
+        """Weighted sum over rows, a scalar.
 
         Args:
-            backbone: whose item vectors, whole or sharded, and similarity are meant.
+            head: scores of the rows against the catalogue.
             states: `[R, d]`.
             targets: `[R]`.
+            weights: of the rows, `[R]`; 1/R each is the mean.
             proposal: what `proposal` gave.
             draws: a generator in the same state on all processes.
         """
@@ -97,9 +103,15 @@ class FullSoftmax(NextItemLoss):
     """Cross-entropy over the whole catalogue; the paper's."""
 
     def __call__(
-        self, backbone: RecurrentBackbone, states: Tensor, targets: Tensor, proposal: Proposal | None, draws: torch.Generator
+        self,
+        head: CatalogueHead,
+        states: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        proposal: Proposal | None,
+        draws: torch.Generator,
     ) -> Tensor:
-        return backbone.cross_entropy(states, targets)
+        return head.cross_entropy(states, targets, weights)
 
 
 @dataclass(frozen=True)
@@ -128,13 +140,16 @@ class SampledSoftmax(NextItemLoss):
         return Proposal.of(counts, self.power)
 
     def __call__(
-        self, backbone: RecurrentBackbone, states: Tensor, targets: Tensor, proposal: Proposal | None, draws: torch.Generator
+        self,
+        head: CatalogueHead,
+        states: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        proposal: Proposal | None,
+        draws: torch.Generator,
     ) -> Tensor:
         assert proposal is not None
         drawn = proposal.draw(self.negatives, draws)
-        vectors = rows_of(backbone.item_vectors).look_up(torch.cat([targets, drawn]))
-        left, right = backbone.config.similarity.transform(states, vectors)
-        own = (left * right[: len(targets)]).sum(dim=1).float()
-        others = (left @ right[len(targets) :].T).float()
+        own, others = head.sampled_scores(states, targets, drawn)
         log_expected = proposal.log_q[drawn] + math.log(self.negatives)
-        return -sampled_log_probs(own, others, log_expected, drawn == targets[:, None]).mean()
+        return -(weights * sampled_log_probs(own, others, log_expected, drawn == targets[:, None])).sum()

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from lares_pl import NDCGReward, RecallReward
 from lares_pl.evaluation.metrics import ranking_metrics
-from lares_pl.objectives.alignment import alignment, info_nce
-from lares_pl.objectives.policy import group_advantages, grpo, step_weights
+from lares_pl.losses.alignment import alignment, info_nce
+from lares_pl.losses.grpo import group_advantages, grpo, step_weights
 
 
 def test_info_nce_by_hand() -> None:
