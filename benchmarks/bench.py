@@ -44,12 +44,12 @@ from lares_pl import (
 from lares_pl.data.dataset.prepared import Instances, TrainingInstances
 from lares_pl.data.loading.batches import InstanceLoader, SameTargetPartners, WindowLoader
 from lares_pl.data.loading.windows import training_windows
+from lares_pl.losses.alignment import Alignment, alignment_losses
 from lares_pl.model.backbone import with_dropout
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.serialization import class_of, from_plain
+from lares_pl.stages.group_loss import GroupObjective, group_loss
 from lares_pl.stages.pruning import kept_instances
-from lares_pl.stages.rpt import group_loss
-from lares_pl.stages.spt import alignment_loss
 from slow_side import PaddedRows, SlowSide
 
 L = 20
@@ -142,8 +142,8 @@ def spt_step(data: SequenceDataset) -> Case:
         depth, pair = depths_of(repetition, 2)
         assert batch.partners is not None
         prediction, a, b = model.rollout([batch.histories, batch.histories, batch.partners], [depth, pair, pair])
-        cross_entropy = model.cross_entropy(prediction[-1], batch.targets)
-        trajectory, step = alignment_loss(a, b, repetition % pair, 1.0)
+        cross_entropy = model.head().cross_entropy(prediction[-1], batch.targets)
+        trajectory, step = alignment_losses(Alignment(), a, b, repetition % pair, batch.targets)
         update(cross_entropy + 0.1 * trajectory + 0.5 * step)
 
     assert batch.partners is not None
@@ -165,7 +165,7 @@ def rpt_step(data: SequenceDataset) -> Case:
 
     def fast(repetition: int) -> None:
         depths = depths_of(repetition, 4)
-        update(group_loss(policy, frozen, batch.histories, batch.targets, depths, RecallReward(10), 1.0).loss)
+        update(group_loss(policy, frozen, batch.histories, batch.targets, depths, GroupObjective(RecallReward(10))).loss)
 
     return Case(slow, fast, "RPT step, batch 400, G 4, catalogue 25,000", 2, 3, 8 * batch.histories.tokens)
 
@@ -185,7 +185,7 @@ def validation(data: SequenceDataset) -> Case:
             for batch in batches(data, instances, 1024):
                 batch = batch.to(DEVICE)
                 (states,) = model.rollout(batch.histories, [4], KeyedNoise(batch.histories))
-                model.target_rank(states[-1], batch.targets)
+                model.head().rank(states[-1], batch.targets)
 
     return Case(slow, fast, f"validation over {len(instances):,} users", 2.5, 4)
 
@@ -221,8 +221,8 @@ def epoch(whole: SequenceDataset) -> Case:
             assert batch.partners is not None
             histories = [batch.histories, batch.aligned, batch.partners]
             prediction, a, b = model.rollout(histories, [depth, pair, pair], read=[batch.places, None, None])
-            trajectory, step = alignment_loss(a, b, repetition % pair, 1.0)
-            update(model.cross_entropy(prediction[-1], batch.targets) + 0.1 * trajectory + 0.5 * step)
+            trajectory, step = alignment_losses(Alignment(), a, b, repetition % pair, batch.targets)
+            update(model.head().cross_entropy(prediction[-1], batch.targets) + 0.1 * trajectory + 0.5 * step)
 
     what = f"SPT over {len(instances):,} training targets (a sixteenth of the users), sequence against prefix instances"
     return Case(slow, fast, what, 12, 25)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lares_pl.data.dataset.prepared import Instances, SequenceDataset
+from lares_pl.losses.advantages import GroupAdvantage
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.blocks.transformer import TransformerBlock
-from lares_pl.losses.grpo import group_advantages
 
 
 class PaddedRows(Dataset[dict[str, Tensor]]):
@@ -175,7 +175,7 @@ class SlowSide(nn.Module):
             for depth, start in zip(depths, starts[len(depths) :], strict=True):
                 log_probs = reference.step_log_probs(reference(batch["history"], batch["length"], depth, start))
                 of_reference.append(log_probs.gather(2, target[:, None, None].expand(-1, depth, 1)).squeeze(2))
-        advantages = group_advantages(torch.stack(rewards, dim=1))
+        advantages = GroupAdvantage()(torch.stack(rewards, dim=1))
         losses = []
         for g, (log_p, log_q) in enumerate(zip(of_policy, of_reference, strict=True)):
             q = log_q - log_p

@@ -181,7 +181,7 @@ def test_packed_equals_padded(block: type[nn.Module], training: bool) -> None:
     for backbone, initial in ((one, z[real]), (two, z)):
         backbone.train(training)
         (states,) = backbone.rollout(HISTORIES, [3], initial_states=[initial])
-        backbone.cross_entropy(states[-1], torch.tensor([1, 2, 3, 4])).backward()
+        backbone.head().cross_entropy(states[-1], torch.tensor([1, 2, 3, 4])).backward()
         results.append((states.detach(), {name: p.grad for name, p in backbone.named_parameters()}))
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-5)
     for name, gradient in results[0][1].items():
@@ -203,7 +203,7 @@ def test_every_parameter_learns_and_dropout_is_heard(family: str) -> None:
     backbone = made(dropout=0.3, **FAMILIES[family]).train()
     z = start(backbone)
     (states,) = backbone.rollout(HISTORIES, [2], initial_states=[z])
-    backbone.cross_entropy(states[-1], torch.tensor([1, 2, 3, 4])).backward()
+    backbone.head().cross_entropy(states[-1], torch.tensor([1, 2, 3, 4])).backward()
     idle = [name for name, p in backbone.named_parameters() if p.grad is None]
     assert not idle
     (again,) = backbone.rollout(HISTORIES, [2], initial_states=[z])

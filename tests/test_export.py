@@ -42,9 +42,9 @@ from lares_pl.export.parity import Agreement, check_agreement, compare, sampled_
 from lares_pl.export.programs import GivenLayout, GivenNoise, item_vectors
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.embedding import ItemText
+from lares_pl.model.item_pairs import ItemPairs
 from lares_pl.model.layout import Layout, padded
 from lares_pl.model.recurrence import KeyedNoise
-from lares_pl.model.scoring import Excluded
 from lares_pl.stages.checkpoint_io import write_checkpoint
 from tests.console import error
 from tests.test_readme import README
@@ -202,8 +202,8 @@ def expected(checkpoint: Path, history: list[int], excluded: list[int], depth: i
     backbone = load_stage(checkpoint).backbone
     histories = Histories.from_lists([history[-LENGTH:]])
     (states,) = backbone.rollout(histories, [depth], KeyedNoise(histories))
-    pairs = Excluded(torch.zeros(len(excluded), dtype=torch.int64), torch.tensor(excluded, dtype=torch.int64))
-    scores, items = backbone.top_k(states[-1], K, pairs)
+    pairs = ItemPairs(torch.zeros(len(excluded), dtype=torch.int64), torch.tensor(excluded, dtype=torch.int64))
+    scores, items = backbone.head(histories).top_k(states[-1], K, pairs)
     return items[0].tolist(), scores[0].tolist()
 
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from lares_pl import NDCGReward, RecallReward
 from lares_pl.evaluation.metrics import ranking_metrics
-from lares_pl.losses.alignment import alignment, info_nce
-from lares_pl.losses.grpo import group_advantages, grpo, step_weights
+from lares_pl.losses.advantages import GroupAdvantage
+from lares_pl.losses.alignment import Alignment, info_nce
+from lares_pl.losses.grpo import grpo, step_weights
 
 
 def test_info_nce_by_hand() -> None:
@@ -23,14 +24,14 @@ def test_info_nce_by_hand() -> None:
     assert float(info_nce(a, b, 0.5)) == pytest.approx((first + second) / 2, rel=1e-6)
     # the other way round: [[4, 4], [0, 4]]
     assert float(info_nce(b, a, 0.5)) == pytest.approx((math.log(2) + first) / 2, rel=1e-6)
-    assert float(alignment(a, b, 0.5)) == pytest.approx((first + second) / 2, rel=1e-6)
+    assert float(Alignment(tau=0.5)(a, b)) == pytest.approx((first + second) / 2, rel=1e-6)
 
 
 def test_group_advantages_by_hand() -> None:
     rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
     spread = math.sqrt(4 * 0.25 / 3)  # unbiased
     expected = 0.5 / (spread + 1e-4)
-    advantages = group_advantages(rewards)
+    advantages = GroupAdvantage()(rewards)
     assert advantages[0].tolist() == pytest.approx([expected, -expected, -expected, expected], rel=1e-6)
     assert advantages[1].tolist() == [0, 0, 0, 0]
 

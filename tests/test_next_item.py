@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from lares_pl import SPT, CosineSimilarity, FullSoftmax, LaresError, RecurrentBackbone, SampledSoftmax, load_stage
-from lares_pl.model.backbone import BackboneConfig
+from lares_pl import SPT, CosineSimilarity, FullSoftmax, Histories, LaresError, RecurrentBackbone, SampledSoftmax, load_stage
 from lares_pl.losses.next_item import Proposal, sampled_log_probs
+from lares_pl.model.backbone import BackboneConfig
 from tests.test_stages import FAST, SMALL, data, trainer
 
+READ = Histories.from_lists([[1, 2], [3, 2, 3], [4], [4, 5, 6], [1, 2, 3], [7]])  # 4 and 1 are targets that were read
 COUNTS = torch.tensor([0, 90, 30, 9, 3, 1, 0, 0])  # padding and seven items, two of them never seen
 
 
@@ -65,17 +66,22 @@ def loss_and_gradients(loss: FullSoftmax | SampledSoftmax, model: RecurrentBackb
     states = torch.randn(6, 8, generator=generator(2)).requires_grad_()
     targets = torch.tensor([1, 2, 3, 4, 5, 1])
     model.zero_grad()
-    value = loss(model, states, targets, loss.proposal(counts), generator(3))
+    head = model.head(READ) if model.config.repeat_bias else model.head()
+    weights = torch.full((6,), 1 / 6)
+    value = loss(head, states, targets, weights, loss.proposal(counts), generator(3))
     value.backward()
     assert model.item_vectors.grad is not None
     assert states.grad is not None
-    return [value.detach(), states.grad, model.item_vectors.grad]
+    of_bias = [model.repeat_bias.grad] if model.config.repeat_bias else []
+    return [value.detach(), states.grad, model.item_vectors.grad, *of_bias]
 
 
 @pytest.mark.parametrize("power", [0.0, 0.75])
-@pytest.mark.parametrize("cosine", [False, True])
-def test_it_approaches_the_full_softmax_as_negatives_grow(power: float, cosine: bool) -> None:
-    model = backbone(7, **({"similarity": CosineSimilarity(0.3)} if cosine else {}))
+@pytest.mark.parametrize("options", [{}, {"similarity": CosineSimilarity(0.3)}, {"repeat_bias": True}], ids=str)
+def test_it_approaches_the_full_softmax_as_negatives_grow(power: float, options: dict[str, object]) -> None:
+    model = backbone(7, **options)
+    if model.config.repeat_bias:
+        torch.nn.init.constant_(model.repeat_bias, -0.1)
     full = loss_and_gradients(FullSoftmax(), model, COUNTS)
     errors = []
     for negatives in (100, 10_000, 1_000_000):

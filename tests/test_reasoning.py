@@ -92,8 +92,8 @@ def test_several_trajectories_rank_by_their_mean_score(
     backbone = made(similarity=similarity)
     paths = [path(backbone, 2, seed) for seed in range(3)]
     assert not torch.allclose(paths[0], paths[1])
-    mean = torch.stack([backbone.scores(states[-1]) for states in paths]).mean(dim=0)[:, 1:]
-    found = backbone.scores(Reasoning(2, stop, trajectories=3)(backbone, HISTORIES).states)[:, 1:]
+    mean = torch.stack([backbone.head().scores(states[-1]) for states in paths]).mean(dim=0)[:, 1:]
+    found = backbone.head().scores(Reasoning(2, stop, trajectories=3)(backbone, HISTORIES).states)[:, 1:]
     ratio = found / mean
     torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))  # the same up to a factor of the row …
     assert bool((ratio[:, 0] > 0).all())  # … that turns no order round
@@ -105,11 +105,11 @@ def test_several_trajectories_rank_by_their_mean_score(
 def test_divergence_is_that_of_the_two_distributions() -> None:
     backbone = made()
     a, b = torch.randn(5, 8), torch.randn(5, 8)
-    p, q = (backbone.scores(x).double().softmax(dim=1) for x in (b, a))
+    p, q = (backbone.head().scores(x).double().softmax(dim=1) for x in (b, a))
     expected = (p * (p / q).log()).sum(dim=1).float()
     torch.testing.assert_close(DivergenceStop().change(backbone, a, b), expected, rtol=1e-4, atol=1e-6)
     close = a + 1e-4 * torch.randn(5, 8)  # rounding errors of log-probabilities are larger than this divergence
-    p, q = (backbone.scores(x).double().softmax(dim=1) for x in (close, a))
+    p, q = (backbone.head().scores(x).double().softmax(dim=1) for x in (close, a))
     found = DivergenceStop().change(backbone, a, close)
     torch.testing.assert_close(found.double(), (p * (p / q).log()).sum(dim=1), rtol=0.05, atol=1e-12)
     assert bool((DivergenceStop().change(backbone, a, a) == 0).all())

@@ -26,7 +26,7 @@ from lares_pl import (
 )
 from lares_pl.cli.main import main
 from lares_pl.data.loading.histories import Histories
-from lares_pl.model import scoring
+from lares_pl.model import tiles
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.recommender import candidates
 from tests.console import error
@@ -48,7 +48,7 @@ def by_hand(model: Recommender, history: list[str], depth: int) -> pd.Series:
     histories = Histories.from_lists([numbers])
     with torch.no_grad():
         (states,) = model.backbone.rollout(histories, [depth], KeyedNoise(histories))
-        scores = model.backbone.scores(states[-1])[0, 1:]
+        scores = model.backbone.head().scores(states[-1])[0, 1:]
     return pd.Series(scores.numpy(), index=IDS.to_pylist()).sort_values(ascending=False)
 
 
@@ -140,7 +140,7 @@ def test_own_candidates_take_no_more_memory_for_more_users(monkeypatch: pytest.M
     monkeypatch.setattr(candidates, "pad_sequence", padded)
     for chunk in (1, 2 * 20 * 8):
         looked_up.clear()
-        monkeypatch.setattr(scoring, "CHUNK", chunk)
+        monkeypatch.setattr(tiles, "CHUNK", chunk)
         assert model.recommend(HISTORIES, k=12, candidates=own, exclude_seen=True) == expected
         assert max(looked_up) <= max(chunk, 20 * 8)
         assert len(looked_up) > 1

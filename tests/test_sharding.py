@@ -13,10 +13,13 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.multiprocessing.spawn import spawn
 
 from lares_pl import BackboneConfig, CosineSimilarity, DotSimilarity, LaresError, RecurrentBackbone, SampledSoftmax
-from lares_pl.model import scoring
+from lares_pl.model import catalogue_head, target_softmax, tiles
+from lares_pl.model.catalogue_head import CatalogueHead
 from lares_pl.model.embedding import ItemTable, ItemText
-from lares_pl.model.scoring import Excluded, Similarity
+from lares_pl.model.item_pairs import ItemPairs
 from lares_pl.model.sharding import local, rows_of, sharded
+from lares_pl.model.similarity import Similarity
+from lares_pl.model.tiles import Repeats
 
 pytestmark = pytest.mark.slow
 
@@ -41,9 +44,9 @@ def mesh_of(world: int) -> DeviceMesh:
     return init_device_mesh("cpu", (world,), mesh_dim_names=("tensor_parallel",))
 
 
-def excluded_pairs(rows: int, items: int, generator: torch.Generator) -> Excluded:
+def excluded_pairs(rows: int, items: int, generator: torch.Generator) -> ItemPairs:
     chosen = torch.rand(rows, items + 1, generator=generator) < 0.2
-    return Excluded(*chosen.nonzero(as_tuple=True))
+    return ItemPairs(*chosen.nonzero(as_tuple=True))
 
 
 def whole_of(part: Tensor, world: int) -> Tensor:
@@ -63,8 +66,9 @@ def scoring_is_the_same(rank: int, world: int) -> None:
         rows = int(torch.randint(1, 9, (), generator=generator))
         # on three processes ceil((N + 1) / 3) rows each must leave some for the last
         items = int(torch.randint(5, 24, (), generator=generator)) if case else 6
-        scoring.CHUNK = 30 if case % 2 else 1 << 22
-        scoring._tile = (lambda states, classes: (3, 4)) if case % 2 else TILE
+        tiles.CHUNK = 30 if case % 2 else 1 << 22
+        for module in (catalogue_head, target_softmax):
+            module.tile_shape = (lambda states, classes: (3, 4)) if case % 2 else TILE_SHAPE  # type: ignore[attr-defined]
         similarity: Similarity = CosineSimilarity(0.2) if case % 3 == 0 else DotSimilarity()
         states = torch.randn(rows, 4, generator=generator) * (30 if case % 4 == 0 else 1)
         vectors = torch.randn(items + 1, 4, generator=generator)
@@ -74,45 +78,53 @@ def scoring_is_the_same(rank: int, world: int) -> None:
         excluded = excluded_pairs(rows, items, generator)
         # the first process's values count
         table = sharded(nn.Parameter(vectors if rank == 0 else torch.full_like(vectors, torch.nan)), mesh)
-        losses_agree(states, vectors, table, targets, similarity, world)
+        bias = torch.tensor(-2.0 if case % 2 else -1.7)
+        repeats = Repeats(excluded_pairs(rows, items, generator), bias) if case % 4 < 2 else None
+        losses_agree(states, vectors, table, targets, similarity, repeats, world)
+        whole, shared = (CatalogueHead(catalogue, similarity, repeats) for catalogue in (vectors, table))
         for left_out in (None, excluded):
-            expected = scoring.target_rank(states, vectors, targets, similarity, left_out)
-            assert torch.equal(scoring.target_rank(states, table, targets, similarity, left_out), expected)
+            assert torch.equal(shared.rank(states, targets, left_out), whole.rank(states, targets, left_out))
             for k in (1, 3, items):
-                best_agree(states, vectors, table, k, similarity, left_out)
-        torch.testing.assert_close(scoring.scores(states, table, similarity), scoring.scores(states, vectors, similarity))
+                best_agree(states, whole, shared, k, left_out)
+        torch.testing.assert_close(shared.scores(states), whole.scores(states))
     nan = torch.full((2, 4), torch.nan)
-    assert (scoring.target_rank(nan, table, targets[:1].expand(2), similarity) >= items).all()
+    assert (CatalogueHead(table, similarity).rank(nan, targets[:1].expand(2)) >= items).all()
 
 
-TILE = scoring._tile
+TILE_SHAPE = tiles.tile_shape
 
 
-def losses_agree(states: Tensor, vectors: Tensor, table: Tensor, targets: Tensor, similarity: Similarity, world: int) -> None:
+def losses_agree(
+    states: Tensor,
+    vectors: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    similarity: Similarity,
+    repeats: Repeats | None,
+    world: int,
+) -> None:
     weights = torch.linspace(-1, 1, len(states), dtype=torch.float64)  # so that nothing but a mistake is a difference
     states, vectors, table = states.double(), vectors.double(), nn.Parameter(table.detach().double())
     results = []
     for catalogue in (vectors.requires_grad_(), table):
         s = states.clone().requires_grad_()
-        value, log_probs = scoring.target_loss(
-            s, catalogue, targets, similarity, lambda p, rows: (weights[rows] * p.sin()).sum()
-        )
+        bias = None if repeats is None else repeats.bias.double().requires_grad_()
+        head = CatalogueHead(catalogue, similarity, None if repeats is None else Repeats(repeats.pairs, bias))  # type: ignore[arg-type]
+        value, log_probs = head.loss(s, targets, lambda p, rows: (weights[rows] * p.sin()).sum())
         (3 * value).backward()
-        again = scoring.target_log_prob(states, catalogue, targets, similarity)
+        again = head.log_prob(states, targets)
         assert catalogue.grad is not None
         gradient = catalogue.grad if catalogue is not table else whole_of(local(catalogue.grad), world)
-        results.append((value.detach(), log_probs, again, s.grad, gradient))
+        results.append((value.detach(), log_probs, again, s.grad, gradient, *([] if bias is None else [bias.grad])))
     for whole, shared in zip(*results, strict=True):
         torch.testing.assert_close(shared, whole, rtol=1e-9, atol=1e-9)
 
 
-def best_agree(
-    states: Tensor, vectors: Tensor, table: Tensor, k: int, similarity: Similarity, excluded: Excluded | None
-) -> None:
-    values, items = scoring.top_k(states, vectors, k, similarity, excluded)
-    shared_values, shared_items = scoring.top_k(states, table, k, similarity, excluded)
+def best_agree(states: Tensor, whole: CatalogueHead, shared: CatalogueHead, k: int, excluded: ItemPairs | None) -> None:
+    values, items = whole.top_k(states, k, excluded)
+    shared_values, shared_items = shared.top_k(states, k, excluded)
     torch.testing.assert_close(values, shared_values)
-    scores = scoring.scores(states, vectors, similarity)
+    scores = whole.scores(states)
     real = torch.isfinite(values)
     # among equal scores either may come; each item comes once and has the score it is given
     torch.testing.assert_close(scores.gather(1, shared_items)[real], values[real])

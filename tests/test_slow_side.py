@@ -14,8 +14,8 @@ from torch import Tensor
 
 import bench
 from lares_pl import BackboneConfig, Histories, RecallReward, RecurrentBackbone
-from lares_pl.stages.rpt import group_loss
-from lares_pl.stages.spt import alignment_loss
+from lares_pl.losses.alignment import Alignment, alignment_losses
+from lares_pl.stages.group_loss import GroupObjective, group_loss
 from slow_side import SlowSide
 
 ITEMS, LENGTH = 15, 7
@@ -73,8 +73,8 @@ def test_spt(lists: list[list[int]], depth: int, pair: int, data: st.DataObject)
     prediction, a, b = model.rollout(
         [mine, mine, Histories.from_lists(partners)], [depth, pair, pair], initial_states=[*own_packed, *other_packed]
     )
-    trajectory, step_level = alignment_loss(a, b, step, 1.0)
-    fast = model.cross_entropy(prediction[-1], targets) + 0.1 * trajectory + 0.5 * step_level
+    trajectory, step_level = alignment_losses(Alignment(), a, b, step, targets)
+    fast = model.head().cross_entropy(prediction[-1], targets) + 0.1 * trajectory + 0.5 * step_level
     assert_same(model, slow, fast)
 
 
@@ -89,7 +89,7 @@ def test_rpt(lists: list[list[int]], depths: list[int], data: st.DataObject) -> 
     slow = SlowSide(model).rpt_loss(SlowSide(frozen).eval(), batch, depths, starts, k=5)
     count = len(depths)
     fast = group_loss(
-        model, frozen, Histories.from_lists(lists), targets, depths, RecallReward(5), 1.0,
+        model, frozen, Histories.from_lists(lists), targets, depths, GroupObjective(RecallReward(5)),
         initial_states=(starts_packed[:count], starts_packed[count:]),
     ).loss  # fmt: skip
     assert_same(model, slow, fast)
@@ -106,7 +106,7 @@ def test_ranks() -> None:
     torch.testing.assert_close(ours.transpose(0, 1), states)
     scores = states[:, -1] @ model.item_vectors.T
     expected = (scores[:, 1:] >= scores.gather(1, targets[:, None])).sum(1)
-    assert model.target_rank(ours[-1], targets).tolist() == expected.tolist()
+    assert model.head().rank(ours[-1], targets).tolist() == expected.tolist()
 
 
 @pytest.mark.slow

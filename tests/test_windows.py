@@ -194,7 +194,7 @@ def test_states_and_gradients_are_those_of_the_prefix_instances(block: type[nn.M
     gradients = []
     for states, targets in ((at_once, windows.targets), (one_by_one, prefixes.targets)):
         model.zero_grad()
-        (len(targets) * model.cross_entropy(states[-1], targets)).backward()
+        (len(targets) * model.head().cross_entropy(states[-1], targets)).backward()
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[1].items():

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from lares_pl.data.prepare.spark import Spark
     from lares_pl.data.prepare.text import TextOptions
     from lares_pl.errors import LaresError
+    from lares_pl.losses.next_item import FullSoftmax, SampledSoftmax
+    from lares_pl.losses.rewards import NDCGReward, RecallReward
     from lares_pl.model.backbone import BackboneConfig, RecurrentBackbone
     from lares_pl.model.blocks.bsarec import BSARecBlock
     from lares_pl.model.blocks.fmlp import FMLPBlock
@@ -36,8 +38,6 @@ if TYPE_CHECKING:
         ZeroState,
     )
     from lares_pl.model.similarity import CosineSimilarity, DotSimilarity
-    from lares_pl.losses.rewards import NDCGReward, RecallReward
-    from lares_pl.losses.next_item import FullSoftmax, SampledSoftmax
     from lares_pl.recommender.api import Recommendations, Recommender
     from lares_pl.stages.checkpoint import load_stage
     from lares_pl.stages.pruning import Pruning

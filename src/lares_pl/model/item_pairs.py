@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lares_pl.data.histories import Histories
+from lares_pl.data.loading.histories import Histories
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ class Reasoning:
             ends, steps = _until_arrived(backbone, histories, self.depth, noises, self.stop)
         if self.trajectories > 1:
             if backbone.config.repeat_bias and backbone.config.similarity.normalise(ends) is not ends:
-                raise LaresError("several trajectories of a model with repeat_bias need dot products: their mean has no norm of 1")
+                raise LaresError("trajectories: a model with repeat_bias that compares by cosines can't average their scores")
             # scores are dot products of what `normalise` gives; that the mean of cosines is scaled once more changes no rank
             ends = backbone.config.similarity.normalise(ends)
         return Reasoned(ends.mean(dim=0), steps.mean(dim=0))

@@ -20,9 +20,9 @@ from torch import Tensor
 from lares_pl.data.loading.batches import Batch, InstanceLoader
 from lares_pl.data.module import SequenceDataModule
 from lares_pl.evaluation.metrics import ranking_metrics
+from lares_pl.model.item_pairs import ItemPairs
 from lares_pl.model.reasoning import Reasoning
 from lares_pl.model.recurrence import KeyedNoise
-from lares_pl.model.item_pairs import ItemPairs
 from lares_pl.report.distributions import movement, residuals
 from lares_pl.stages.base import CUTOFFS
 

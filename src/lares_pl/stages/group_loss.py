@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -33,9 +33,9 @@ class GroupObjective:
         anchor: weight of the cross-entropy of the target at the end of each trajectory; 0 leaves it out.
     """
 
-    reward: Reward = RecallReward()
-    advantage: Advantage = GroupAdvantage()
-    actions: Actions = WholeCatalogue()
+    reward: Reward = field(default_factory=RecallReward)
+    advantage: Advantage = field(default_factory=GroupAdvantage)
+    actions: Actions = field(default_factory=WholeCatalogue)
     beta: float = 1.0
     anchor: float = 0.0
 
@@ -109,9 +109,7 @@ def group_loss(
         loss = loss + objective.anchor * cross_entropy
     deepest = max(trajectories, key=len)
     residual = step_residual(deepest) if len(deepest) > 1 else None
-    return GroupOutcome(
-        loss, kl, None if cross_entropy is None else cross_entropy.detach(), rewards, advantages, residual
-    )
+    return GroupOutcome(loss, kl, None if cross_entropy is None else cross_entropy.detach(), rewards, advantages, residual)
 
 
 @torch.no_grad()
@@ -138,7 +136,7 @@ class _StepRows(NamedTuple):
         items: Tensor | None,
     ) -> _StepRows:
         steps = [len(states) for states in trajectories]
-        of_trajectory = [] if items is None else items.view(len(steps), len(targets), -1)
+        of_trajectory: Sequence[Tensor] = () if items is None else items.view(len(steps), len(targets), -1).unbind()
         return _StepRows(
             torch.cat(list(trajectories)).flatten(0, 1),
             torch.cat(list(references)).flatten(0, 1),
