@@ -17,6 +17,7 @@ from lares_pl import (
     BackboneConfig,
     BSARecBlock,
     ConstantDepth,
+    ConvTransformerBlock,
     FMLPBlock,
     Histories,
     ItemEmbedder,
@@ -29,14 +30,15 @@ from lares_pl import (
     TransformerBlock,
 )
 from lares_pl.model.blocks import build_block
+from lares_pl.model.blocks.conv_transformer import CausalFilter
 from lares_pl.model.blocks.lru import linear_scan
 from lares_pl.model.blocks.rotary import rotate
-from lares_pl.model.layout import Layout, padded
+from lares_pl.model.layout import Layout, packed, padded
 from tests.test_backbone import HISTORIES
 
 LENGTH, SIZE, ITEMS = 6, 8, 9
 TEXT = torch.randn(ITEMS + 1, 5, generator=torch.Generator().manual_seed(1))
-CAUSAL: list[type[nn.Module]] = [TransformerBlock, LRUBlock, RotaryBlock]
+CAUSAL: list[type[nn.Module]] = [TransformerBlock, ConvTransformerBlock, LRUBlock, RotaryBlock]
 FAMILIES: dict[str, dict[str, Any]] = {
     **{block.__name__: {"pre_block": block, "core_block": block} for block in (*CAUSAL, FMLPBlock, BSARecBlock)},
     "TedRec": {"embedder": TedRecEmbedder(experts=3)},
@@ -212,7 +214,7 @@ def test_every_parameter_learns_and_dropout_is_heard(family: str) -> None:
         assert {module.p for module in block.modules() if isinstance(module, nn.Dropout)} == {0.3}
 
 
-@pytest.mark.parametrize("block", [FMLPBlock, BSARecBlock, LRUBlock, RotaryBlock, TransformerBlock])
+@pytest.mark.parametrize("block", [FMLPBlock, BSARecBlock, LRUBlock, RotaryBlock, TransformerBlock, ConvTransformerBlock])
 def test_half_precision_goes_through(block: type[nn.Module]) -> None:
     backbone = made(pre_block=block, core_block=block).eval()
     z = start(backbone)
@@ -475,3 +477,22 @@ def test_attention_hides_padding_from_padding_too() -> None:
     allowed = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0]], dtype=torch.bool)
     expected = scores.masked_fill(~allowed, -torch.inf).softmax(-1) @ v[0]
     torch.testing.assert_close(out[0], expected)
+
+
+def test_the_causal_filter_against_a_naive_loop() -> None:
+    torch.manual_seed(0)
+    block = CausalFilter(4, 3, 0.0, 1e-12)
+    nn.init.normal_(block.weight)
+    lists = [[1, 2, 3, 4, 5], [6], [7, 8]]
+    histories = Histories.from_lists(lists)
+    x = torch.randn(histories.tokens, 4)
+    expected = []
+    for history in x.split([len(items) for items in lists]):
+        for t in range(len(history)):
+            filtered = sum((block.weight[k] * history[t - k] for k in range(3) if t >= k), start=torch.zeros(4))
+            expected.append(block.norm(history[t] + filtered))
+    layout = packed(histories)
+    torch.testing.assert_close(block(x, layout), torch.stack(expected))
+    wide = padded(histories, 6)
+    states = torch.zeros(3, 6, 4).masked_scatter(wide.mask[..., None], x)
+    torch.testing.assert_close(wide.real(block(states, wide)), torch.stack(expected))

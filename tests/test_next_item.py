@@ -72,8 +72,11 @@ def loss_and_gradients(loss: FullSoftmax | SampledSoftmax, model: RecurrentBackb
     value.backward()
     assert model.item_vectors.grad is not None
     assert states.grad is not None
-    of_bias = [model.repeat_bias.grad] if model.config.repeat_bias else []
-    return [value.detach(), states.grad, model.item_vectors.grad, *of_bias]
+    gradients = [states.grad, model.item_vectors.grad]
+    if model.config.repeat_bias:
+        assert model.repeat_bias.grad is not None
+        gradients.append(model.repeat_bias.grad)
+    return [value.detach(), *gradients]
 
 
 @pytest.mark.parametrize("power", [0.0, 0.75])

@@ -23,6 +23,7 @@ from lares_pl import (
     ResidualStop,
     TransformerBlock,
 )
+from lares_pl.model.catalogue_head import CatalogueHead
 from lares_pl.model.layout import Layout, packed, padded
 from lares_pl.model.reasoning import StopRule
 from lares_pl.model.recurrence import KeyedNoise
@@ -64,7 +65,7 @@ def test_each_history_ends_where_its_own_trajectory_arrives(
 ) -> None:
     backbone, depth, least = made(block), 8, 2
     states = path(backbone, depth)
-    changes = torch.stack([rule().change(backbone, a, b) for a, b in pairwise(states)])  # of step 2 …
+    changes = torch.stack([rule().change(backbone.head(), a, b) for a, b in pairwise(states)])  # of step 2 …
     threshold = float(changes[1:5].flatten().sort().values[7:9].mean())  # some stop early, some later, none on the edge
     expected = [next((t for t in range(least, depth) if changes[t - 2, row] < threshold), depth) for row in range(4)]
     assert len(set(expected)) > 1
@@ -107,18 +108,18 @@ def test_divergence_is_that_of_the_two_distributions() -> None:
     a, b = torch.randn(5, 8), torch.randn(5, 8)
     p, q = (backbone.head().scores(x).double().softmax(dim=1) for x in (b, a))
     expected = (p * (p / q).log()).sum(dim=1).float()
-    torch.testing.assert_close(DivergenceStop().change(backbone, a, b), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(DivergenceStop().change(backbone.head(), a, b), expected, rtol=1e-4, atol=1e-6)
     close = a + 1e-4 * torch.randn(5, 8)  # rounding errors of log-probabilities are larger than this divergence
     p, q = (backbone.head().scores(x).double().softmax(dim=1) for x in (close, a))
-    found = DivergenceStop().change(backbone, a, close)
+    found = DivergenceStop().change(backbone.head(), a, close)
     torch.testing.assert_close(found.double(), (p * (p / q).log()).sum(dim=1), rtol=0.05, atol=1e-12)
-    assert bool((DivergenceStop().change(backbone, a, a) == 0).all())
+    assert bool((DivergenceStop().change(backbone.head(), a, a) == 0).all())
 
 
 class Own(StopRule):
     """What a user writes."""
 
-    def change(self, backbone: RecurrentBackbone, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    def change(self, head: CatalogueHead, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
         return (after - before).abs().amax(dim=1)
 
 

@@ -35,6 +35,7 @@ from lares_pl import (
     load_stage,
     prepare,
 )
+from lares_pl.model.catalogue_head import CatalogueHead
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.report import command, distributions, stopping, study
 from lares_pl.report.charts import Panel, Series, draw
@@ -151,7 +152,7 @@ def test_entropy_and_kl_are_those_of_the_softmax(similarity: Any, monkeypatch: p
     torch.manual_seed(0)
     states, items = torch.randn(4, 9, 8), torch.randn(31, 8)
     monkeypatch.setattr(distributions, "CHUNK", 256)  # two users at a time
-    found = movement(states, items, similarity)
+    found = movement(states, CatalogueHead(items, similarity))
     left, right = similarity.transform(states.double(), items.double())
     log_p = (left @ right.T).log_softmax(-1)
     torch.testing.assert_close(found.entropy.double(), -(log_p.exp() * log_p).sum(-1), rtol=1e-5, atol=1e-6)
@@ -167,7 +168,9 @@ def test_a_small_kl_is_not_lost_in_rounding() -> None:
     log_p = (states.double() @ items.double().T).log_softmax(-1)
     kl = (log_p[1].exp() * (log_p[1] - log_p[0])).sum(-1)
     assert kl.max() < 1e-6  # what log-probabilities in float32 are good to
-    torch.testing.assert_close(movement(states, items, DotSimilarity()).kl[1].double(), kl, rtol=0.02, atol=1e-12)
+    torch.testing.assert_close(
+        movement(states, CatalogueHead(items, DotSimilarity())).kl[1].double(), kl, rtol=0.02, atol=1e-12
+    )
 
 
 def test_nothing_of_users_times_catalogue_times_steps_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +188,7 @@ def test_nothing_of_users_times_catalogue_times_steps_is_held(monkeypatch: pytes
             return out
 
     with Largest() as largest:  # type: ignore[no-untyped-call]
-        movement(states, items, DotSimilarity())
+        movement(states, CatalogueHead(items, DotSimilarity()))
     assert largest.size <= 1 << 15
 
 

@@ -149,7 +149,7 @@ def test_stopping_in_the_report_is_stopping_in_the_model() -> None:
     with torch.no_grad():
         (states,) = backbone.rollout(histories, [8], KeyedNoise(histories))
         residual = np.stack([part.numpy() for part in residuals(states)[0]], axis=1)
-        kl = movement(states, backbone.item_vectors, backbone.config.similarity).kl.numpy().T
+        kl = movement(states, backbone.head()).kl.numpy().T
         for change, rule in ((residual, ResidualStop), (kl, DivergenceStop)):
             middle = np.sort(change[:, 1:5].ravel())[7:9].mean()
             for threshold in (0.0, float(middle), 1e9):

@@ -180,7 +180,9 @@ def a_sampled_softmax_is_the_same(mesh: DeviceMesh) -> None:
             model.shard(mesh)
         states = torch.randn(6, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
         draws = torch.Generator().manual_seed(2)
-        value = loss(model, states, torch.tensor([1, 2, 3, 11, 5, 1]), loss.proposal(counts), draws)
+        weights = torch.full((6,), 1 / 6)
+        targets = torch.tensor([1, 2, 3, 11, 5, 1])
+        value = loss(model.head(), states, targets, weights, loss.proposal(counts), draws)
         value.backward()
         gradient = model.item_vectors.grad
         assert gradient is not None

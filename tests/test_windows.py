@@ -17,6 +17,7 @@ from lares_pl import (
     RPT,
     SPT,
     BackboneConfig,
+    ConvTransformerBlock,
     FMLPBlock,
     Histories,
     LaresError,
@@ -153,7 +154,7 @@ class Running(nn.Module):
         return mixed
 
 
-BLOCKS = [TransformerBlock, LRUBlock, RotaryBlock, Running]
+BLOCKS = [TransformerBlock, ConvTransformerBlock, LRUBlock, RotaryBlock, Running]
 
 
 def causal(block: type[nn.Module], items: int, longest: int) -> RecurrentBackbone:
@@ -169,7 +170,7 @@ def causal(block: type[nn.Module], items: int, longest: int) -> RecurrentBackbon
 @given(st.lists(st.integers(4, 9), min_size=1, max_size=4), st.integers(0, 4))
 def test_states_and_gradients_are_those_of_the_prefix_instances(block: type[nn.Module], lengths: list[int], depth: int) -> None:
     data = sequences(lengths)
-    model = causal(block, 9, 8).train()
+    model = causal(block, 9, 8).train().double()  # so that nothing but a mistake is a difference
     instances = data.training_instances
     (windows,) = WindowLoader(data, training_windows(data, 8), 99, 8)
     (prefixes,) = InstanceLoader(data, instances, 99, 8)
@@ -177,7 +178,7 @@ def test_states_and_gradients_are_those_of_the_prefix_instances(block: type[nn.M
     assert windows.instances.tolist() == prefixes.instances.tolist()
 
     real = windows.histories.tokens
-    z = torch.randn(real, 8)
+    z = torch.randn(real, 8, dtype=torch.float64)
     starts = windows.histories.lengths.cumsum(0) - windows.histories.lengths
     row = torch.repeat_interleave(windows.histories.lengths)
     of_prefixes = torch.cat([z[starts[row[place]] : place + 1] for place in windows.places])
@@ -190,7 +191,7 @@ def test_states_and_gradients_are_those_of_the_prefix_instances(block: type[nn.M
 
     (at_once,) = model.rollout(windows.histories, [depth], initial_states=laid_out(windows.histories, z), read=windows.places)
     (one_by_one,) = model.rollout(prefixes.histories, [depth], initial_states=laid_out(prefixes.histories, of_prefixes))
-    torch.testing.assert_close(at_once, one_by_one, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(at_once, one_by_one, rtol=1e-9, atol=1e-9)
     gradients = []
     for states, targets in ((at_once, windows.targets), (one_by_one, prefixes.targets)):
         model.zero_grad()
@@ -198,7 +199,7 @@ def test_states_and_gradients_are_those_of_the_prefix_instances(block: type[nn.M
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[1].items():
-        torch.testing.assert_close(gradients[0][name], gradient, rtol=1e-4, atol=1e-4, msg=name)
+        torch.testing.assert_close(gradients[0][name], gradient, rtol=1e-9, atol=1e-9, msg=name)
 
 
 def test_trajectories_may_read_different_places() -> None:

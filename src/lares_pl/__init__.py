@@ -18,10 +18,15 @@ if TYPE_CHECKING:
     from lares_pl.data.prepare.spark import Spark
     from lares_pl.data.prepare.text import TextOptions
     from lares_pl.errors import LaresError
+    from lares_pl.losses.actions import TargetAmongBest, WholeCatalogue
+    from lares_pl.losses.advantages import BatchAdvantage, GroupAdvantage
+    from lares_pl.losses.alignment import Alignment
     from lares_pl.losses.next_item import FullSoftmax, SampledSoftmax
-    from lares_pl.losses.rewards import NDCGReward, RecallReward
+    from lares_pl.losses.rewards import LogProbReward, NDCGReward, RecallReward
+    from lares_pl.losses.supervision import EveryStep, LastAndRandomStep, LastStep, StepPerInstance
     from lares_pl.model.backbone import BackboneConfig, RecurrentBackbone
     from lares_pl.model.blocks.bsarec import BSARecBlock
+    from lares_pl.model.blocks.conv_transformer import ConvTransformerBlock
     from lares_pl.model.blocks.fmlp import FMLPBlock
     from lares_pl.model.blocks.lru import LRUBlock
     from lares_pl.model.blocks.rotary import RotaryBlock
@@ -76,7 +81,12 @@ _HOME = {
         "ZeroState",
     ],
     "model.similarity": ["CosineSimilarity", "DotSimilarity"],
-    "losses.rewards": ["NDCGReward", "RecallReward"],
+    "losses.alignment": ["Alignment"],
+    "losses.supervision": ["StepPerInstance", "LastStep", "LastAndRandomStep", "EveryStep"],
+    "losses.advantages": ["BatchAdvantage", "GroupAdvantage"],
+    "losses.actions": ["WholeCatalogue", "TargetAmongBest"],
+    "model.blocks.conv_transformer": ["ConvTransformerBlock"],
+    "losses.rewards": ["LogProbReward", "NDCGReward", "RecallReward"],
     "losses.next_item": ["FullSoftmax", "SampledSoftmax"],
     "recommender.api": ["Recommendations", "Recommender"],
     "stages.checkpoint": ["load_stage"],
@@ -91,24 +101,32 @@ __all__ = [
     "RPT",
     "SPT",
     "AddInjection",
+    "Alignment",
     "BSARecBlock",
     "BackboneConfig",
+    "BatchAdvantage",
     "BoundedPoisson",
     "Columns",
     "ConcatInjection",
     "ConstantDepth",
+    "ConvTransformerBlock",
     "CosineSimilarity",
     "DivergenceStop",
     "DotSimilarity",
     "DuckDB",
+    "EveryStep",
     "FMLPBlock",
     "FullSoftmax",
+    "GroupAdvantage",
     "Histories",
     "ItemEmbedder",
     "ItemText",
     "LRUBlock",
     "LaresError",
+    "LastAndRandomStep",
+    "LastStep",
     "LinearInjection",
+    "LogProbReward",
     "NDCGReward",
     "NormalState",
     "NormalZeroState",
@@ -126,12 +144,15 @@ __all__ = [
     "SequenceDataModule",
     "SequenceDataset",
     "Spark",
+    "StepPerInstance",
     "StopRule",
+    "TargetAmongBest",
     "TedRecEmbedder",
     "TextOptions",
     "TransformerBlock",
     "UniformDepth",
     "WarmupCosine",
+    "WholeCatalogue",
     "ZeroState",
     "load_stage",
     "prepare",

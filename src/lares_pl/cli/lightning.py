@@ -24,7 +24,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lares_pl import BSARecBlock, FMLPBlock, LRUBlock, RotaryBlock, TransformerBlock  # noqa: F401  (`class_path: FMLPBlock`)
+from lares_pl import (  # noqa: F401  (`class_path: FMLPBlock`)
+    BSARecBlock,
+    ConvTransformerBlock,
+    FMLPBlock,
+    LRUBlock,
+    RotaryBlock,
+    TransformerBlock,
+)
 from lares_pl.atomic_io import write_json
 from lares_pl.callbacks.config_saver import ConfigRecord
 from lares_pl.callbacks.depth_sweep import DepthSweep

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Adam
@@ -28,6 +29,7 @@ from lares_pl.stages.checkpoint import KEY, read_checkpoint
 from lares_pl.stages.distributed import rows_of_all, share_of_rows
 from lares_pl.stages.group_loss import GroupObjective, group_loss
 from lares_pl.stages.pruning import KeptSet, Pruning, kept_instances, pruning_fingerprint
+from lares_pl.stages.starting_point import StartingPoint
 
 
 class RPT(RankingStage):
@@ -100,6 +102,10 @@ class RPT(RankingStage):
     def kept(self) -> KeptSet | None:
         """What pruning kept, once it has pruned."""
         return self._kept
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The weights that RPT starts from are validated before the first update: its best checkpoint is never worse."""
+        return [StartingPoint()]
 
     # ------------------------------------------------------------ building
 
