@@ -179,7 +179,7 @@ class RankingStage(L.LightningModule):
         Raises:
             LaresError: as `check_causal`; if aligned positions are asked for and this stage aligns nothing.
         """
-        if data.instances == "sequence":
+        if data.reads_sequences:
             self.backbone.check_causal()
         if data.asks_alignment and not self.needs_aligned:
             raise LaresError(f"data.aligned_positions: this {type(self).__name__} aligns nothing; leave the option out")

@@ -156,7 +156,7 @@ class RPT(RankingStage):
 
     def _prune(self, data: SequenceDataModule, pruning: Pruning) -> KeptSet:
         sequences = data.sequences
-        how = (self.evaluation_depth, pruning, data.instances, data.max_length)
+        how = (self.evaluation_depth, pruning, data.reads_sequences, data.max_length)
         mine = pruning_fingerprint(self.reference, (sequences.items, sequences.offsets), *how)
         fingerprint = self.trainer.strategy.broadcast(mine)  # with a sharded catalogue each process has other weights
         known = self._kept is not None and self._kept.fingerprint == fingerprint
