@@ -46,7 +46,8 @@ from lares_pl.data.loading.batches import InstanceLoader, SameTargetPartners, Wi
 from lares_pl.data.loading.windows import training_windows
 from lares_pl.model.backbone import with_dropout
 from lares_pl.model.recurrence import KeyedNoise
-from lares_pl.serialization import class_of, from_plain
+from lares_pl.parsing import from_plain
+from lares_pl.serialization import class_of
 from lares_pl.stages.pruning import kept_instances
 from lares_pl.stages.rpt import group_loss
 from lares_pl.stages.spt import alignment_loss

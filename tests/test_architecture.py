@@ -28,6 +28,7 @@ ROOMS = [
     "data",
     "device",
     "runs",
+    "parsing",
     "serialization",
     "atomic_io",
     "errors",

@@ -9,7 +9,8 @@ import pytest
 from torch import nn
 
 from lares_pl import BackboneConfig, ConcatInjection, CosineSimilarity, LaresError, TransformerBlock, UniformDepth, ZeroState
-from lares_pl.serialization import from_plain, readable, to_plain
+from lares_pl.parsing import from_plain, readable
+from lares_pl.serialization import to_plain
 
 
 class OwnBlock(nn.Module):

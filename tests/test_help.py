@@ -121,7 +121,7 @@ def test_help_comes_last() -> None:
 
 
 def test_a_percent_sign_or_bracket_in_a_text_is_just_that() -> None:
-    from lares_pl.serialization import Parser
+    from lares_pl.cli.parser import Parser
 
     parser = Parser(prog="x")
     parser.add_argument("--share", type=int, default=3, help="A share of 100 % [or so]. More.")

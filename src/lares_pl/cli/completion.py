@@ -60,7 +60,7 @@ def _function_parsers() -> dict[str, ArgumentParser]:
     from jsonargparse import auto_parser
 
     from lares_pl.cli.main import FUNCTIONS, NAME_ALL
-    from lares_pl.serialization import Parser
+    from lares_pl.cli.parser import Parser
 
     functions = {name: getattr(importlib.import_module(home), name.replace("-", "_")) for name, (home, _) in FUNCTIONS.items()}
     return {

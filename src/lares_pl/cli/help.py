@@ -224,7 +224,7 @@ def _of_class(kind: type, key: str, values: Mapping[str, Any], choices: bool) ->
 
 
 def _parser_of(kind: type, key: str) -> ArgumentParser:
-    from lares_pl.serialization import Parser
+    from lares_pl.cli.parser import Parser
 
     parser = Parser(add_help=False)
     parser.add_class_arguments(kind, key, fail_untyped=False)

@@ -41,8 +41,9 @@ from lares_pl.data.dataset.prepared import check_dataset
 from lares_pl.data.module import SequenceDataModule
 from lares_pl.errors import LaresError
 from lares_pl.model.reasoning import StopRule
+from lares_pl.parsing import own_defaults, readable
 from lares_pl.runs import BEST, LAST, RUNS, StageFolder, comparison, trained
-from lares_pl.serialization import class_path_of, own_defaults, readable
+from lares_pl.serialization import class_path_of
 from lares_pl.stages.base import RankingStage
 from lares_pl.stages.checkpoint import StageCheckpoint, load_stage, read_checkpoint
 from lares_pl.stages.checkpoint_io import AtomicCheckpointIO

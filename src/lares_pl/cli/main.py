@@ -111,7 +111,7 @@ def _run_function(command: str) -> None:
     """A plain function as a command, its parameters as options."""
     from jsonargparse import auto_cli
 
-    from lares_pl.serialization import Parser
+    from lares_pl.cli.parser import Parser
 
     module, text = FUNCTIONS[command]
     function = getattr(importlib.import_module(module), command.replace("-", "_"))

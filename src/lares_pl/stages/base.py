@@ -26,7 +26,8 @@ from lares_pl.model.blocks import compile_block
 from lares_pl.model.embedding import ItemText
 from lares_pl.model.reasoning import Reasoning, StopRule
 from lares_pl.model.scoring import Excluded
-from lares_pl.serialization import class_path_of, from_plain, to_plain
+from lares_pl.parsing import from_plain
+from lares_pl.serialization import class_path_of, to_plain
 from lares_pl.stages.checkpoint import KEY, read_checkpoint
 from lares_pl.stages.distributed import average_gradients, clip, share_values, total_norm
 from lares_pl.stages.randomness import BatchRandomness

@@ -23,7 +23,7 @@ from lares_pl.model.backbone import BackboneConfig, RecurrentBackbone, with_drop
 from lares_pl.model.recurrence import Noise
 from lares_pl.objectives.policy import group_advantages, grpo, step_weights
 from lares_pl.objectives.rewards import RecallReward, Reward
-from lares_pl.serialization import from_plain
+from lares_pl.parsing import from_plain
 from lares_pl.stages.base import OptimizerFactory, RankingStage, SchedulerFactory, arguments, step_residual
 from lares_pl.stages.checkpoint import KEY, read_checkpoint
 from lares_pl.stages.distributed import share_of_rows

@@ -22,7 +22,7 @@ from lares_pl.errors import LaresError
 from lares_pl.model.backbone import BackboneConfig
 from lares_pl.objectives.alignment import alignment
 from lares_pl.objectives.softmax import FullSoftmax, NextItemLoss, Proposal
-from lares_pl.serialization import from_plain
+from lares_pl.parsing import from_plain
 from lares_pl.stages.base import OptimizerFactory, RankingStage, SchedulerFactory, arguments, step_residual
 from lares_pl.stages.distributed import rows_of_all, share_of_rows
 

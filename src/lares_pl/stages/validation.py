@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 
 from lares_pl.errors import LaresError
 from lares_pl.model.backbone import BackboneConfig
-from lares_pl.serialization import from_plain, to_plain
+from lares_pl.parsing import from_plain
+from lares_pl.serialization import to_plain
 
 if TYPE_CHECKING:
     from lightning import Trainer
