@@ -48,13 +48,13 @@ def test_partners_are_other_instances_of_the_same_target_drawn_uniformly() -> No
     items = np.array([1, 4, 9, 2, 3, 1, 4, 7, 4, 9, 4, 1, 9], dtype=np.int32)
     data = SequenceDataset.of_arrays(items, np.array([0, 5, 11, 13]), pa.array([1, 2, 3]), pa.array(range(1, 10)), "made up")
     instances, partners = data.training_instances, SameTargetPartners(data)
-    cuts = instances.all()
-    assert data.targets(cuts).tolist() == [4, 9, 4, 7, 4, 9]
-    number_of = {int(end): number for number, end in enumerate(cuts.ends)}
+    spans = instances.all()
+    assert data.targets(spans).tolist() == [4, 9, 4, 7, 4, 9]
+    number_of = {int(end): number for number, end in enumerate(spans.ends)}
     numbers = np.arange(6)
     seen: dict[int, Counter[int]] = defaultdict(Counter)
     for epoch in range(3000):
-        drawn = partners.draw(cuts, InstanceDraws(0, epoch), numbers)
+        drawn = partners.draw(spans, InstanceDraws(0, epoch), numbers)
         assert drawn.starts.tolist() == data.offsets[drawn.users].tolist()
         for instance, end in enumerate(drawn.ends):
             seen[instance][number_of[int(end)]] += 1
@@ -68,7 +68,7 @@ def test_partners_are_other_instances_of_the_same_target_drawn_uniformly() -> No
     some = np.array([4, 0])  # whatever else is in the batch
     assert (
         partners.draw(instances.take(some), draws, some).ends.tolist()
-        == partners.draw(cuts, draws, numbers).ends[some].tolist()
+        == partners.draw(spans, draws, numbers).ends[some].tolist()
     )
 
 
@@ -140,7 +140,7 @@ def test_an_epochs_order_depends_on_seed_and_epoch_alone() -> None:
 def test_batches_bring_what_they_promise(toy_dataset: Path) -> None:
     data = SequenceDataset.load(toy_dataset)
     instances = data.training_instances
-    cuts = instances.all()
+    spans = instances.all()
     loader = InstanceLoader(data, instances, 16, 5, shuffle=True, partners=SameTargetPartners(data), with_seen=True)
     served = []
     for batch in loader:
@@ -148,7 +148,7 @@ def test_batches_bring_what_they_promise(toy_dataset: Path) -> None:
         assert batch.seen_rows is not None
         assert batch.seen_items is not None
         for row, index in enumerate(batch.instances.tolist()):
-            start, end = cuts.starts[index], cuts.ends[index]
+            start, end = spans.starts[index], spans.ends[index]
             assert unpacked(batch.histories)[row] == data.items[max(start, end - 5) : end].tolist()
             assert batch.targets[row] == data.items[end]
             assert batch.seen_items[batch.seen_rows == row].tolist() == data.items[start:end].tolist()

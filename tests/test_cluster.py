@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from lares_pl import LaresError, SequenceDataset
-from lares_pl.callbacks.graceful_shutdown import Together
+from lares_pl.callbacks.graceful_shutdown import GracefulShutdown
 from lares_pl.cli.shipped_configs import shipped_configs
 from lares_pl.runs import StageFolder
 from tests.console import Running, clean_environment, error, lares
@@ -181,7 +181,7 @@ def test_processes_that_would_start_differently_are_refused() -> None:
         strategy = SimpleNamespace(broadcast=lambda _, there=first: there, reduce_boolean_decision=lambda same, all: same)
         trainer: Any = SimpleNamespace(ckpt_path=mine, global_rank=1, strategy=strategy)
         with pytest.raises(LaresError, match=r"process 1 would start from .*must be the same for all processes"):
-            Together().setup(trainer, Any, "fit")  # type: ignore[arg-type]
+            GracefulShutdown().setup(trainer, Any, "fit")  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

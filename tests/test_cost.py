@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lares_pl import RPT, SPT, BackboneConfig, ConstantDepth, LaresError, Pruning, SequenceDataModule
 from lares_pl.callbacks import flop_budget as module
-from lares_pl.callbacks.flop_budget import Cost, spent
+from lares_pl.callbacks.flop_budget import FlopBudget, spent
 from lares_pl.runs import StageFolder
 from lares_pl.stages.checkpoint import read_checkpoint
 from tests.console import SMALL as NARROW
@@ -44,7 +44,7 @@ def of_an_update(dataset: Path) -> int:
 
 @pytest.mark.parametrize("every", [1, 3])
 def test_an_update_costs_what_its_products_cost(toy_dataset: Path, tmp_path: Path, every: int) -> None:
-    cost = Cost(every)
+    cost = FlopBudget(every)
     fit = trainer(tmp_path, callbacks=[cost], max_steps=7)
     fit.fit(flat(), data(toy_dataset))
     assert cost.flops == 7 * of_an_update(toy_dataset)
@@ -55,14 +55,14 @@ def test_training_ends_where_another_runs_cost_is_spent(toy_dataset: Path, tmp_p
     record = StageFolder(tmp_path / "runs" / "a" / "rpt")
     record.path.mkdir(parents=True)
     record.finish(1, 9, "", tested=False, flops=4.5 * of_an_update(toy_dataset))
-    fit = trainer(tmp_path, callbacks=[Cost(2, like=str(record.path / "finished.json"))], max_epochs=-1)
+    fit = trainer(tmp_path, callbacks=[FlopBudget(2, match=str(record.path / "finished.json"))], max_epochs=-1)
     fit.fit(flat(), data(toy_dataset))
     assert fit.global_step == 5
 
 
 def test_a_resumed_run_goes_on_counting(toy_dataset: Path, tmp_path: Path) -> None:
     for steps in (3, 8):
-        cost = Cost(2)
+        cost = FlopBudget(2)
         fit = trainer(tmp_path, callbacks=[cost], max_steps=steps)
         fit.fit(flat(), data(toy_dataset), ckpt_path=None if steps == 3 else str(tmp_path / "three.ckpt"))
         if steps == 3:
@@ -75,30 +75,30 @@ def test_a_run_whose_beginning_was_not_counted_says_so(toy_dataset: Path, tmp_pa
     start, path = trainer(tmp_path, max_steps=3), str(tmp_path / "three.ckpt")
     start.fit(flat(), data(toy_dataset))
     start.save_checkpoint(path)
-    cost = Cost(10)
+    cost = FlopBudget(10)
     fit = trainer(tmp_path, callbacks=[cost], max_steps=5)
     with pytest.warns(UserWarning, match=r"three.ckpt did not count what its 3 updates cost"):
         fit.fit(flat(), data(toy_dataset), ckpt_path=path)
     assert (fit.global_step, cost.flops) == (5, None)
     assert "train/tflops" not in fit.callback_metrics
     fit.save_checkpoint(tmp_path / "five.ckpt")
-    fit = trainer(tmp_path, callbacks=[cost := Cost(10)], max_steps=6)
+    fit = trainer(tmp_path, callbacks=[cost := FlopBudget(10)], max_steps=6)
     fit.fit(flat(), data(toy_dataset), ckpt_path=str(tmp_path / "five.ckpt"))
     assert cost.flops is None
     (tmp_path / "budget.json").write_text(json.dumps({"flops": 1.0}))
-    limited = trainer(tmp_path, callbacks=[Cost(10, like=str(tmp_path / "budget.json"))], max_steps=6)
+    limited = trainer(tmp_path, callbacks=[FlopBudget(10, match=str(tmp_path / "budget.json"))], max_steps=6)
     with pytest.raises(LaresError, match="Start anew without --ckpt_path"):
         limited.fit(flat(), data(toy_dataset), ckpt_path=path)
 
 
 def test_validation_before_training_is_left_out(toy_dataset: Path, tmp_path: Path) -> None:
-    cost = Cost(1)
+    cost = FlopBudget(1)
     trainer(tmp_path, callbacks=[cost], max_steps=2, num_sanity_val_steps=2).fit(flat(), data(toy_dataset))
     assert cost.flops == 2 * of_an_update(toy_dataset)
 
 
 def test_of_accumulated_batches_each_counts(toy_dataset: Path, tmp_path: Path) -> None:
-    cost = Cost(2)
+    cost = FlopBudget(2)
     trainer(tmp_path, callbacks=[cost], max_steps=2, accumulate_grad_batches=3).fit(flat(), data(toy_dataset))
     assert cost.flops == 6 * of_an_update(toy_dataset)
 
@@ -111,7 +111,7 @@ def test_what_comes_before_the_first_update_counts(toy_dataset: Path, tmp_path: 
     costs = []
     for pruning in (None, Pruning(passes=1, top=40), Pruning(passes=3, top=40)):
         L.seed_everything(1)
-        cost = Cost(1)
+        cost = FlopBudget(1)
         rpt = RPT(str(tmp_path / "spt.ckpt"), group_size=2, pruning=pruning, optimizer=FAST)
         trainer(tmp_path, callbacks=[cost], max_steps=1).fit(rpt, data(toy_dataset))
         costs.append(cost.flops or 0.0)
@@ -127,7 +127,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LaresError, match="did not count what it cost"):
         spent(tmp_path / "finished.json")
     with pytest.raises(LaresError, match="every must be at least 1"):
-        Cost(0)
+        FlopBudget(0)
 
 
 def test_a_missing_budget_is_said_before_the_former_run_is_moved_aside(toy_dataset: Path, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_supervised_training_at_the_cost_of_rpt(toy_dataset: Path, tmp_path: Pat
     assert budget <= cost < 1.3 * budget, (budget, cost)
     best = read_checkpoint(runs / "spt" / "checkpoints" / "best.ckpt")
     continued = read_checkpoint(runs / "spt-continued" / "checkpoints" / "last.ckpt")
-    assert Path(continued.started_from or "") == best.path
+    assert Path(continued.initial_checkpoint or "") == best.path
     assert continued.settings["backbone"] == best.settings["backbone"]
     assert continued.data == best.data
 
@@ -195,7 +195,7 @@ def _spend(rank: int, port: str, dataset: str, folder: Path) -> None:
     setattr(module, "FlopCounterMode", Recorded)  # noqa: B010
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {"WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
-    cost = Cost(3, like=str(folder / "budget.json"))
+    cost = FlopBudget(3, match=str(folder / "budget.json"))
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=30))  # a wait for nobody is an error
     fit = trainer(folder, callbacks=[cost], max_epochs=-1, max_steps=60, devices=2, strategy=strategy)
     fit.fit(SPT(SMALL, optimizer=FAST), data(Path(dataset)))
@@ -212,7 +212,7 @@ def test_a_compiled_core_stays_compiled_and_costs_as_much(toy_dataset: Path, tmp
         torch._dynamo.reset()
         counters.clear()
         L.seed_everything(1)
-        cost = Cost(every)
+        cost = FlopBudget(every)
         fit = trainer(tmp_path, callbacks=[cost], max_steps=4, limit_val_batches=0)
         fit.fit(SPT(SMALL, optimizer=FAST, compile_core=compile_core), data(toy_dataset))
         assert (counters["stats"]["unique_graphs"] > 0) == (compile_core and every > 1)

@@ -38,7 +38,7 @@ from lares_pl import (
 )
 from lares_pl.export.command import export
 from lares_pl.export.formats import Onnx, Torch
-from lares_pl.export.parity import Agreement, check_agreement, compare, sampled_histories
+from lares_pl.export.parity import Parity, check_parity, compare, sampled_histories
 from lares_pl.export.programs import GivenLayout, GivenNoise, item_vectors
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.embedding import ItemText
@@ -105,7 +105,7 @@ def small(**options: Any) -> BackboneConfig:
     return BackboneConfig(**{**defaults, **options})
 
 
-def same(checkpoint: Path, folder: Path, depths: tuple[int, ...], format: Onnx | Torch, dataset: Path) -> Agreement:
+def same(checkpoint: Path, folder: Path, depths: tuple[int, ...], format: Onnx | Torch, dataset: Path) -> Parity:
     """Programs against model on histories that the export did not look at."""
     backbone = load_stage(checkpoint).backbone
     histories = sampled_histories(SequenceDataset.load(dataset), 70, LENGTH, seed=1)
@@ -269,12 +269,12 @@ def test_programs_that_are_not_the_model_are_noticed(toy_dataset: Path) -> None:
 
     histories = sampled_histories(SequenceDataset.load(toy_dataset), 9, LENGTH)
 
-    def found(**wrong: Any) -> Agreement:
+    def found(**wrong: Any) -> Parity:
         parts = {"rankings": rankings, "states": states, "vectors": vectors, **wrong}
         return compare(backbone, parts["rankings"], parts["states"], parts["vectors"], histories, (2,), K)
 
     right = found()
-    check_agreement(right)
+    check_parity(right)
     assert right.equal == 1
     wrong: list[dict[str, Any]] = [
         {"states": lambda inputs: {"state": states(inputs)["state"] * 1.01}},
@@ -286,7 +286,7 @@ def test_programs_that_are_not_the_model_are_noticed(toy_dataset: Path) -> None:
     ]
     for part in wrong:
         with pytest.raises(LaresError, match="not the model"):
-            check_agreement(found(**part))
+            check_parity(found(**part))
 
 
 def test_a_block_that_can_not_be_traced_is_named(toy_dataset: Path, tmp_path: Path) -> None:

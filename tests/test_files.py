@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from lares_pl import LaresError
-from lares_pl.atomic_io import appearing, move_aside, temporary_folder, write_json, write_text
+from lares_pl.atomic_io import atomic_write, move_aside, temporary_folder, write_json, write_text
 
 
 def test_a_crash_leaves_the_former_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "x.txt"
     write_text(path, "former")
-    with pytest.raises(LaresError, match=r"x\.txt: could not be written \(disk full\)"), appearing(path) as temporary:  # noqa: PT012
+    with pytest.raises(LaresError, match=r"x\.txt: could not be written \(disk full\)"), atomic_write(path) as temporary:  # noqa: PT012
         temporary.write_text("half of the")
         raise OSError("disk full")
     assert path.read_text() == "former"

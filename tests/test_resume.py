@@ -15,8 +15,8 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lares_pl import RPT, SPT, Pruning, SequenceDataModule, WarmupCosine
-from lares_pl.callbacks.graceful_shutdown import Together
-from lares_pl.stages.base import RankingStage
+from lares_pl.callbacks.graceful_shutdown import GracefulShutdown
+from lares_pl.stages.base import BaseStage
 from tests.test_stages import FAST, SMALL, trainer
 
 BATCH, EPOCHS = 64, 2
@@ -27,7 +27,7 @@ def data(dataset: Path, instances: str) -> SequenceDataModule:
     return SequenceDataModule(str(dataset), max_length=6, batch_size=size, instances=instances, seed=5)  # type: ignore[arg-type]
 
 
-def stage(kind: str, source: Path) -> RankingStage:
+def stage(kind: str, source: Path) -> BaseStage:
     schedule = partial(WarmupCosine, warmup=3, total=40)
     if kind == "spt":
         return SPT(SMALL, optimizer=FAST, scheduler=schedule)
@@ -36,7 +36,7 @@ def stage(kind: str, source: Path) -> RankingStage:
 
 def fit(
     kind: str, instances: str, dataset: Path, source: Path, folder: Path, resumed: Path | None = None, **options: Any
-) -> tuple[RankingStage, L.Trainer, EarlyStopping]:
+) -> tuple[BaseStage, L.Trainer, EarlyStopping]:
     """One run; checkpoints after every update and after every validation."""
     L.seed_everything(7 if resumed is None else 99)  # a resumed run takes its seed from the checkpoint
     each = ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=1, enable_version_counter=False)
@@ -138,7 +138,7 @@ def test_a_run_that_sigterm_stops_anywhere_loses_nothing(options: dict[str, Any]
         last = ModelCheckpoint(folder, "last", save_on_exception=True, enable_version_counter=False)
         patience = EarlyStopping("val/ndcg@10", mode="max", patience=50, check_on_train_epoch_end=False)
         validations = Validations()
-        callbacks = [Together(), last, patience, validations, *others]
+        callbacks = [GracefulShutdown(), last, patience, validations, *others]
         fit = trainer(folder, enable_checkpointing=True, callbacks=callbacks, **options)
         model = SPT(SMALL, optimizer=FAST)
         try:

@@ -89,19 +89,21 @@ def test_batches_of_windows_bring_what_they_promise() -> None:
     loader = WindowLoader(data, training_windows(data, 5), 4, 5, kept, aligned=2, partners=partners, shuffle=True)
     served, aligned = [], 0
     for batch in loader:
-        assert batch.places is not None
+        assert batch.target_positions is not None
         assert batch.aligned is not None
         assert batch.partners is not None
         rows = [row.tolist() for row in batch.histories.items.split(batch.histories.lengths.tolist())]
         row_of = torch.repeat_interleave(batch.histories.lengths)
         starts = batch.histories.lengths.cumsum(0) - batch.histories.lengths
-        for place, index, target in zip(batch.places.tolist(), batch.instances.tolist(), batch.targets.tolist(), strict=True):
+        for place, index, target in zip(
+            batch.target_positions.tolist(), batch.instances.tolist(), batch.targets.tolist(), strict=True
+        ):
             row = int(row_of[place])
             read = rows[row][: place - int(starts[row]) + 1]
             end = instances.ends[index]
             assert read == data.items[end - len(read) : end].tolist()
             assert target == data.items[end]
-        per_window = torch.bincount(row_of[batch.places], minlength=len(rows)).clamp(max=2)
+        per_window = torch.bincount(row_of[batch.target_positions], minlength=len(rows)).clamp(max=2)
         assert len(batch.aligned) == len(batch.partners) == per_window.sum()
         aligned += len(batch.aligned)
         served += batch.instances.tolist()
@@ -173,14 +175,14 @@ def test_states_and_gradients_are_those_of_the_prefix_instances(block: type[nn.M
     instances = data.training_instances
     (windows,) = WindowLoader(data, training_windows(data, 8), 99, 8)
     (prefixes,) = InstanceLoader(data, instances, 99, 8)
-    assert windows.places is not None
+    assert windows.target_positions is not None
     assert windows.instances.tolist() == prefixes.instances.tolist()
 
     real = windows.histories.tokens
     z = torch.randn(real, 8)
     starts = windows.histories.lengths.cumsum(0) - windows.histories.lengths
     row = torch.repeat_interleave(windows.histories.lengths)
-    of_prefixes = torch.cat([z[starts[row[place]] : place + 1] for place in windows.places])
+    of_prefixes = torch.cat([z[starts[row[place]] : place + 1] for place in windows.target_positions])
 
     def laid_out(histories: Histories, states: Tensor) -> list[Tensor]:
         layout = model._layout(histories)
@@ -188,7 +190,9 @@ def test_states_and_gradients_are_those_of_the_prefix_instances(block: type[nn.M
             return [states]
         return [states.new_zeros(*layout.shape, 8).masked_scatter(layout.mask[..., None], states)]
 
-    (at_once,) = model.rollout(windows.histories, [depth], initial_states=laid_out(windows.histories, z), read=windows.places)
+    (at_once,) = model.rollout(
+        windows.histories, [depth], initial_states=laid_out(windows.histories, z), read=windows.target_positions
+    )
     (one_by_one,) = model.rollout(prefixes.histories, [depth], initial_states=laid_out(prefixes.histories, of_prefixes))
     torch.testing.assert_close(at_once, one_by_one, rtol=1e-5, atol=1e-5)
     gradients = []

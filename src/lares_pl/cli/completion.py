@@ -71,11 +71,11 @@ def _function_parsers() -> dict[str, ArgumentParser]:
 
 def _stage_parsers() -> dict[str, ArgumentParser]:
     """The parsers of `fit`, `validate`, `test` and `predict`, which are not run."""
-    from lares_pl.cli.lightning import Command, run
+    from lares_pl.cli.lightning import LaresCLI, run
 
     found: dict[str, ArgumentParser] = {}
 
-    class Unparsed(Command):
+    class Unparsed(LaresCLI):
         def parse_arguments(self, parser: Any, args: Any) -> None:
             found.update(self._subcommand_parsers)
             raise StopIteration

@@ -26,10 +26,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lares_pl import BSARecBlock, FMLPBlock, LRUBlock, RotaryBlock, TransformerBlock  # noqa: F401  (`class_path: FMLPBlock`)
 from lares_pl.atomic_io import write_json
-from lares_pl.callbacks.config_saver import ConfigRecord
+from lares_pl.callbacks.config_saver import ConfigSaver
 from lares_pl.callbacks.depth_sweep import DepthSweep
-from lares_pl.callbacks.flop_budget import Cost
-from lares_pl.callbacks.graceful_shutdown import Together, end_with_parent, terminated_is_not_success
+from lares_pl.callbacks.flop_budget import FlopBudget
+from lares_pl.callbacks.graceful_shutdown import GracefulShutdown, end_with_parent, terminated_is_not_success
 from lares_pl.callbacks.lineage import Lineage
 from lares_pl.callbacks.prediction_writer import PredictionWriter
 from lares_pl.callbacks.progress import Progress
@@ -44,25 +44,25 @@ from lares_pl.model.reasoning import StopRule
 from lares_pl.parsing import own_defaults, readable
 from lares_pl.runs import BEST, LAST, RUNS, StageFolder, comparison, trained
 from lares_pl.serialization import class_path_of
-from lares_pl.stages.base import RankingStage
+from lares_pl.stages.base import BaseStage
 from lares_pl.stages.checkpoint import StageCheckpoint, load_stage, read_checkpoint
 from lares_pl.stages.checkpoint_io import AtomicCheckpointIO
 from lares_pl.stages.rpt import RPT
 from lares_pl.stages.spt import SPT
 
 
-def run(kind: type[Command] | None = None) -> None:
-    """Parse the command line and run the subcommand, as `Command` does it or a class of that kind."""
+def run(kind: type[LaresCLI] | None = None) -> None:
+    """Parse the command line and run the subcommand, as `LaresCLI` does it or a class of that kind."""
     _quieten()
     end_with_parent()
     sys.argv[1:] = with_shipped_configs(sys.argv[1:])
     with own_defaults(), terminated_is_not_success():
-        (kind or Command)(
-            RankingStage,
+        (kind or LaresCLI)(
+            BaseStage,
             SequenceDataModule,
             subclass_mode_model=True,
-            save_config_callback=ConfigRecord,
-            parser_class=CommandParser,
+            save_config_callback=ConfigSaver,
+            parser_class=LaresParser,
             parser_kwargs={"allow_abbrev": False},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -90,7 +90,7 @@ def _quieten() -> None:
 # ---------------------------------------------------------------- the command
 
 
-class CommandParser(Helpful, LightningArgumentParser):
+class LaresParser(Helpful, LightningArgumentParser):
     """A parser whose errors are `LaresError`."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
@@ -100,7 +100,7 @@ class CommandParser(Helpful, LightningArgumentParser):
         raise LaresError(f"{self.meant(readable(message))} (`lares {sys.argv[1]} --help` lists the options)")
 
 
-class Command(LightningCLI):
+class LaresCLI(LightningCLI):
     """The four commands that need a trainer."""
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -124,7 +124,7 @@ class Command(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        assert isinstance(parser, CommandParser)
+        assert isinstance(parser, LaresParser)
         parser.explain(**vars(STAGES[subcommand]))
         if subcommand == "fit":
             parser.stages = (SPT, RPT)
@@ -204,9 +204,9 @@ class Command(LightningCLI):
             record = self.save_config_kwargs["resolved"]
             record.ckpt_path = "auto" if asked == "auto" else None
             if self.resumed is not None:
-                record.model.init_args["init_from"] = self.resumed.started_from
+                record.model.init_args["init_from"] = self.resumed.initial_checkpoint
             self._place_outputs(self.folder.path)
-        added = (f"{kind.__module__}.{kind.__name__}" for kind in (Together, Lineage))
+        added = (f"{kind.__module__}.{kind.__name__}" for kind in (GracefulShutdown, Lineage))
         callbacks = [*(config.trainer.callbacks or []), *(Namespace(class_path=path) for path in added)]
         if config.trainer.enable_progress_bar is not False:
             config.trainer.enable_progress_bar = True
@@ -227,8 +227,8 @@ class Command(LightningCLI):
         for callback in trainer.callbacks or []:
             if callback.class_path.endswith(".ModelCheckpoint") and callback.init_args.get("dirpath") is None:
                 callback.init_args.dirpath = str(folder / "checkpoints")
-            if callback.class_path == class_path_of(Cost) and is_stage_name(callback.init_args.get("like")):
-                callback.init_args.like = str(folder.with_name(callback.init_args.like) / "finished.json")
+            if callback.class_path == class_path_of(FlopBudget) and is_stage_name(callback.init_args.get("match")):
+                callback.init_args.match = str(folder.with_name(callback.init_args.match) / "finished.json")
             if callback.class_path.endswith(".DepthSweep") and callback.init_args.get("path") is None:
                 callback.init_args.path = str(folder / "depth-sweep.csv")
         loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
@@ -258,7 +258,7 @@ class Command(LightningCLI):
         """Options that belong to the model but are not part of it."""
         config = self.chosen
         if self.resumed is not None:
-            self.model.started_from = self.resumed.started_from
+            self.model.initial_checkpoint = self.resumed.initial_checkpoint
         if config.depth is not None:
             self.model.evaluation_depth = config.depth
         self.model.stop, self.model.trajectories = self._get(self.config_init, "stop"), config.trajectories
@@ -329,7 +329,7 @@ class Command(LightningCLI):
             keeper = self.trainer.checkpoint_callback
             best = keeper.best_model_path if isinstance(keeper, ModelCheckpoint) else ""
             callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-            counted = [callback.flops for callback in callbacks if isinstance(callback, Cost)]
+            counted = [callback.flops for callback in callbacks if isinstance(callback, FlopBudget)]
             made = {"epochs": self.trainer.current_epoch, "updates": self.trainer.global_step}
             self.finished = {**made, "best": best, "flops": counted[0] if counted else None}
         self.finished["tested"] = tested
@@ -343,7 +343,7 @@ class Command(LightningCLI):
             rank_zero_warn("no checkpoint was kept (trainer.enable_checkpointing), so none is tested")
             return
         report: dict[str, Any] = {"checkpoint": best, "depth": self.model.evaluation_depth}
-        if isinstance(self.model, RPT) and (source := self.model.started_from) is not None and Path(source).is_file():
+        if isinstance(self.model, RPT) and (source := self.model.initial_checkpoint) is not None and Path(source).is_file():
             report["before"] = {"checkpoint": source, "metrics": self._test_before(source)}
         (metrics,) = self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
         report["metrics"] = metrics

@@ -13,10 +13,10 @@ from lares_pl.model.recurrence import KeyedNoise
 
 if TYPE_CHECKING:
     from lares_pl.data.loading.batches import Batch
-    from lares_pl.stages.base import RankingStage
+    from lares_pl.stages.base import BaseStage
 
 
-def ranks_by_depth(stage: RankingStage, batch: Batch, depths: Sequence[int]) -> Tensor:
+def ranks_by_depth(stage: BaseStage, batch: Batch, depths: Sequence[int]) -> Tensor:
     """Rank of each target at each depth, `[D, B]`, 1 is best; the noise is that of evaluation at any of them.
 
     Args:
@@ -31,7 +31,7 @@ def ranks_by_depth(stage: RankingStage, batch: Batch, depths: Sequence[int]) -> 
 
 @torch.no_grad()
 def metrics_by_depth(
-    stage: RankingStage, batches: Iterable[Batch], depths: Sequence[int], cutoffs: Sequence[int]
+    stage: BaseStage, batches: Iterable[Batch], depths: Sequence[int], cutoffs: Sequence[int]
 ) -> list[dict[str, float]]:
     """Recall, NDCG and MRR at each depth, over the batches of all processes.
 

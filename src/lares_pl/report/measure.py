@@ -27,7 +27,7 @@ from lares_pl.report.distributions import movement, residuals
 from lares_pl.stages.base import CUTOFFS
 
 if TYPE_CHECKING:
-    from lares_pl.stages.base import RankingStage
+    from lares_pl.stages.base import BaseStage
 
 Split = Literal["test", "val"]
 METRICS = (*(f"recall@{k}" for k in CUTOFFS), *(f"ndcg@{k}" for k in CUTOFFS), "mrr")
@@ -71,7 +71,7 @@ def values_of(metric: str, ranks: np.ndarray) -> np.ndarray:
 
 
 def batches(
-    stage: RankingStage, dataset: str, split: Split, batch_size: int, shuffle: bool = False
+    stage: BaseStage, dataset: str, split: Split, batch_size: int, shuffle: bool = False
 ) -> Iterator[tuple[Batch, Excluded | None]]:
     """Users of a split as the stage reads them, on its device, and what is left out of their rankings.
 
@@ -99,7 +99,7 @@ class _Part(NamedTuple):
     kl: Tensor
 
 
-def _measure_batch(stage: RankingStage, batch: Batch, excluded: Excluded | None, deepest: int) -> _Part:
+def _measure_batch(stage: BaseStage, batch: Batch, excluded: Excluded | None, deepest: int) -> _Part:
     """One rollout; at the depth of evaluation the states are those that `lares test` ranks by, to the last bit.
 
     (The end of a trajectory is computed for its last positions alone, and rounds otherwise than a step on the way.)
@@ -114,7 +114,7 @@ def _measure_batch(stage: RankingStage, batch: Batch, excluded: Excluded | None,
 
 
 @torch.inference_mode()
-def measure(stage: RankingStage, dataset: str, split: Split, deepest: int, batch_size: int = 1024) -> Measured:
+def measure(stage: BaseStage, dataset: str, split: Split, deepest: int, batch_size: int = 1024) -> Measured:
     """Ranks of all users of a split after every step, and what the steps do to states and distributions.
 
     The noise is a function of each history alone, as in every evaluation; nothing of size users × items is ever held.

@@ -23,7 +23,7 @@ from lares_pl.errors import LaresError
 from lares_pl.serialization import import_class
 
 if TYPE_CHECKING:
-    from lares_pl.stages.base import RankingStage
+    from lares_pl.stages.base import BaseStage
 
 KEY = "lares"  # our entry in a Lightning checkpoint
 
@@ -40,7 +40,7 @@ class StageCheckpoint:
         data: hyperparameters of its data module: `dataset`, `max_length`.
         weights: its state dict.
         resumable: whether it holds the state of the optimiser, so that training can go on from it.
-        started_from: checkpoint that its run took its first weights from, if any.
+        initial_checkpoint: checkpoint that its run took its first weights from, if any.
         seed: of its run, where it is known.
     """
 
@@ -51,7 +51,7 @@ class StageCheckpoint:
     data: dict[str, Any]
     weights: dict[str, Tensor]
     resumable: bool
-    started_from: str | None = None
+    initial_checkpoint: str | None = None
     seed: int | None = None
 
     @property
@@ -113,7 +113,7 @@ def read_checkpoint(path: str | Path) -> StageCheckpoint:
         content.get("datamodule_hyper_parameters") or {},
         content["state_dict"],
         bool(content.get("optimizer_states")),
-        own.get("started_from"),
+        own.get("initial_checkpoint"),
         own.get("seed"),
     )
 
@@ -145,7 +145,7 @@ def _is_text_or_none(value: Any) -> bool:
 # what every checkpoint of a stage holds, and what may be missing
 _ENTRIES: dict[tuple[str, ...], Callable[[Any], bool]] = {
     (KEY, "class_path"): _is_text,
-    (KEY, "started_from"): _is_text_or_none,
+    (KEY, "initial_checkpoint"): _is_text_or_none,
     (KEY, "seed"): lambda value: isinstance(value, int | None),
     (KEY, "catalogue", "items"): _is_count,
     (KEY, "catalogue", "max_length"): _is_count,
@@ -181,17 +181,17 @@ def _broken(content: Mapping[str, Any]) -> str | None:
     return None
 
 
-def load_stage(path: str | Path) -> RankingStage:
+def load_stage(path: str | Path) -> BaseStage:
     """The trained stage of a checkpoint, whichever class it is of, on the CPU and in evaluation mode.
 
     Raises:
         LaresError: as `read_checkpoint`, and if its class is no stage, or its parts don't make up one.
     """
-    from lares_pl.stages.base import RankingStage
+    from lares_pl.stages.base import BaseStage
 
     checkpoint = read_checkpoint(path)
     kind = import_class(checkpoint.class_path)
-    if not issubclass(kind, RankingStage):
+    if not issubclass(kind, BaseStage):
         raise LaresError(f"{path}: names {checkpoint.class_path} as its stage, which is none")
     try:
         return kind.load_from_checkpoint(path, map_location="cpu").eval()

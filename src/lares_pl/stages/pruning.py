@@ -99,7 +99,7 @@ def kept_instances(
     for batch in batches:
         batch = batch.to(device)
         noise = [KeyedNoise(batch.histories, seed) for seed in range(pruning.passes)]
-        for states in backbone.rollout(batch.histories, [depth] * pruning.passes, noise, read=batch.places):
+        for states in backbone.rollout(batch.histories, [depth] * pruning.passes, noise, read=batch.target_positions):
             ranks = backbone.target_rank(states[-1], batch.targets)
             kept[batch.instances[batch.valid & (ranks <= pruning.top)]] = 1
     return kept

@@ -24,9 +24,9 @@ from lares_pl.model.recurrence import Noise
 from lares_pl.objectives.policy import group_advantages, grpo, step_weights
 from lares_pl.objectives.rewards import RecallReward, Reward
 from lares_pl.parsing import from_plain
-from lares_pl.stages.base import OptimizerFactory, RankingStage, SchedulerFactory, arguments, step_residual
+from lares_pl.stages.base import BaseStage, OptimizerFactory, SchedulerFactory, arguments, step_residual
 from lares_pl.stages.checkpoint import KEY, read_checkpoint
-from lares_pl.stages.distributed import share_of_rows
+from lares_pl.stages.distributed import row_weight
 from lares_pl.stages.pruning import KeptSet, Pruning, kept_instances, pruning_fingerprint
 
 
@@ -91,7 +91,7 @@ def group_loss(
     return GroupOutcome(loss, kl, rewards, advantages, step_residual(deepest) if len(deepest) > 1 else None)
 
 
-class RPT(RankingStage):
+class RPT(BaseStage):
     """Reinforcement post-training of an SPT model.
 
     Architecture and weights come from `init_from`; the same weights, frozen, are the reference policy.
@@ -223,7 +223,7 @@ class RPT(RankingStage):
             self.reward,
             self.beta,
             self.randomness.noise,
-            places=batch.places,
+            places=batch.target_positions,
         )
         logged: Mapping[str, Tensor | float] = {
             "loss": outcome.loss.detach(),
@@ -235,4 +235,4 @@ class RPT(RankingStage):
             **({} if outcome.residual is None else {"residual": outcome.residual}),
         }
         self.log_training(logged, batch)
-        return outcome.loss * share_of_rows(len(batch), self.device, self.readers)
+        return outcome.loss * row_weight(len(batch), self.device, self.data_parallel_group)

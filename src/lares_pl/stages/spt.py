@@ -23,8 +23,8 @@ from lares_pl.model.backbone import BackboneConfig
 from lares_pl.objectives.alignment import alignment
 from lares_pl.objectives.softmax import FullSoftmax, NextItemLoss, Proposal
 from lares_pl.parsing import from_plain
-from lares_pl.stages.base import OptimizerFactory, RankingStage, SchedulerFactory, arguments, step_residual
-from lares_pl.stages.distributed import rows_of_all, share_of_rows
+from lares_pl.stages.base import BaseStage, OptimizerFactory, SchedulerFactory, arguments, step_residual
+from lares_pl.stages.distributed import all_gather_rows, row_weight
 
 
 def alignment_loss(
@@ -48,7 +48,7 @@ def alignment_loss(
     return alignment(last, of_partner, tau), step_level
 
 
-class SPT(RankingStage):
+class SPT(BaseStage):
     """Self-supervised pre-training: predict the target, align trajectories of one target and steps of one trajectory.
 
     With `alpha: 0`, `gamma: 0` and depth 0 this is the supervised baseline without recurrence (SASRec).
@@ -130,15 +130,15 @@ class SPT(RankingStage):
             assert batch.partners is not None
             histories.append(batch.partners)
             depths.append(pair_depth)
-        read = [batch.places, *[None] * (len(depths) - 1)]
+        read = [batch.target_positions, *[None] * (len(depths) - 1)]
         prediction, *pair = self.backbone.rollout(histories, depths, self.randomness.noise, read=read)
 
         cross_entropy = self.loss(self.backbone, prediction[-1], batch.targets, self._proposal, draws)
         logged: dict[str, Tensor | float | int] = {"ce": cross_entropy.detach(), "depth": depth}
-        loss = cross_entropy * share_of_rows(len(batch), self.device, self.readers)
+        loss = cross_entropy * row_weight(len(batch), self.device, self.data_parallel_group)
         if pair:
             normalised = [self.backbone_config.similarity.normalise(states) for states in pair]
-            of_all = partial(rows_of_all, group=self.readers) if self.gather_negatives else None
+            of_all = partial(all_gather_rows, group=self.data_parallel_group) if self.gather_negatives else None
             trajectory_level, step_level = alignment_loss(normalised[0], normalised[-1], step, self.tau, of_all)
             loss = loss + self.alpha * trajectory_level + self.gamma * step_level
             logged |= {"sla": step_level.detach(), "pair_depth": pair_depth}

@@ -61,7 +61,7 @@ def check_optimizer(optimizer: Optimizer) -> None:
         )
 
 
-def check_that_it_comes_back(config: BackboneConfig) -> None:
+def check_serializable(config: BackboneConfig) -> None:
     """Refuse before training what could be written into a checkpoint but not be built from it again."""
     try:
         from_plain(BackboneConfig, to_plain(config), "backbone")

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lares_pl.atomic_io import appearing_folder, check_folder
+from lares_pl.atomic_io import atomic_folder, check_folder
 from lares_pl.data.dataset.mmap_cache import FOLDER, flat_copies
 from lares_pl.data.prepare.engines import DuckDB, Engine
 from lares_pl.data.prepare.readers import Columns, Format, source_files
@@ -73,7 +73,7 @@ def prepare(
     files = source_files(Path(source), format)
     _check_target(target, overwrite)
     filters = Filters(min_rating, repeats, k_core)
-    with appearing_folder(target, lambda: _check_target(target, overwrite)) as folder:
+    with atomic_folder(target, lambda: _check_target(target, overwrite)) as folder:
         with engine.open(folder) as session:
             known = session.read(Path(source), columns, format)
             try:

@@ -16,7 +16,7 @@ import bench
 from lares_pl import BackboneConfig, Histories, RecallReward, RecurrentBackbone
 from lares_pl.stages.rpt import group_loss
 from lares_pl.stages.spt import alignment_loss
-from slow_side import SlowSide
+from naive_baseline import NaiveBaseline
 
 ITEMS, LENGTH = 15, 7
 histories = st.lists(st.lists(st.integers(1, ITEMS), min_size=1, max_size=LENGTH), min_size=2, max_size=5)
@@ -68,7 +68,7 @@ def test_spt(lists: list[list[int]], depth: int, pair: int, data: st.DataObject)
     batch = {
         "history": rows, "length": lengths, "target": targets, "partner": partner_rows, "partner_length": partner_lengths
     }  # fmt: skip
-    slow = SlowSide(model).spt_loss(batch, depth, pair, step, [*own, *other])
+    slow = NaiveBaseline(model).spt_loss(batch, depth, pair, step, [*own, *other])
     mine = Histories.from_lists(lists)
     prediction, a, b = model.rollout(
         [mine, mine, Histories.from_lists(partners)], [depth, pair, pair], initial_states=[*own_packed, *other_packed]
@@ -86,7 +86,7 @@ def test_rpt(lists: list[list[int]], depths: list[int], data: st.DataObject) -> 
     rows, lengths = padded_rows(lists)
     starts, starts_packed = noise(rows, lengths, 2 * len(depths))
     batch = {"history": rows, "length": lengths, "target": targets}
-    slow = SlowSide(model).rpt_loss(SlowSide(frozen).eval(), batch, depths, starts, k=5)
+    slow = NaiveBaseline(model).rpt_loss(NaiveBaseline(frozen).eval(), batch, depths, starts, k=5)
     count = len(depths)
     fast = group_loss(
         model, frozen, Histories.from_lists(lists), targets, depths, RecallReward(5), 1.0,
@@ -101,7 +101,7 @@ def test_ranks() -> None:
     rows, lengths = padded_rows(lists)
     starts, starts_packed = noise(rows, lengths, 1)
     targets = torch.tensor([3, 9, 1])
-    states = SlowSide(model)(rows, lengths, 3, starts[0])
+    states = NaiveBaseline(model)(rows, lengths, 3, starts[0])
     (ours,) = model.rollout(Histories.from_lists(lists), [3], initial_states=starts_packed)
     torch.testing.assert_close(ours.transpose(0, 1), states)
     scores = states[:, -1] @ model.item_vectors.T

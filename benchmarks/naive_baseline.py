@@ -33,27 +33,27 @@ class PaddedRows(Dataset[dict[str, Tensor]]):
 
     def __init__(self, data: SequenceDataset, instances: Instances, max_length: int, partners: bool = False) -> None:
         self.data = data
-        self.cuts = instances.all()
+        self.spans = instances.all()
         self.max_length = max_length
         self.same_target: dict[int, list[int]] = {}
         if partners:
-            for index, target in enumerate(data.targets(self.cuts).tolist()):
+            for index, target in enumerate(data.targets(self.spans).tolist()):
                 self.same_target.setdefault(target, []).append(index)
 
     def __len__(self) -> int:
-        return len(self.cuts)
+        return len(self.spans)
 
     def history(self, index: int) -> tuple[Tensor, int]:
         """A padded history and its length."""
-        end = int(self.cuts.ends[index])
-        start = max(int(self.cuts.starts[index]), end - self.max_length)
+        end = int(self.spans.ends[index])
+        start = max(int(self.spans.starts[index]), end - self.max_length)
         row = torch.zeros(self.max_length, dtype=torch.int64)
         row[: end - start] = torch.from_numpy(self.data.items[start:end].astype(np.int64))
         return row, end - start
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         history, length = self.history(index)
-        target = int(self.data.items[self.cuts.ends[index]])
+        target = int(self.data.items[self.spans.ends[index]])
         row = {"history": history, "length": torch.tensor(length), "target": torch.tensor(target)}
         if self.same_target:
             others = [other for other in self.same_target[target] if other != index] or [index]
@@ -66,7 +66,7 @@ class PaddedRows(Dataset[dict[str, Tensor]]):
         return DataLoader(self, batch_size=batch_size, shuffle=shuffle)
 
 
-class SlowSide(nn.Module):
+class NaiveBaseline(nn.Module):
     """The released scripts' forward pass over the parameters of a backbone.
 
     Args:
@@ -154,7 +154,7 @@ class SlowSide(nn.Module):
 
     def rpt_loss(
         self,
-        reference: SlowSide,
+        reference: NaiveBaseline,
         batch: dict[str, Tensor],
         depths: Sequence[int],
         starts: Sequence[Tensor | None] | None = None,
