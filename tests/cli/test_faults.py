@@ -25,7 +25,7 @@ from lares_pl.stages.checkpoint import read_checkpoint
 from lares_pl.stages.checkpoint_io import AtomicCheckpointIO
 from tests.console import SMALL as SMALL_OPTIONS
 from tests.console import Running, lares
-from tests.test_stages import FAST, SMALL, data, trainer
+from tests.training import FAST, SMALL, data, trainer
 
 
 class Poisoned(SPT):

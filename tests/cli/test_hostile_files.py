@@ -36,7 +36,7 @@ from lares_pl.reference.files import read_reference, read_settings
 from lares_pl.stages.checkpoint import read_checkpoint
 from lares_pl.stages.checkpoint_io import write_checkpoint
 from tests.console import error
-from tests.test_stages import FAST, SMALL, data, trainer
+from tests.training import FAST, SMALL, data, trainer
 
 EXAMPLES = int(os.environ.get("LARES_FUZZ", "12"))
 fuzzed = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None)

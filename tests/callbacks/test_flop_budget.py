@@ -22,7 +22,7 @@ from lares_pl.runs import StageFolder
 from lares_pl.stages.checkpoint import read_checkpoint
 from tests.console import SMALL as NARROW
 from tests.console import error, lares
-from tests.test_stages import FAST, SMALL, trainer
+from tests.training import FAST, SMALL, trainer
 
 BATCH, SIZE = 16, 8
 

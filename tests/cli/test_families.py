@@ -12,8 +12,8 @@ import yaml
 
 from lares_pl import load_stage, prepare
 from tests.console import error, lares
-from tests.test_benchmark import few_users
-from tests.test_readme import README
+from tests.data.prepare.test_recbole_splits import few_users
+from tests.docs.test_readme import README
 
 QUICK = [
     *("--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.logger", "false"),

@@ -13,7 +13,7 @@ import wandb
 from lares_pl import SPT, SequenceDataModule
 from lares_pl.callbacks.progress import Progress, clock, total_updates
 from lares_pl.callbacks.tracking import Wandb, has_account
-from tests.test_stages import FAST, SMALL, trainer
+from tests.training import FAST, SMALL, trainer
 
 
 def run(dataset: Path, folder: Path) -> None:

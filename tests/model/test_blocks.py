@@ -32,7 +32,7 @@ from lares_pl.model.blocks import build_block
 from lares_pl.model.blocks.lru import linear_scan
 from lares_pl.model.blocks.rotary import rotate
 from lares_pl.model.layout import Layout, padded
-from tests.test_backbone import HISTORIES
+from tests.model.test_backbone import HISTORIES
 
 LENGTH, SIZE, ITEMS = 6, 8, 9
 TEXT = torch.randn(ITEMS + 1, 5, generator=torch.Generator().manual_seed(1))

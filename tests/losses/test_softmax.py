@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lares_pl import SPT, CosineSimilarity, FullSoftmax, LaresError, RecurrentBackbone, SampledSoftmax, load_stage
 from lares_pl.model.backbone import BackboneConfig
 from lares_pl.objectives.softmax import Proposal, sampled_log_probs
-from tests.test_stages import FAST, SMALL, data, trainer
+from tests.training import FAST, SMALL, data, trainer
 
 COUNTS = torch.tensor([0, 90, 30, 9, 3, 1, 0, 0])  # padding and seven items, two of them never seen
 

@@ -30,7 +30,7 @@ from lares_pl.model import scoring
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.recommender import candidates
 from tests.console import error
-from tests.test_stages import FAST, SMALL, trainer
+from tests.training import FAST, SMALL, trainer
 
 IDS = pa.array([f"item-{number}" for number in range(1, 31)])
 HISTORIES = {"ann": ["item-3", "item-1", "item-4"], "bob": ["item-5"], "cleo": [f"item-{n}" for n in range(1, 13)]}

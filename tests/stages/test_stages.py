@@ -30,22 +30,7 @@ from lares_pl import (
 )
 from lares_pl.stages.checkpoint import read_checkpoint
 from lares_pl.stages.pruning import kept_instances
-
-SMALL = BackboneConfig(
-    hidden_size=16,
-    pre_block=partial(TransformerBlock, inner_size=32),
-    core_block=partial(TransformerBlock, inner_size=32),
-    pre_layers=1,
-    core_layers=1,
-    dropout=0.1,
-)
-FAST = partial(torch.optim.Adam, lr=5e-3)
-
-
-def trainer(folder: Path, **options: Any) -> L.Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
-    chosen = {"accelerator": "cpu", "devices": 1, "default_root_dir": folder, "enable_checkpointing": False}
-    return L.Trainer(**{**quiet, **chosen, "max_epochs": 2, "log_every_n_steps": 1, **options})
+from tests.training import FAST, SMALL, data, trainer
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +42,6 @@ def spt_checkpoint(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) 
     fit.fit(SPT(SMALL, optimizer=FAST), SequenceDataModule(str(toy_dataset), max_length=8, batch_size=64))
     fit.save_checkpoint(folder / "spt.ckpt")
     return folder / "spt.ckpt"
-
-
-def data(dataset: Path, **options: Any) -> SequenceDataModule:
-    return SequenceDataModule(str(dataset), **{"max_length": 8, "batch_size": 64, **options})
 
 
 def test_spt_logs_every_part_and_learns(toy_dataset: Path, tmp_path: Path) -> None:

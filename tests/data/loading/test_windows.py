@@ -34,7 +34,7 @@ from lares_pl.data.loading.sampler import Shard
 from lares_pl.data.loading.windows import training_windows
 from lares_pl.model.layout import Layout
 from lares_pl.stages.pruning import kept_instances
-from tests.test_stages import FAST, SMALL, trainer
+from tests.training import FAST, SMALL, trainer
 
 
 def sequences(lengths: list[int], items: int = 9) -> SequenceDataset:

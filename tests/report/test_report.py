@@ -46,7 +46,7 @@ from lares_pl.report.page import Chart, Section, Table, render, short
 from lares_pl.report.sources import find_sources, group_by_seed, why_apart
 from lares_pl.report.study import GroupFindings, population, usual_depths
 from lares_pl.report.training import read_log, smoothed
-from tests.test_stages import FAST, SMALL, data, trainer
+from tests.training import FAST, SMALL, data, trainer
 
 EVIL = "<img src=x onerror=alert(1)>"
 

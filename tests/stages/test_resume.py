@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lares_pl import RPT, SPT, Pruning, SequenceDataModule, WarmupCosine
 from lares_pl.callbacks.graceful_shutdown import GracefulShutdown
 from lares_pl.stages.base import BaseStage
-from tests.test_stages import FAST, SMALL, trainer
+from tests.training import FAST, SMALL, trainer
 
 BATCH, EPOCHS = 64, 2
 

