@@ -18,16 +18,16 @@ PACKAGE = ROOT / "src" / "lares_pl"
 REST = "the rest"
 # rooms of the house, from the top: folders, or the modules that are rooms of their own
 ROOMS = {
-    "commands": ["cli", "training", "chain", "commands", "completion", "help", "demo", "shipped", "runs"],
+    "commands": ["cli", "runs"],
     "products": ["recommender", "export"],
     "report": ["report"],
     "callbacks": ["callbacks"],
-    "stages": ["stages", "metrics"],
+    "stages": ["stages", "evaluation"],
     "objectives": ["objectives"],
     "model": ["model"],
     "data": ["data"],
     "reference": ["reference"],
-    "foundations": ["config", "files", "device", "errors"],
+    "foundations": ["serialization", "parsing", "atomic_io", "device", "errors"],
 }
 _PLACE = re.compile(r"^\{\{ (readme|config|changelog)(?:: ?(.*?))? \}\}$", re.MULTILINE)
 _HEADING = re.compile(r"^(#{2,3}) (.+)$", re.MULTILINE)
