@@ -24,7 +24,11 @@ class PlainParser(ArgumentParser):
         """Raise what is wrong, without usage text and without the alternatives that were not meant."""
         if not self.exit_on_error:  # a parser inside the parser: the outer one reports
             super().error(message, ex)
-        raise LaresError(readable(message))
+        raise LaresError(self.report(message))
+
+    def report(self, message: str) -> str:
+        """The message of an error."""
+        return readable(message)
 
 
 @contextmanager

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Literal
 
 import pytest
 
-from lares_pl.cli.commands import STAGES
+from lares_pl.cli.arguments import help_last
+from lares_pl.cli.commands import FUNCTIONS, STAGES
 from lares_pl.cli.completion import _function_parsers, _stage_parsers, completion
-from lares_pl.cli.help import help_last, render, sections
-from lares_pl.cli.main import FUNCTIONS, main
+from lares_pl.cli.help import render
+from lares_pl.cli.main import main
+from lares_pl.cli.options import sections
 from lares_pl.cli.shipped_configs import shipped_files
 from lares_pl.errors import LaresError
 from tests.console import error

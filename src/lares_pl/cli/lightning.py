@@ -35,7 +35,7 @@ from lares_pl.callbacks.prediction_writer import PredictionWriter
 from lares_pl.callbacks.progress import Progress
 from lares_pl.cli.chaining import is_stage_name, join_stages, resolve_checkpoint
 from lares_pl.cli.commands import STAGES
-from lares_pl.cli.help import Helpful
+from lares_pl.cli.parser import Parser
 from lares_pl.cli.shipped_configs import with_shipped_configs
 from lares_pl.data.dataset.prepared import check_dataset
 from lares_pl.data.module import SequenceDataModule
@@ -90,14 +90,12 @@ def _quieten() -> None:
 # ---------------------------------------------------------------- the command
 
 
-class LaresParser(Helpful, LightningArgumentParser):
-    """A parser whose errors are `LaresError`."""
+class LaresParser(Parser, LightningArgumentParser):
+    """The parser of these commands."""
 
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        """Raise what is wrong, without usage text and alternatives that were not meant."""
-        if not self.exit_on_error:  # a parser inside the parser: the outer one reports
-            super().error(message, ex)
-        raise LaresError(f"{self.meant(readable(message))} (`lares {sys.argv[1]} --help` lists the options)")
+    def report(self, message: str) -> str:
+        """The message of an error, and where the options are listed."""
+        return f"{super().report(message)} (`lares {sys.argv[1]} --help` lists the options)"
 
 
 class LaresCLI(LightningCLI):
