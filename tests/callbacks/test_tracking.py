@@ -114,7 +114,7 @@ def test_the_depth_sweep_is_a_table_a_chart_and_a_csv(stage: Path) -> None:
 def test_a_sweep_is_what_tests_at_each_depth_say(runs: Path, toy_dataset: Path, tmp_path: Path) -> None:
     model = load_stage(runs / "spt" / "checkpoints" / "best.ckpt")
     data = SequenceDataModule(str(toy_dataset), max_length=8)
-    swept = metrics_by_depth(model, data.test_dataloader(), [1, 3, 5], (10,))
+    swept = metrics_by_depth(model.backbone, data.test_dataloader(), [1, 3, 5], (10,), model.excluded)
     for row in swept:
         model.evaluation_depth = int(row["depth"])
         (metrics,) = trainer(tmp_path).test(model, data, verbose=False)

@@ -52,7 +52,8 @@ class DepthSweep(Callback):
         rows: list[dict[str, Any]] = []
         for split in self.splits:
             with trainer.precision_plugin.test_step_context():
-                found = metrics_by_depth(pl_module, self._batches(trainer, split), range(1, deepest + 1), CUTOFFS)
+                batches, depths = self._batches(trainer, split), range(1, deepest + 1)
+                found = metrics_by_depth(pl_module.backbone, batches, depths, CUTOFFS, pl_module.excluded)
             rows += [{"split": split, **row, "depth": int(row["depth"])} for row in found]
         if trainer.is_global_zero:
             self._keep(rows, loggers)

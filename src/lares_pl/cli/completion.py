@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, Literal
 
+import shtab
 from jsonargparse import ArgumentParser, auto_parser
 
 from lares_pl.cli.commands import FUNCTIONS, TEXTS
@@ -32,8 +33,6 @@ def completion(shell: Literal["bash", "zsh", "fish"]) -> None:
         lares completion zsh > ~/.zfunc/_lares    # a folder in $fpath
         lares completion fish > ~/.config/fish/completions/lares.fish
     """
-    import shtab
-
     print(shtab.complete(_whole_command(), shell=shell))
 
 
@@ -92,8 +91,6 @@ def _add(plain: argparse.ArgumentParser, names: list[str], option: Option) -> No
 
 def _values(option: Option) -> dict[str, Any]:
     """Where a shell looks for the values of an option."""
-    import shtab
-
     configs = [name for name in shipped_files() if name.endswith(".yaml") and name != "sweep.yaml"]  # which is for W&B
     name = option.key.rpartition(".")[2]
     if option.key == "run":

@@ -45,8 +45,9 @@ from lares_pl.parsing import own_defaults, readable
 from lares_pl.runs import BEST, LAST, RUNS, StageFolder, comparison, trained
 from lares_pl.serialization import class_path_of
 from lares_pl.stages.base import BaseStage
-from lares_pl.stages.checkpoint import StageCheckpoint, load_stage, read_checkpoint
+from lares_pl.stages.checkpoint import StageCheckpoint, read_checkpoint
 from lares_pl.stages.checkpoint_io import AtomicCheckpointIO
+from lares_pl.stages.loading import load_stage
 from lares_pl.stages.rpt import RPT
 from lares_pl.stages.spt import SPT
 

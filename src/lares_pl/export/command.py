@@ -24,7 +24,8 @@ from lares_pl.export.programs import Depth, FixedDepth, InputDepth, Program, ite
 from lares_pl.export.tracing import trace
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.runs import BEST, trained
-from lares_pl.stages.checkpoint import StageCheckpoint, load_stage, read_checkpoint
+from lares_pl.stages.checkpoint import StageCheckpoint, read_checkpoint
+from lares_pl.stages.loading import load_stage
 from lares_pl.stages.validation import compare_catalogues
 
 DESCRIPTION = "export.json"

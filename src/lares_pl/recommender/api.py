@@ -33,7 +33,8 @@ from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.reasoning import Reasoning, StopRule
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.recommender.candidates import Choice, OwnChoices, SharedChoice
-from lares_pl.stages.checkpoint import load_stage, read_checkpoint
+from lares_pl.stages.checkpoint import read_checkpoint
+from lares_pl.stages.loading import load_stage
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,9 +14,7 @@ from lares_pl.data.loading.batches import Batch
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.model.scoring import Excluded
 from lares_pl.report.measure import Split, batches
-
-if TYPE_CHECKING:
-    from lares_pl.stages.base import BaseStage
+from lares_pl.stages.base import BaseStage
 
 BATCH_SIZES = (1, 32, 256)
 WARM_UP, FEWEST, MOST = 3, 20, 500  # batches

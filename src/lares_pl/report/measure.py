@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,10 +24,7 @@ from lares_pl.model.reasoning import Reasoning
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.model.scoring import Excluded
 from lares_pl.report.distributions import movement, residuals
-from lares_pl.stages.base import CUTOFFS
-
-if TYPE_CHECKING:
-    from lares_pl.stages.base import BaseStage
+from lares_pl.stages.base import CUTOFFS, BaseStage
 
 Split = Literal["test", "val"]
 METRICS = (*(f"recall@{k}" for k in CUTOFFS), *(f"ndcg@{k}" for k in CUTOFFS), "mrr")

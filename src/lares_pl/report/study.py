@@ -18,7 +18,7 @@ from lares_pl.report.measure import Measured, Split, measure, values_of
 from lares_pl.report.sources import Group, Source
 from lares_pl.serialization import to_plain
 from lares_pl.stages.base import BaseStage
-from lares_pl.stages.checkpoint import load_stage
+from lares_pl.stages.loading import load_stage
 from lares_pl.stages.pruning import KeptSet, Pruning
 from lares_pl.stages.rpt import RPT
 

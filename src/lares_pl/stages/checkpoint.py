@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -20,10 +20,6 @@ from torch import Tensor
 
 from lares_pl.data.dataset.ids import unpacked_ids
 from lares_pl.errors import LaresError
-from lares_pl.serialization import import_class
-
-if TYPE_CHECKING:
-    from lares_pl.stages.base import BaseStage
 
 KEY = "lares"  # our entry in a Lightning checkpoint
 
@@ -179,24 +175,3 @@ def _broken(content: Mapping[str, Any]) -> str | None:
         if not holds(value):
             return ".".join(keys)
     return None
-
-
-def load_stage(path: str | Path) -> BaseStage:
-    """The trained stage of a checkpoint, whichever class it is of, on the CPU and in evaluation mode.
-
-    Raises:
-        LaresError: as `read_checkpoint`, and if its class is no stage, or its parts don't make up one.
-    """
-    from lares_pl.stages.base import BaseStage
-
-    checkpoint = read_checkpoint(path)
-    kind = import_class(checkpoint.class_path)
-    if not issubclass(kind, BaseStage):
-        raise LaresError(f"{path}: names {checkpoint.class_path} as its stage, which is none")
-    try:
-        return kind.load_from_checkpoint(path, map_location="cpu").eval()
-    except LaresError as error:
-        raise LaresError(f"{path}: {error}") from error
-    except Exception as error:  # values of the right kind that no stage can be made of
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise LaresError(f"{path}: no stage can be made of it: {reason}") from error

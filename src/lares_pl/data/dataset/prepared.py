@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from lares_pl.data.dataset.format import FORMAT_VERSION
 from lares_pl.data.dataset.ids import packed_ids
 from lares_pl.data.dataset.mmap_cache import Flat, flat_copies, flat_of, sequence_files
-from lares_pl.data.prepare.command import FORMAT_VERSION
 from lares_pl.errors import LaresError
 
 Split = Literal["validation", "test", "next"]
