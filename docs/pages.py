@@ -87,7 +87,7 @@ def section(name: str, page: str) -> str:
 def shown(kind: str, name: str, page: str) -> str:
     """What stands in the place of one line."""
     if kind == "config":
-        path = ROOT / "configs" / name
+        (path,) = [path for folder in ("configs", "examples") for path in (ROOT / folder).rglob(name)]
         return f"### {name} {{ #{anchor(name)} }}\n\n```yaml\n{path.read_text(encoding='utf-8')}```"
     if kind == "changelog":
         return (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ from lares_pl.callbacks.depth_sweep import DepthSweep
 from lares_pl.callbacks.lineage import Lineage, checkpoint_artifact, dataset_artifact
 from lares_pl.callbacks.tracking import Wandb
 from lares_pl.cli.main import main
-from lares_pl.cli.shipped_configs import shipped_configs
+from lares_pl.cli.shipped_configs import shipped_files
 from lares_pl.evaluation.depths import metrics_by_depth
 from lares_pl.runs import StageFolder
 from tests import wandb_files
@@ -184,7 +184,7 @@ def test_senseless_sweeps_are_refused() -> None:
 
 
 def test_the_sweep_file_says_what_the_command_takes(toy_dataset: Path, tmp_path: Path) -> None:
-    sweep = yaml.safe_load((shipped_configs() / "sweep.yaml").read_text())
+    sweep = yaml.safe_load(shipped_files()["sweep.yaml"].read_text())
     assert sweep["command"][-1] == "${args}"
     assert "lares fit --config spt.yaml" in sweep["command"][2]
     parameters = {name: {"value": _some(choice)} for name, choice in sweep["parameters"].items()}

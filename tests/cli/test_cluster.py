@@ -41,7 +41,7 @@ def work(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "rpt.yaml": {"model": {"init_args": {"group_size": 2, "pruning": {"passes": 1, "top": 20}}}, "data": {"batch_size": 8}},
     }
     for name, own in of_stage.items():
-        config = yaml.safe_load((shipped_configs() / name).read_text())
+        config = yaml.safe_load(shipped_configs()[name].read_text())
         for part in (budget, own):
             merge(config, part)
         (folder / name).write_text(yaml.safe_dump(config))
@@ -252,8 +252,8 @@ def test_a_run_resumed_on_two_processes_is_the_uninterrupted_one(work: Path) -> 
     """Interrupted in the middle of an epoch, with accumulation, in bfloat16; both stages."""
     each: dict[str, Any] = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}
     each |= {"init_args": {"filename": "{step}", "every_n_train_steps": 1, "save_top_k": -1, "auto_insert_metric_name": False}}
-    config = yaml.safe_load((shipped_configs() / "cluster.yaml").read_text())
-    config["trainer"]["callbacks"].append(each)
+    config = yaml.safe_load(shipped_configs()["cluster.yaml"].read_text())
+    config["trainer"]["callbacks"] = [each]
     (work / "each.yaml").write_text(yaml.safe_dump(config))
     for stage in ("spt", "rpt"):
         line = ["fit", "--config", f"{stage}.yaml", "--config", "each.yaml", *TWO, "--test_after_fit", "false"]

@@ -20,7 +20,6 @@ import torch
 import yaml
 
 from lares_pl import SPT, LaresError, SequenceDataset, load_stage, prepare
-from lares_pl.cli.shipped_configs import shipped_configs
 from lares_pl.stages.checkpoint import read_checkpoint
 from lares_pl.stages.checkpoint_io import AtomicCheckpointIO
 from tests.console import SMALL as SMALL_OPTIONS
@@ -74,8 +73,7 @@ def test_a_save_that_fails_leaves_the_former_checkpoint(tmp_path: Path, monkeypa
 def work(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("faults")
     (folder / "prepared").symlink_to(toy_dataset)
-    callbacks = yaml.safe_load((shipped_configs() / "spt.yaml").read_text())["trainer"]["callbacks"]
-    (folder / "patient.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks[:2]}}))  # never stops early
+    (folder / "patient.yaml").write_text(yaml.safe_dump({"callbacks": {"early_stopping": None, "depth_sweep": None}}))
     return folder
 
 
@@ -154,7 +152,10 @@ def test_killed_at_random_moments_the_last_checkpoint_is_whole(work: Path, often
     folder = work / "runs" / run / "spt" / "checkpoints"
     keeper = {"filename": "last", "every_n_train_steps": 1, "enable_version_counter": False, "save_on_train_epoch_end": False}
     callback = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": keeper}
-    (work / "often.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [callback], "limit_val_batches": 0}}))
+    only = {"best_checkpoint": None, "last_checkpoint": None}
+    (work / "often.yaml").write_text(
+        yaml.safe_dump({"callbacks": only, "trainer": {"callbacks": [callback], "limit_val_batches": 0}})
+    )
     draws, reached = random.Random(run), 0
     for _ in range(share(part)):
         resumed = ("--ckpt_path", "last") if (folder / "last.ckpt").exists() else ()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lares_pl.cli.shipped_configs import shipped_configs
+from lares_pl.cli.shipped_configs import shipped_files
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -23,5 +23,5 @@ def test_python_examples_run(code: str, toy_dataset: Path, tmp_path: Path, monke
 
 
 def test_every_config_named_is_shipped_and_every_shipped_config_is_named() -> None:
-    shipped = {path.name for path in shipped_configs().glob("*.yaml")}
+    shipped = {name for name in shipped_files() if name.endswith(".yaml")}
     assert set(re.findall(r"`([a-z-]+\.yaml)`", README)) - {"config.yaml"} == shipped

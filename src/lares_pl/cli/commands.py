@@ -92,6 +92,7 @@ def _evaluation(own: tuple[str, ...], data: tuple[str, ...] = ()) -> dict[str, t
         "": outside,
         "data": ("dataset", "eval_batch_size", *data),
         "data.columns": () if not data else ("user", "item", "time"),
+        "callbacks": (),
         "trainer": _DEVICES,
     }
 
@@ -117,6 +118,7 @@ STAGES = {
             ),
             "data": ("dataset", "max_length", "batch_size", "instances", "aligned_positions", "eval_batch_size"),
             "data.columns": (),
+            "callbacks": ("early_stopping", "flop_budget", "depth_sweep"),
             "trainer": (
                 *_DEVICES,
                 *("max_epochs", "max_steps", "max_time", "val_check_interval", "check_val_every_n_epoch"),

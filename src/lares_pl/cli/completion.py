@@ -16,7 +16,7 @@ from lares_pl.cli.commands import FUNCTIONS, TEXTS
 from lares_pl.cli.lightning import LaresCLI, run
 from lares_pl.cli.options import Option, sections
 from lares_pl.cli.parser import Parser
-from lares_pl.cli.shipped_configs import shipped_files
+from lares_pl.cli.shipped_configs import shipped_configs, shipped_files
 from lares_pl.runs import RUNS
 
 
@@ -91,7 +91,6 @@ def _add(plain: argparse.ArgumentParser, names: list[str], option: Option) -> No
 
 def _values(option: Option) -> dict[str, Any]:
     """Where a shell looks for the values of an option."""
-    configs = [name for name in shipped_files() if name.endswith(".yaml") and name != "sweep.yaml"]  # which is for W&B
     name = option.key.rpartition(".")[2]
     if option.key == "run":
         return _from("run", f"ls {RUNS} 2>/dev/null", files=False)
@@ -99,7 +98,7 @@ def _values(option: Option) -> dict[str, Any]:
         words = " auto last" if name == "ckpt_path" else ""
         return _from(name, f"ls {RUNS}/*/*/checkpoints/*.ckpt 2>/dev/null; echo{words}")
     if option.names.startswith("-c,"):
-        return _from("config", f"echo {' '.join(configs)}")
+        return _from("config", f"echo {' '.join(shipped_configs())}")
     if option.names == "name":  # of `lares config`
         return _from("shipped", f"echo {' '.join(shipped_files())}", files=False)
     return shtab.FILE if option.value in ("TEXT", "VALUE", "") else _from("nothing", "true", files=False)
