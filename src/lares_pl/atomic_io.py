@@ -19,7 +19,7 @@ from lares_pl.errors import LaresError
 
 
 @contextmanager
-def appearing(path: Path, remedy: str = "Make room there, or name another place") -> Iterator[Path]:
+def atomic_write(path: Path, remedy: str = "Make room there, or name another place") -> Iterator[Path]:
     """A temporary name to write to; the file takes the place of `path` if the block ends well, else it vanishes.
 
     Args:
@@ -94,7 +94,7 @@ def _locked(folder: Path) -> int | None:
 
 
 @contextmanager
-def appearing_folder(target: Path, check: Callable[[], None]) -> Iterator[Path]:
+def atomic_folder(target: Path, check: Callable[[], None]) -> Iterator[Path]:
     """A folder to fill that takes the place of `target` if the block ends well, else it vanishes.
 
     Args:
@@ -181,7 +181,7 @@ def check_free(path: Path, overwrite: bool) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file."""
-    with appearing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -14,7 +14,7 @@ from lares_pl.atomic_io import write_text
 from lares_pl.runs import StageFolder
 
 
-class ConfigRecord(SaveConfigCallback):
+class ConfigSaver(SaveConfigCallback):
     """Writes `config.yaml` into the run's folder and gives the configuration to W&B.
 
     Args:

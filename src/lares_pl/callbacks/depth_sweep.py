@@ -17,7 +17,7 @@ from lares_pl.atomic_io import write_text
 from lares_pl.callbacks.tracking import Wandb
 from lares_pl.errors import LaresError
 from lares_pl.evaluation.depths import metrics_by_depth
-from lares_pl.stages.base import CUTOFFS, RankingStage
+from lares_pl.stages.base import CUTOFFS, BaseStage
 
 CHARTS = ("ndcg@10", "recall@10")
 
@@ -43,7 +43,7 @@ class DepthSweep(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sweep, on all processes; the first one keeps what they found."""
-        assert isinstance(pl_module, RankingStage)
+        assert isinstance(pl_module, BaseStage)
         loggers = [logger for logger in trainer.loggers if isinstance(logger, Wandb)]
         deepest = self.reach * pl_module.backbone_config.depth.evaluation_depth
         trial: bool = trainer.fast_dev_run  # type: ignore[attr-defined]
@@ -52,7 +52,8 @@ class DepthSweep(Callback):
         rows: list[dict[str, Any]] = []
         for split in self.splits:
             with trainer.precision_plugin.test_step_context():
-                found = metrics_by_depth(pl_module, self._batches(trainer, split), range(1, deepest + 1), CUTOFFS)
+                batches, depths = self._batches(trainer, split), range(1, deepest + 1)
+                found = metrics_by_depth(pl_module.backbone, batches, depths, CUTOFFS, pl_module.excluded)
             rows += [{"split": split, **row, "depth": int(row["depth"])} for row in found]
         if trainer.is_global_zero:
             self._keep(rows, loggers)

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lares_pl.errors import LaresError
 
 
-class Cost(Callback):
+class FlopBudget(Callback):
     """Estimates the floating-point operations of training; ends it where another run's are spent.
 
     Operations do not depend on the machine or on who else is at work on it, as seconds do. PyTorch's counter counts those of
@@ -30,19 +30,19 @@ class Cost(Callback):
 
     Args:
         every: of so many batches one is counted (an update has `accumulate_grad_batches` of them).
-        like: stop when this run's operations are spent: its `finished.json`, or a stage of the same run by name. None: never.
+        match: stop when this run's operations are spent: its `finished.json`, or a stage of the same run by name. None: never.
     """
 
-    def __init__(self, every: int = 10, like: str | None = None) -> None:
+    def __init__(self, every: int = 10, match: str | None = None) -> None:
         if every < 1:
-            raise LaresError(f"Cost: every must be at least 1, got {every}")
+            raise LaresError(f"FlopBudget: every must be at least 1, got {every}")
         self.every = every
-        self.like = like
+        self.match = match
         self.flops: float | None = 0.0  # None: not known
         self._before = 0.0  # operations of all processes before the first update
         self._counted, self._batches = 0.0, 0  # operations of the batches that were counted, of all processes, and their number
-        if like is not None and like.endswith(".json"):
-            spent(Path(like))  # what is missing is said before the run's folder is claimed
+        if match is not None and match.endswith(".json"):
+            spent(Path(match))  # what is missing is said before the run's folder is claimed
         self._budget = float("inf")
         self._at_work = ExitStack()
         self._counter: FlopCounterMode | None = None
@@ -51,10 +51,10 @@ class Cost(Callback):
         """Read the budget, which the first process tells the others.
 
         Raises:
-            LaresError: if the run to be like is not over, or did not count its cost.
+            LaresError: if the run to match has not finished, or did not count its FLOPs.
         """
-        if stage == "fit" and self.like is not None:
-            self._budget = trainer.strategy.broadcast(spent(Path(self.like)))
+        if stage == "fit" and self.match is not None:
+            self._budget = trainer.strategy.broadcast(spent(Path(self.match)))
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on with."""
@@ -109,9 +109,11 @@ class Cost(Callback):
     def _lose(self, trainer: Trainer) -> None:
         """What it cost until here was not counted."""
         self.flops = None
-        lost = f"Cost: {trainer.ckpt_path or 'training'} did not count what its {trainer.global_step} updates cost"
-        if self.like is not None:
-            raise LaresError(f"{lost}: no saying when the budget is spent. Start anew without --ckpt_path, or leave out `like`")
+        lost = f"FlopBudget: {trainer.ckpt_path or 'training'} did not count what its {trainer.global_step} updates cost"
+        if self.match is not None:
+            raise LaresError(
+                f"{lost}: no saying when the budget is spent. Start anew without --ckpt_path, or leave out `match`"
+            )
         rank_zero_warn(f"{lost}: the cost of the whole run will not be known (`flops` is null in finished.json)")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -151,11 +153,11 @@ def spent(record: Path) -> float:
     run, stage = record.absolute().parent.parent.name, record.absolute().parent.name
     train = f"`lares fit --config {stage}.yaml --run {run}`, to its end"
     if not record.is_file():
-        raise LaresError(f"Cost: no finished run at {record.parent} whose cost could be spent: train it first, {train}")
+        raise LaresError(f"FlopBudget: no finished run at {record.parent} whose cost could be spent: train it first, {train}")
     flops = json.loads(record.read_text(encoding="utf-8")).get("flops")
     if flops is None:
         raise LaresError(
-            f"Cost: {record.parent} did not count what it cost, or not from its start: train it with the callback Cost of "
-            f"rpt.yaml, {train}"
+            f"FlopBudget: {record.parent} did not count what it cost, or not from its start: train it with the callback "
+            f"FlopBudget of rpt.yaml, {train}"
         )
     return float(flops)

@@ -44,7 +44,7 @@ def end_with_parent() -> None:
         libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-class Together(Callback):
+class GracefulShutdown(Callback):
     """SIGTERM, on whichever processes it arrives, stops training on all of them behind the same whole update.
 
     Lightning's own handler talks to the other processes from inside the signal handler, in the middle of whatever they

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lares_pl.atomic_io import appearing, check_free
+from lares_pl.atomic_io import atomic_write, check_free
 from lares_pl.data.dataset.prepared import Instances, SequenceDataset
 
 
@@ -46,7 +46,7 @@ class PredictionWriter(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the file under a temporary name."""
         if trainer.is_global_zero:
-            self._temporary = self._file.enter_context(appearing(self.path))
+            self._temporary = self._file.enter_context(atomic_write(self.path))
             self._instances = trainer.datamodule.predict_dataloader().instances  # type: ignore[attr-defined]
 
     def on_predict_batch_end(
@@ -54,7 +54,7 @@ class PredictionWriter(Callback):
     ) -> None:
         """Gather the batches of all processes, which follow one another in the dataset, and write them."""
         # every process has equally many rows (the last ones may only fill up), so shapes agree
-        readers = pl_module.readers  # with a sharded catalogue those that share it predict the same
+        readers = pl_module.data_parallel_group  # with a sharded catalogue those that share it predict the same
         gathered = [cast(Tensor, pl_module.all_gather(part, group=readers)) for part in outputs]
         if not trainer.is_global_zero:
             return

@@ -11,8 +11,9 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lares_pl.errors import LaresError
 from lares_pl.model.backbone import BackboneConfig
+from lares_pl.parsing import from_plain
 from lares_pl.runs import BEST, RUNS, StageFolder
-from lares_pl.serialization import from_plain, import_class, to_plain
+from lares_pl.serialization import import_class, to_plain
 from lares_pl.stages.checkpoint import StageCheckpoint, read_checkpoint
 from lares_pl.stages.rpt import RPT
 

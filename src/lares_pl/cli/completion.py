@@ -7,16 +7,17 @@ look up runs, checkpoints and files themselves.
 from __future__ import annotations
 
 import argparse
-import importlib
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from lares_pl.cli.commands import STAGES
-from lares_pl.cli.help import Option, sections
-from lares_pl.cli.shipped_configs import shipped_files
+import shtab
+from jsonargparse import ArgumentParser, auto_parser
+
+from lares_pl.cli.commands import FUNCTIONS, TEXTS
+from lares_pl.cli.lightning import LaresCLI, run
+from lares_pl.cli.options import Option, sections
+from lares_pl.cli.parser import Parser
+from lares_pl.cli.shipped_configs import shipped_configs, shipped_files
 from lares_pl.runs import RUNS
-
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
 
 
 def completion(shell: Literal["bash", "zsh", "fish"]) -> None:
@@ -32,20 +33,15 @@ def completion(shell: Literal["bash", "zsh", "fish"]) -> None:
         lares completion zsh > ~/.zfunc/_lares    # a folder in $fpath
         lares completion fish > ~/.config/fish/completions/lares.fish
     """
-    import shtab
-
     print(shtab.complete(_whole_command(), shell=shell))
 
 
 def _whole_command() -> argparse.ArgumentParser:
     """All commands with their options in one plain parser, for shtab."""
-    from lares_pl.cli.main import FUNCTIONS
-
     whole = argparse.ArgumentParser("lares", add_help=False)
     commands = whole.add_subparsers()
-    texts = {name: text for name, (_, text) in FUNCTIONS.items()} | {name: stage.text for name, stage in STAGES.items()}
     for name, parser in {**_function_parsers(), **_stage_parsers()}.items():
-        plain = commands.add_parser(name, help=texts[name], add_help=False)
+        plain = commands.add_parser(name, help=TEXTS[name], add_help=False)
         taken: set[str] = set()
         for section in sections(parser, choices=True):
             for option in section.options:
@@ -57,25 +53,17 @@ def _whole_command() -> argparse.ArgumentParser:
 
 
 def _function_parsers() -> dict[str, ArgumentParser]:
-    from jsonargparse import auto_parser
-
-    from lares_pl.cli.main import FUNCTIONS, NAME_ALL
-    from lares_pl.serialization import Parser
-
-    functions = {name: getattr(importlib.import_module(home), name.replace("-", "_")) for name, (home, _) in FUNCTIONS.items()}
     return {
-        name: auto_parser(function, parser_class=Parser, as_positional=name not in NAME_ALL)
-        for name, function in functions.items()
+        name: auto_parser(command.load(), parser_class=Parser, as_positional=command.positional)
+        for name, command in FUNCTIONS.items()
     }
 
 
 def _stage_parsers() -> dict[str, ArgumentParser]:
     """The parsers of `fit`, `validate`, `test` and `predict`, which are not run."""
-    from lares_pl.cli.lightning import Command, run
-
     found: dict[str, ArgumentParser] = {}
 
-    class Unparsed(Command):
+    class Unparsed(LaresCLI):
         def parse_arguments(self, parser: Any, args: Any) -> None:
             found.update(self._subcommand_parsers)
             raise StopIteration
@@ -103,9 +91,6 @@ def _add(plain: argparse.ArgumentParser, names: list[str], option: Option) -> No
 
 def _values(option: Option) -> dict[str, Any]:
     """Where a shell looks for the values of an option."""
-    import shtab
-
-    configs = [name for name in shipped_files() if name.endswith(".yaml") and name != "sweep.yaml"]  # which is for W&B
     name = option.key.rpartition(".")[2]
     if option.key == "run":
         return _from("run", f"ls {RUNS} 2>/dev/null", files=False)
@@ -113,7 +98,7 @@ def _values(option: Option) -> dict[str, Any]:
         words = " auto last" if name == "ckpt_path" else ""
         return _from(name, f"ls {RUNS}/*/*/checkpoints/*.ckpt 2>/dev/null; echo{words}")
     if option.names.startswith("-c,"):
-        return _from("config", f"echo {' '.join(configs)}")
+        return _from("config", f"echo {' '.join(shipped_configs())}")
     if option.names == "name":  # of `lares config`
         return _from("shipped", f"echo {' '.join(shipped_files())}", files=False)
     return shtab.FILE if option.value in ("TEXT", "VALUE", "") else _from("nothing", "true", files=False)

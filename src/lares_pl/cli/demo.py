@@ -92,7 +92,7 @@ def ndcg_by_depth(checkpoint: str, dataset: str) -> dict[str, float]:
     import lightning as L
 
     from lares_pl.data.module import SequenceDataModule
-    from lares_pl.stages.checkpoint import load_stage
+    from lares_pl.stages.loading import load_stage
 
     stage = load_stage(checkpoint)
     trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False)

@@ -8,20 +8,15 @@ architecture and weights from the SPT run; evaluation needs a checkpoint alone; 
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 import sys
-import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from jsonargparse import Namespace, dict_to_namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lares_pl import (  # noqa: F401  (`class_path: FMLPBlock`)
@@ -33,80 +28,63 @@ from lares_pl import (  # noqa: F401  (`class_path: FMLPBlock`)
     TransformerBlock,
 )
 from lares_pl.atomic_io import write_json
-from lares_pl.callbacks.config_saver import ConfigRecord
-from lares_pl.callbacks.depth_sweep import DepthSweep
-from lares_pl.callbacks.flop_budget import Cost
-from lares_pl.callbacks.graceful_shutdown import Together, end_with_parent, terminated_is_not_success
+from lares_pl.callbacks.config_saver import ConfigSaver
+from lares_pl.callbacks.graceful_shutdown import GracefulShutdown, end_with_parent, terminated_is_not_success
 from lares_pl.callbacks.lineage import Lineage
 from lares_pl.callbacks.prediction_writer import PredictionWriter
 from lares_pl.callbacks.progress import Progress
-from lares_pl.cli.chaining import is_stage_name, join_stages, resolve_checkpoint
+from lares_pl.cli.callbacks import add_callback_options, chosen_callbacks, place_callbacks, spec_of
+from lares_pl.cli.chaining import join_stages, resolve_checkpoint
 from lares_pl.cli.commands import STAGES
-from lares_pl.cli.help import Helpful
-from lares_pl.cli.shipped_configs import with_shipped_configs
+from lares_pl.cli.known_warnings import silence_known_warnings
+from lares_pl.cli.loggers import place_loggers
+from lares_pl.cli.outcome import Outcome, metrics_text
+from lares_pl.cli.parser import Parser
+from lares_pl.cli.shipped_configs import TRAINER, shipped_configs, with_shipped_configs
 from lares_pl.data.dataset.prepared import check_dataset
 from lares_pl.data.module import SequenceDataModule
 from lares_pl.errors import LaresError
 from lares_pl.model.reasoning import StopRule
-from lares_pl.runs import BEST, LAST, RUNS, StageFolder, comparison, trained
-from lares_pl.serialization import class_path_of, own_defaults, readable
-from lares_pl.stages.base import RankingStage
-from lares_pl.stages.checkpoint import StageCheckpoint, load_stage, read_checkpoint
+from lares_pl.parsing import own_defaults, readable
+from lares_pl.runs import BEST, RUNS, StageFolder, trained
+from lares_pl.stages.base import BaseStage
+from lares_pl.stages.checkpoint import StageCheckpoint, read_checkpoint
 from lares_pl.stages.checkpoint_io import AtomicCheckpointIO
 from lares_pl.stages.rpt import RPT
 from lares_pl.stages.spt import SPT
 
 
-def run(kind: type[Command] | None = None) -> None:
-    """Parse the command line and run the subcommand, as `Command` does it or a class of that kind."""
-    _quieten()
+def run(kind: type[LaresCLI] | None = None) -> None:
+    """Parse the command line and run the subcommand, as `LaresCLI` does it or a class of that kind."""
+    silence_known_warnings()
     end_with_parent()
     sys.argv[1:] = with_shipped_configs(sys.argv[1:])
     with own_defaults(), terminated_is_not_success():
-        (kind or Command)(
-            RankingStage,
+        (kind or LaresCLI)(
+            BaseStage,
             SequenceDataModule,
             subclass_mode_model=True,
-            save_config_callback=ConfigRecord,
-            parser_class=CommandParser,
-            parser_kwargs={"allow_abbrev": False},
+            save_config_callback=ConfigSaver,
+            parser_class=LaresParser,
+            parser_kwargs={"allow_abbrev": False, "fit": {"default_config_files": [str(shipped_configs()[TRAINER])]}},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             seed_everything_default=0,
         )
 
 
-def _quieten() -> None:
-    """Drop advertisements, and warnings about choices this package makes on purpose."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
-        logging.getLogger(name).addFilter(lambda record: "💡" not in record.getMessage())
-    for message in (
-        ".*does not have many workers.*",  # batches are cut from flat arrays: there is nothing to hand to workers
-        ".*weights_only.*",  # our own reading of checkpoints always sets it
-        ".*callbacks used to create the checkpoint.*",  # evaluation needs none of them
-        ".*exists and is not empty.*",  # a resumed run goes on in its folder
-        ".*in eval mode at the start of training.*",  # the frozen reference policy
-        ".*instantiate_classes.*",  # Lightning 2.6 calls what jsonargparse will drop
-        ".*LeafSpec.*",  # Lightning and torch among themselves
-    ):
-        warnings.filterwarnings("ignore", message=message)
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-
-
 # ---------------------------------------------------------------- the command
 
 
-class CommandParser(Helpful, LightningArgumentParser):
-    """A parser whose errors are `LaresError`."""
+class LaresParser(Parser, LightningArgumentParser):
+    """The parser of these commands."""
 
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        """Raise what is wrong, without usage text and alternatives that were not meant."""
-        if not self.exit_on_error:  # a parser inside the parser: the outer one reports
-            super().error(message, ex)
-        raise LaresError(f"{self.meant(readable(message))} (`lares {sys.argv[1]} --help` lists the options)")
+    def report(self, message: str) -> str:
+        """The message of an error, and where the options are listed."""
+        return f"{super().report(message)} (`lares {sys.argv[1]} --help` lists the options)"
 
 
-class Command(LightningCLI):
+class LaresCLI(LightningCLI):
     """The four commands that need a trainer."""
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -130,8 +108,9 @@ class Command(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        assert isinstance(parser, CommandParser)
+        assert isinstance(parser, LaresParser)
         parser.explain(**vars(STAGES[subcommand]))
+        add_callback_options(parser)
         if subcommand == "fit":
             parser.stages = (SPT, RPT)
             parser.add_argument(
@@ -201,7 +180,7 @@ class Command(LightningCLI):
             self.resumed = join_stages(config, self.folder)
         else:
             config.trainer.logger = config.trainer.logger or False
-            if not config.trainer.callbacks:  # nothing is saved: no checkpoint callback to be put in by default
+            if not chosen_callbacks(config):  # nothing is saved: no checkpoint callback to be put in by default
                 config.trainer.enable_checkpointing = False
         check_dataset(config.data.dataset)
         # recorded before anything of this run's own is added, so that the record can be run again under another name
@@ -210,48 +189,27 @@ class Command(LightningCLI):
             record = self.save_config_kwargs["resolved"]
             record.ckpt_path = "auto" if asked == "auto" else None
             if self.resumed is not None:
-                record.model.init_args["init_from"] = self.resumed.started_from
-            self._place_outputs(self.folder.path)
-        added = (f"{kind.__module__}.{kind.__name__}" for kind in (Together, Lineage))
-        callbacks = [*(config.trainer.callbacks or []), *(Namespace(class_path=path) for path in added)]
-        if config.trainer.enable_progress_bar is not False:
-            config.trainer.enable_progress_bar = True
-            callbacks.append(Namespace(class_path=f"{Progress.__module__}.Progress", init_args=Namespace(every=30.0)))
-        if self.subcommand == "predict":
-            arguments = Namespace(path=config.output, overwrite=config.overwrite)
-            writer = f"{PredictionWriter.__module__}.PredictionWriter"
-            callbacks.append(Namespace(class_path=writer, init_args=arguments))
-            config.return_predictions = False
-        config.trainer.callbacks = callbacks
+                record.model.init_args["init_from"] = self.resumed.initial_checkpoint
+            place_loggers(config, self.folder, resumed=self.resumed is not None)
+        config.trainer.callbacks = self._callbacks()
         plugins = config.trainer.plugins or []
         plugins = list(plugins) if isinstance(plugins, list) else [plugins]
         config.trainer.plugins = [*plugins, Namespace(class_path=f"{AtomicCheckpointIO.__module__}.AtomicCheckpointIO")]
 
-    def _place_outputs(self, folder: Path) -> None:
-        """Give checkpoints and loggers their place in the run's folder; metrics are always kept as CSV too."""
-        trainer = self.chosen.trainer
-        for callback in trainer.callbacks or []:
-            if callback.class_path.endswith(".ModelCheckpoint") and callback.init_args.get("dirpath") is None:
-                callback.init_args.dirpath = str(folder / "checkpoints")
-            if callback.class_path == class_path_of(Cost) and is_stage_name(callback.init_args.get("like")):
-                callback.init_args.like = str(folder.with_name(callback.init_args.like) / "finished.json")
-            if callback.class_path.endswith(".DepthSweep") and callback.init_args.get("path") is None:
-                callback.init_args.path = str(folder / "depth-sweep.csv")
-        loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
-        loggers = [logger for logger in loggers if isinstance(logger, Namespace)]
-        for logger in loggers:
-            arguments = logger.init_args
-            if "save_dir" in arguments and arguments.get("save_dir") in (None, "."):
-                arguments.save_dir = str(folder)
-            if logger.class_path.endswith(".Wandb"):
-                if self.resumed is not None:
-                    arguments.id = arguments.get("id") or StageFolder(folder).tracked()
-                arguments.name = arguments.get("name") or f"{self.chosen.run}-{folder.name}"
-                arguments.group = arguments.get("group") or self.chosen.run
-        csv = Namespace(save_dir=str(folder), name="metrics", version=None, prefix="", flush_logs_every_n_steps=100)
-        loggers.append(Namespace(class_path="lightning.pytorch.loggers.CSVLogger", init_args=csv))
-        trainer.logger = loggers
-        trainer.default_root_dir = trainer.default_root_dir or str(folder)
+    def _callbacks(self) -> list[Namespace]:
+        """The callbacks of the configuration with their paths, and those of every run."""
+        config = self.chosen
+        callbacks = chosen_callbacks(config)
+        if self.folder is not None:
+            place_callbacks(callbacks, self.folder.path)
+        callbacks += [spec_of(GracefulShutdown), spec_of(Lineage)]
+        if config.trainer.enable_progress_bar is not False:
+            config.trainer.enable_progress_bar = True
+            callbacks.append(spec_of(Progress, every=30.0))
+        if self.subcommand == "predict":
+            callbacks.append(spec_of(PredictionWriter, path=config.output, overwrite=config.overwrite))
+            config.return_predictions = False
+        return callbacks
 
     def instantiate_classes(self) -> None:
         """Build trainer, stage and data module; what they refuse is an error of the configuration."""
@@ -264,7 +222,7 @@ class Command(LightningCLI):
         """Options that belong to the model but are not part of it."""
         config = self.chosen
         if self.resumed is not None:
-            self.model.started_from = self.resumed.started_from
+            self.model.initial_checkpoint = self.resumed.initial_checkpoint
         if config.depth is not None:
             self.model.evaluation_depth = config.depth
         self.model.stop, self.model.trajectories = self._get(self.config_init, "stop"), config.trajectories
@@ -303,61 +261,18 @@ class Command(LightningCLI):
             raise LaresError(readable(str(error))) from error
 
     def after_fit(self) -> None:
-        """Record the end of training; test the best checkpoint; for RPT say what changed since SPT."""
+        """Record the end of training; test the best checkpoint; after RPT print what changed since SPT."""
         if self.trainer.interrupted:
             return
-        self._keep_end()
-        best = self._record_end(tested=False)
+        assert self.folder is not None
+        outcome = Outcome(self.trainer, self.model, self.datamodule, self.folder, self.finished)
+        outcome.save_final_weights()
+        best = outcome.record(tested=False)
         if self.trainer.received_sigterm:  # with the last update
             raise SIGTERMException
         if self.chosen.test_after_fit:
-            self._test_best(best)
-            self._record_end(tested=bool(best))
-
-    def _keep_end(self) -> None:
-        """Training that ended before its first validation saved nothing yet: its end is its best and last."""
-        keeper = self.trainer.checkpoint_callback
-        if self.finished is not None or self.chosen.trainer.fast_dev_run or not isinstance(keeper, ModelCheckpoint):
-            return
-        assert self.folder is not None
-        if not keeper.best_model_path:
-            rank_zero_warn(
-                "training ended before the first validation (trainer.val_check_interval): its end is kept as the best"
-            )
-            for name in (LAST, BEST):
-                self.trainer.save_checkpoint(self.folder.path / name)
-            keeper.best_model_path = str((self.folder.path / BEST).absolute())
-
-    def _record_end(self, tested: bool) -> str:
-        """Say in the run's folder that training is over; returns the path of the best checkpoint."""
-        assert self.folder is not None
-        if self.finished is None:
-            keeper = self.trainer.checkpoint_callback
-            best = keeper.best_model_path if isinstance(keeper, ModelCheckpoint) else ""
-            callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-            counted = [callback.flops for callback in callbacks if isinstance(callback, Cost)]
-            made = {"epochs": self.trainer.current_epoch, "updates": self.trainer.global_step}
-            self.finished = {**made, "best": best, "flops": counted[0] if counted else None}
-        self.finished["tested"] = tested
-        if self.trainer.is_global_zero and not self.chosen.trainer.fast_dev_run:
-            self.folder.finish(**self.finished)
-        path: str = self.finished["best"]
-        return path
-
-    def _test_best(self, best: str) -> None:
-        if not best:
-            rank_zero_warn("no checkpoint was kept (trainer.enable_checkpointing), so none is tested")
-            return
-        report: dict[str, Any] = {"checkpoint": best, "depth": self.model.evaluation_depth}
-        if isinstance(self.model, RPT) and (source := self.model.started_from) is not None and Path(source).is_file():
-            report["before"] = {"checkpoint": source, "metrics": self._test_before(source)}
-        (metrics,) = self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
-        report["metrics"] = metrics
-        if self.trainer.is_global_zero:
-            assert self.folder is not None
-            write_json(self.folder.path / "test.json", report)
-            print(comparison(report))
-            print(f"best checkpoint: {best}")
+            outcome.test(best)
+            outcome.record(tested=bool(best))
 
     def after_validate(self) -> None:
         """Say the metrics, and keep them where asked to."""
@@ -372,20 +287,6 @@ class Command(LightningCLI):
             return
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         report = {"checkpoint": self.chosen.ckpt_path, "depth": self.model.evaluation_depth, "metrics": metrics}
-        print(comparison(report))
+        print(metrics_text(report))
         if self.chosen.output is not None:
             write_json(Path(self.chosen.output), report)
-
-    def _test_before(self, path: str) -> Mapping[str, float]:
-        """Test metrics of the SPT checkpoint under the same conditions, logged nowhere."""
-        before = load_stage(path)
-        for name in ("evaluation_depth", "stop", "trajectories", "exclude_seen"):
-            setattr(before, name, getattr(self.model, name))
-        trainer: Any = self.trainer
-        loggers, callbacks = trainer.loggers, trainer.callbacks
-        trainer.loggers, trainer.callbacks = [], [callback for callback in callbacks if not isinstance(callback, DepthSweep)]
-        try:
-            metrics: Mapping[str, float] = trainer.test(before, datamodule=self.datamodule, verbose=False)[0]
-        finally:
-            trainer.loggers, trainer.callbacks = loggers, callbacks
-        return metrics

@@ -1,4 +1,4 @@
-"""Configs and scripts that come with the package, found by name from anywhere."""
+"""Configs and scripts that come with the package, by name, from any folder."""
 
 from __future__ import annotations
 
@@ -9,19 +9,28 @@ from lares_pl.errors import LaresError
 _MOST_VALUES = 100_000  # of a config: some lines of YAML can stand for billions
 
 
-def shipped_configs() -> Path:
-    """Their folder: inside a wheel, or at the top of a checkout."""
-    inside = Path(__file__).parents[1] / "configs"
-    return inside if inside.is_dir() else Path(__file__).resolve().parents[3] / "configs"
+TRAINER = "trainer.yaml"  # what every fit starts from
 
 
-def shipped_files() -> list[str]:
-    """Names of all that is shipped: configs, and scripts around them."""
-    return sorted(path.name for path in shipped_configs().iterdir())
+def _folder(name: str) -> Path:
+    """A folder of shipped files: inside a wheel, or at the top of a checkout."""
+    inside = Path(__file__).parents[1] / name
+    return inside if inside.is_dir() else Path(__file__).resolve().parents[3] / name
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The shipped configs, by the name that `--config` takes."""
+    return {path.name: path for path in sorted(_folder("configs").rglob("*.yaml"), key=lambda path: path.name)}
+
+
+def shipped_files() -> dict[str, Path]:
+    """All that is shipped: configs, and examples of scripts around them."""
+    examples = {path.name: path for path in _folder("examples").iterdir()}
+    return dict(sorted({**shipped_configs(), **examples}.items()))
 
 
 def config(name: str) -> None:
-    """Print a file that comes with the package, to read it or to make it one's own: `lares config spt.yaml > mine.yaml`.
+    """Print a file that comes with the package, to read it or to start your own: `lares config spt.yaml > mine.yaml`.
 
     Args:
         name: its name, such as spt.yaml, cluster.yaml or slurm.sh.
@@ -32,10 +41,10 @@ def config(name: str) -> None:
     Example:
         lares config spt.yaml > mine.yaml
     """
-    path = shipped_configs() / name
-    if not path.is_file():
-        raise LaresError(f"nothing of the name {name} is shipped; there are {', '.join(shipped_files())}")
-    print(path.read_text(encoding="utf-8"), end="")
+    files = shipped_files()
+    if name not in files:
+        raise LaresError(f"nothing of the name {name} is shipped; there are {', '.join(files)}")
+    print(files[name].read_text(encoding="utf-8"), end="")
 
 
 def with_shipped_configs(arguments: list[str]) -> list[str]:
@@ -82,8 +91,7 @@ def _checked(path: str) -> str:
 def _find(name: str) -> str:
     if Path(name).is_file():
         return name
-    shipped = shipped_configs() / name
-    if shipped.is_file():
-        return str(shipped)
-    known = ", ".join(sorted(path.name for path in shipped_configs().glob("*.yaml")))
-    raise LaresError(f"--config {name}: no such file here, and none of that name is shipped (there are {known})")
+    shipped = shipped_configs()
+    if name in shipped:
+        return str(shipped[name])
+    raise LaresError(f"--config {name}: no such file here, and none of that name is shipped (there are {', '.join(shipped)})")

@@ -98,7 +98,8 @@ class SequenceDataModule(L.LightningDataModule):
         if self.instances != "auto":
             return self.instances == "sequence"
         assert self.trainer is not None
-        causal: bool = self.trainer.lightning_module.backbone.causal
+        stage: Any = self.trainer.lightning_module
+        causal: bool = stage.backbone.causal
         if not causal:
             rank_zero_info(
                 "data.instances: auto serves each target with a history of its own, because this model lets a position see "

@@ -22,7 +22,7 @@ BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Parity:
     """What the comparison found.
 
     Args:
@@ -69,7 +69,7 @@ def compare(
     histories: Histories,
     depths: tuple[int, ...],
     k: int,
-) -> Agreement:
+) -> Parity:
     """Run programs and model on the same histories.
 
     Every second history has its own items excluded. User states are compared by their scores with `vectors`.
@@ -105,10 +105,10 @@ def compare(
                 off = np.abs(found["scores"][real] - scores[real])
                 difference = max(difference, float(off.max(initial=0)) if np.isfinite(off).all() else np.inf)
             equal += int(((ranked == items.numpy()) | ~real).all(axis=1).sum())
-    return Agreement(len(histories), depths, difference / max(largest, 1e-12), equal / (len(histories) * len(depths)))
+    return Parity(len(histories), depths, difference / max(largest, 1e-12), equal / (len(histories) * len(depths)))
 
 
-def check_agreement(agreement: Agreement) -> None:
+def check_parity(agreement: Parity) -> None:
     """Raise where programs and model differ by more than round-off.
 
     Raises:

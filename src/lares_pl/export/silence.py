@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Without their logs, warnings and prints."""
     former = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -21,19 +21,20 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from lares_pl.atomic_io import appearing, check_free
+from lares_pl.atomic_io import atomic_write, check_free
 from lares_pl.data.dataset.ids import ItemIndex, id_text
 from lares_pl.data.dataset.prepared import SequenceDataset
 from lares_pl.data.loading.external_histories import GivenHistories, Id, UnseenHistories
 from lares_pl.data.loading.histories import Histories
 from lares_pl.data.prepare.readers import Columns
-from lares_pl.device import best_device
+from lares_pl.device import resolve_device
 from lares_pl.errors import LaresError
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.reasoning import Reasoning, StopRule
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.recommender.candidates import Choice, OwnChoices, SharedChoice
-from lares_pl.stages.checkpoint import load_stage, read_checkpoint
+from lares_pl.stages.checkpoint import read_checkpoint
+from lares_pl.stages.loading import load_stage
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Recommender:
     ) -> None:
         if len(item_ids) != backbone.items:
             raise LaresError(f"{len(item_ids):,} item ids for a model of {backbone.items:,} items")
-        self.device = best_device(device)
+        self.device = resolve_device(device)
         self.backbone = backbone.to(self.device).eval()
         self.reasoning = reasoning
         self.exclude_seen = exclude_seen
@@ -365,7 +366,7 @@ def recommend(
         candidates=among,
         batch_size=batch_size,
     )
-    with appearing(place) as temporary:
+    with atomic_write(place) as temporary:
         if place.suffix == ".csv":
             found.to_pandas().to_csv(temporary, index=False)
         else:

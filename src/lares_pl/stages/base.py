@@ -27,7 +27,8 @@ from lares_pl.model.blocks import compile_block
 from lares_pl.model.embedding import ItemText
 from lares_pl.model.item_pairs import ItemPairs
 from lares_pl.model.reasoning import Reasoning, StopRule
-from lares_pl.serialization import class_path_of, from_plain, to_plain
+from lares_pl.parsing import from_plain
+from lares_pl.serialization import class_path_of, to_plain
 from lares_pl.stages.averaging import update_average
 from lares_pl.stages.checkpoint import KEY, read_checkpoint
 from lares_pl.stages.distributed import average_gradients, clip, share_values, total_norm
@@ -35,8 +36,8 @@ from lares_pl.stages.randomness import BatchRandomness
 from lares_pl.stages.schedules import WarmupCosine
 from lares_pl.stages.validation import (
     check_optimizer,
+    check_serializable,
     check_sharding,
-    check_that_it_comes_back,
     compare_catalogues,
     compare_weights,
     not_finite,
@@ -57,7 +58,7 @@ class Ranked(NamedTuple):
     scores: Tensor  # [B, k]
 
 
-class RankingStage(L.LightningModule):
+class BaseStage(L.LightningModule):
     """Base of the stages: owns backbone, optimiser, evaluation and logging; a stage adds its loss.
 
     The network is built when the data is known (`configure_model`), from catalogue size and history length.
@@ -97,7 +98,7 @@ class RankingStage(L.LightningModule):
         if on_nonfinite not in ("stop", "skip"):
             raise LaresError(f"on_nonfinite must be stop or skip, got {on_nonfinite}")
         self.backbone_config = backbone
-        check_that_it_comes_back(self.backbone_config)
+        check_serializable(self.backbone_config)
         self.optimizer = from_plain(OptimizerFactory, optimizer, "optimizer")
         self.scheduler = None if scheduler is None else from_plain(SchedulerFactory, scheduler, "scheduler")
         self.exclude_seen = exclude_seen
@@ -108,7 +109,7 @@ class RankingStage(L.LightningModule):
         self.skipped_updates = 0  # of this start
         self._latest: tuple[Mapping[str, float], Tensor] = ({}, torch.empty(0))  # of the last batch: logged values, instances
         #: checkpoint this run's weights came from; kept over resuming, for the record
-        self.started_from = init_from
+        self.initial_checkpoint = init_from
         #: depth of validation, test and prediction
         self.evaluation_depth = self.backbone_config.depth.evaluation_depth
         #: ends reasoning about a history before that depth, once it has arrived
@@ -268,7 +269,7 @@ class RankingStage(L.LightningModule):
         share_values(self)
 
     @property
-    def readers(self) -> dist.ProcessGroup | None:
+    def data_parallel_group(self) -> dist.ProcessGroup | None:
         """The processes that read different rows of a batch; all of them (None) unless they share a catalogue."""
         return None if self.device_mesh is None else self.device_mesh["data_parallel"].get_group()
 
@@ -296,7 +297,7 @@ class RankingStage(L.LightningModule):
         checkpoint[KEY] = {
             "class_path": class_path_of(type(self)),
             "catalogue": self._catalogue,
-            "started_from": self.started_from,
+            "initial_checkpoint": self.initial_checkpoint,
             "seed": self._seed,
         }
 
@@ -305,7 +306,7 @@ class RankingStage(L.LightningModule):
         if KEY not in checkpoint:
             raise LaresError("not a checkpoint of a lares_pl stage")
         stored = checkpoint[KEY]["catalogue"]
-        self.started_from = checkpoint[KEY]["started_from"]
+        self.initial_checkpoint = checkpoint[KEY]["initial_checkpoint"]
         self._seed = checkpoint[KEY].get("seed")
         if self._catalogue is None:
             self._catalogue = stored
@@ -332,7 +333,7 @@ class RankingStage(L.LightningModule):
         if self._seed is None or self.trainer.ckpt_path is None:  # a resumed run goes on with its own
             self._seed = torch.initial_seed() % 2**62
         self._seed = int(self.trainer.strategy.broadcast(self._seed))
-        rank = dist.get_rank(self.readers) if dist.is_initialized() else 0
+        rank = dist.get_rank(self.data_parallel_group) if dist.is_initialized() else 0
         self.randomness = BatchRandomness(self._seed, rank, self.device)
         self._since = (time.perf_counter(), 0)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from lares_pl.atomic_io import appearing
+from lares_pl.atomic_io import atomic_write
 from lares_pl.errors import LaresError
 
 
@@ -33,8 +33,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path, remedy: str = "Make room there, or name another place") -> None:
-    """Write a file of tensors; arguments and errors as those of `lares_pl.atomic_io.appearing`."""
-    with appearing(path, remedy) as temporary:
+    """Write a file of tensors; arguments and errors as those of `lares_pl.atomic_io.atomic_write`."""
+    with atomic_write(path, remedy) as temporary:
         try:
             torch.save(checkpoint, temporary)
         except RuntimeError as error:  # so torch's writer says that a write fell short

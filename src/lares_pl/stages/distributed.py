@@ -27,7 +27,7 @@ def _alone(group: Group) -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1
 
 
-def share_of_rows(rows: int, device: torch.device, group: Group = None) -> Tensor | float:
+def row_weight(rows: int, device: torch.device, group: Group = None) -> Tensor | float:
     """`processes * rows / (rows of all processes)`: the weight of this process's mean.
 
     Args:
@@ -42,7 +42,7 @@ def share_of_rows(rows: int, device: torch.device, group: Group = None) -> Tenso
     return dist.get_world_size(group) * rows / total
 
 
-def rows_of_all(x: Tensor, group: Group = None) -> Tensor:
+def all_gather_rows(x: Tensor, group: Group = None) -> Tensor:
     """The rows of all processes, in the order of their ranks; gradients flow back to the process they came from.
 
     Args:

@@ -23,16 +23,16 @@ from lares_pl.losses.actions import Actions, WholeCatalogue
 from lares_pl.losses.advantages import Advantage, GroupAdvantage
 from lares_pl.losses.rewards import RecallReward, Reward
 from lares_pl.model.backbone import BackboneConfig, with_dropout
-from lares_pl.serialization import from_plain
-from lares_pl.stages.base import OptimizerFactory, RankingStage, SchedulerFactory, arguments
+from lares_pl.parsing import from_plain
+from lares_pl.stages.base import BaseStage, OptimizerFactory, SchedulerFactory, arguments
 from lares_pl.stages.checkpoint import KEY, read_checkpoint
-from lares_pl.stages.distributed import rows_of_all, share_of_rows
+from lares_pl.stages.distributed import all_gather_rows, row_weight
 from lares_pl.stages.group_loss import GroupObjective, group_loss
 from lares_pl.stages.pruning import KeptSet, Pruning, kept_instances, pruning_fingerprint
 from lares_pl.stages.starting_point import StartingPoint
 
 
-class RPT(RankingStage):
+class RPT(BaseStage):
     """Reinforcement post-training of an SPT model.
 
     Architecture and weights come from `init_from`; the same weights, frozen, are the reference policy.
@@ -181,8 +181,8 @@ class RPT(RankingStage):
             depths,
             self.objective,
             self.randomness.noise,
-            places=batch.places,
-            of_all=partial(rows_of_all, group=self.readers),
+            places=batch.target_positions,
+            of_all=partial(all_gather_rows, group=self.data_parallel_group),
         )
         logged: Mapping[str, Tensor | float] = {
             "loss": outcome.loss.detach(),
@@ -195,4 +195,4 @@ class RPT(RankingStage):
             **({} if outcome.residual is None else {"residual": outcome.residual}),
         }
         self.log_training(logged, batch)
-        return outcome.loss * share_of_rows(len(batch), self.device, self.readers)
+        return outcome.loss * row_weight(len(batch), self.device, self.data_parallel_group)

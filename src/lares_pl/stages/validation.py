@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 
 from lares_pl.errors import LaresError
 from lares_pl.model.backbone import BackboneConfig
-from lares_pl.serialization import from_plain, to_plain
+from lares_pl.parsing import from_plain
+from lares_pl.serialization import to_plain
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -60,7 +61,7 @@ def check_optimizer(optimizer: Optimizer) -> None:
         )
 
 
-def check_that_it_comes_back(config: BackboneConfig) -> None:
+def check_serializable(config: BackboneConfig) -> None:
     """Refuse before training what could be written into a checkpoint but not be built from it again."""
     try:
         from_plain(BackboneConfig, to_plain(config), "backbone")

@@ -22,16 +22,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from lares_pl.data.dataset.format import FORMAT_VERSION
 from lares_pl.data.dataset.ids import packed_ids
 from lares_pl.data.dataset.mmap_cache import Flat, flat_copies, flat_of, sequence_files
-from lares_pl.data.prepare.command import FORMAT_VERSION
 from lares_pl.errors import LaresError
 
 Split = Literal["validation", "test", "next"]
 
 
 @dataclass(frozen=True)
-class Cuts:
+class HistorySpans:
     """Where the histories of some instances are cut from the flat array of items, and their targets stand.
 
     Args:
@@ -62,10 +62,10 @@ class Instances(ABC):
         """Their number n."""
 
     @abstractmethod
-    def take(self, numbers: np.ndarray) -> Cuts:
+    def take(self, numbers: np.ndarray) -> HistorySpans:
         """Some of them, `[B]`."""
 
-    def all(self) -> Cuts:
+    def all(self) -> HistorySpans:
         """All of them; for small data."""
         return self.take(np.arange(len(self)))
 
@@ -94,12 +94,12 @@ class TrainingInstances(Instances):
     def __len__(self) -> int:
         return int(self.firsts[-1]) if self.kept is None else len(self.kept)
 
-    def take(self, numbers: np.ndarray) -> Cuts:
+    def take(self, numbers: np.ndarray) -> HistorySpans:
         """Some of them, `[B]`."""
         numbers = numbers if self.kept is None else self.kept[numbers].astype(np.int64)
         users = np.searchsorted(self.firsts, numbers, side="right") - 1
         starts = self.offsets[users]
-        return Cuts(users, starts, starts + 1 + numbers - self.firsts[users])
+        return HistorySpans(users, starts, starts + 1 + numbers - self.firsts[users])
 
     def keeping(self, kept: np.ndarray) -> TrainingInstances:
         """Those of a mask over all."""
@@ -133,11 +133,11 @@ class HeldOut(Instances):
     def __len__(self) -> int:
         return len(self.users)
 
-    def take(self, numbers: np.ndarray) -> Cuts:
+    def take(self, numbers: np.ndarray) -> HistorySpans:
         """Some of them, `[B]`."""
         users = self.users[numbers]
         from_end = {"next": 0, "test": 1, "validation": 2}[self.split]
-        return Cuts(users, self.offsets[users], self.offsets[users + 1] - from_end)
+        return HistorySpans(users, self.offsets[users], self.offsets[users + 1] - from_end)
 
 
 def check_dataset(path: str | Path | None) -> Path:
@@ -292,7 +292,7 @@ class SequenceDataset:
         """One instance a user."""
         return HeldOut(self.offsets, split)
 
-    def targets(self, cuts: Cuts) -> np.ndarray:
+    def targets(self, spans: HistorySpans) -> np.ndarray:
         """Target item of each instance, `[B]`."""
-        targets: np.ndarray = self.items[cuts.ends]
+        targets: np.ndarray = self.items[spans.ends]
         return targets

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lares_pl.data.dataset.prepared import Cuts, Instances, SequenceDataset
+from lares_pl.data.dataset.prepared import HistorySpans, Instances, SequenceDataset
 from lares_pl.data.loading.histories import Histories
 from lares_pl.data.loading.instance_rng import InstanceDraws
 from lares_pl.data.loading.sampler import EpochOrder, Shard
@@ -28,12 +28,12 @@ class Batch:
     """B instances.
 
     Args:
-        histories: their histories, B of them; or, with `places`, windows of which each holds several.
+        histories: their histories, B of them; or, with `target_positions`, windows of which each holds several.
         targets: target items, `[B]`; 0 where there is none to predict.
         instances: index of each instance in its split, `[B]`.
         valid: False for rows that only fill up the last batch of a process, `[B]`.
-        places: tokens of `histories` (indices into its items) at which the instances' histories end, `[B]`, ascending; the
-            last of each history where None.
+        target_positions: tokens of `histories` (indices into its items) at which the instances' histories end, `[B]`,
+            ascending; the last of each history where None.
         aligned: histories of the instances that are aligned, S of them; those of all instances where None.
         aligned_targets: their targets, `[S]`; those of all instances where None.
         partners: for each aligned history that of another training instance with the same target.
@@ -44,7 +44,7 @@ class Batch:
     targets: Tensor
     instances: Tensor
     valid: Tensor
-    places: Tensor | None = None
+    target_positions: Tensor | None = None
     aligned: Histories | None = None
     aligned_targets: Tensor | None = None
     partners: Histories | None = None
@@ -97,25 +97,25 @@ class SameTargetPartners:
     def __init__(self, dataset: SequenceDataset) -> None:
         self._dataset = dataset
 
-    def draw(self, cuts: Cuts, draws: InstanceDraws, instances: np.ndarray) -> Cuts:
+    def draw(self, spans: HistorySpans, draws: InstanceDraws, instances: np.ndarray) -> HistorySpans:
         """A partner for each, `[B]`.
 
         Args:
-            cuts: the instances, `[B]`.
+            spans: the instances, `[B]`.
             draws: what is drawn from.
             instances: their numbers, `[B]`.
         """
         flat = self._dataset.flat
-        targets = flat.items[cuts.ends]
+        targets = flat.items[spans.ends]
         firsts = flat.of_item[targets]
         others = flat.of_item[targets + 1] - firsts - 1
         number = np.floor(draws.uniform(instances) * others).astype(np.int64)
         # the n-th of the others: places ascend, so those from its own on are one further
         places = flat.by_target[firsts + number].astype(np.int64)
         further = flat.by_target[firsts + np.minimum(number + 1, others)].astype(np.int64)
-        ends = np.where(others == 0, cuts.ends, np.where(places < cuts.ends, places, further))
+        ends = np.where(others == 0, spans.ends, np.where(places < spans.ends, places, further))
         users = np.searchsorted(flat.offsets, ends, side="right") - 1
-        return Cuts(users, flat.offsets[users], ends)
+        return HistorySpans(users, flat.offsets[users], ends)
 
 
 class BatchLoader(ABC):
@@ -180,9 +180,9 @@ class BatchLoader(ABC):
     def cut(self, indices: np.ndarray, draws: InstanceDraws) -> Batch:
         """The batch of these (-1: a row that only fills up)."""
 
-    def histories(self, cuts: Cuts) -> Histories:
+    def histories(self, spans: HistorySpans) -> Histories:
         """What each of these instances reads."""
-        return cut_histories(self.dataset.items, cuts.starts, cuts.ends, self.max_length)
+        return cut_histories(self.dataset.items, spans.starts, spans.ends, self.max_length)
 
 
 class InstanceLoader(BatchLoader):
@@ -281,11 +281,11 @@ class WindowLoader(BatchLoader):
         )
         if self.aligned:
             some = instances[_some_of_each(window, self.aligned, draws.uniform(instances, purpose=1))]
-            cuts = self.instances.take(some)
-            batch.aligned = self.histories(cuts)
-            batch.aligned_targets = _tensor(self.dataset.targets(cuts))
+            spans = self.instances.take(some)
+            batch.aligned = self.histories(spans)
+            batch.aligned_targets = _tensor(self.dataset.targets(spans))
             if self.partners is not None:
-                batch.partners = self.histories(self.partners.draw(cuts, draws, some))
+                batch.partners = self.histories(self.partners.draw(spans, draws, some))
         return batch
 
 

@@ -1,10 +1,4 @@
-"""`lares prepare`: raw interactions to a prepared dataset, written atomically.
-
-A prepared dataset is a directory: `sequences.parquet` or files in `sequences/` (a row a user: `user_id`, `items` oldest first,
-`timestamps` where known) with uncompressed copies for memory mapping (`lares_pl.data.dataset.mmap_cache`), `items.parquet`
-(`item`, `item_id`, `count`, with item text also its table's columns and `embedding`) and `dataset.json`, written last. Item 0
-is padding.
-"""
+"""`lares prepare`: raw interactions to a prepared dataset (`lares_pl.data.dataset.format`), written atomically."""
 
 from __future__ import annotations
 
@@ -17,15 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lares_pl.atomic_io import appearing_folder, check_folder
+from lares_pl.atomic_io import atomic_folder, check_folder
+from lares_pl.data.dataset.format import FORMAT_VERSION
 from lares_pl.data.dataset.mmap_cache import FOLDER, flat_copies
 from lares_pl.data.prepare.engines import DuckDB, Engine
 from lares_pl.data.prepare.readers import Columns, Format, source_files
 from lares_pl.data.prepare.sql_pipeline import Filters, index_log
 from lares_pl.data.prepare.text import ItemDescriptions, TextOptions, describe_items
 from lares_pl.errors import LaresError
-
-FORMAT_VERSION = 1
 
 
 def prepare(
@@ -73,7 +66,7 @@ def prepare(
     files = source_files(Path(source), format)
     _check_target(target, overwrite)
     filters = Filters(min_rating, repeats, k_core)
-    with appearing_folder(target, lambda: _check_target(target, overwrite)) as folder:
+    with atomic_folder(target, lambda: _check_target(target, overwrite)) as folder:
         with engine.open(folder) as session:
             known = session.read(Path(source), columns, format)
             try:
