@@ -1,4 +1,4 @@
-"""Alignment of latent states by in-batch contrast: TLA and SLA (METHOD "Stage 1, SPT")."""
+"""Alignment of latent states by in-batch contrast: TLA and SLA (docs/method.md "Stage 1, SPT")."""
 
 from __future__ import annotations
 
