@@ -1,4 +1,4 @@
-"""The main job through the console command, on ML-100K."""
+"""The main job through the console command, on a generated log."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def work(ml_100k_part: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which somebody has run prepare, SPT and RPT on ML-100K, with short budgets."""
+def work(interactions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which somebody has run prepare, SPT and RPT, with short budgets."""
     folder = tmp_path_factory.mktemp("work")
-    lares(folder, "prepare", str(ml_100k_part), "--k_core", "5")
+    lares(folder, "prepare", str(interactions), "--k_core", "5")
     lares(folder, "fit", "--config", "spt.yaml", "--run", "ml", *QUICK, *SMALL)
     done = lares(
         folder, "fit", "--config", "rpt.yaml", "--run", "ml", *QUICK, "--model.pruning.passes", "1", "--data.batch_size", "32"
@@ -135,11 +135,11 @@ def test_predict_writes_original_ids(work: Path, tmp_path: Path) -> None:
 
 def test_predict_for_histories_of_ones_own(work: Path, tmp_path: Path) -> None:
     best = str(work / "runs" / "ml" / "spt" / "checkpoints" / "best.ckpt")
-    (tmp_path / "new.csv").write_text("user_id,item_id\nme,50\nme,172\nyou,1\n")
+    (tmp_path / "new.csv").write_text("user_id,item_id\nme,i50\nme,i172\nyou,i1\n")
     lares(tmp_path, "predict", "--ckpt_path", best, "--data.histories", "new.csv", "--k", "3", "--output", "out/new.parquet")
     table = pq.read_table(tmp_path / "out" / "new.parquet").to_pydict()
     assert table["user_id"] == ["me", "you"]
-    (tmp_path / "odd.csv").write_text("user_id,item_id\nme,50\nme,no-such-film\n")
+    (tmp_path / "odd.csv").write_text("user_id,item_id\nme,i50\nme,no-such-film\n")
     said = error(tmp_path, "predict", "--ckpt_path", best, "--data.histories", "odd.csv")
     assert "item 'no-such-film' of user 'me' is not in the catalogue" in said
     assert not (tmp_path / "predictions.parquet").exists()

@@ -1,4 +1,4 @@
-"""Every family through the console command on real data, SPT then RPT; and the block of the README, word for word."""
+"""Every family through the console command SPT then RPT; and the block of the README, word for word."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 
 from lares_pl import load_stage, prepare
 from tests.console import error, lares
-from tests.data.prepare.test_recbole_splits import few_users
+from tests.data.prepare.test_recbole_splits import generated_benchmark
 from tests.docs.test_readme import README
 
 QUICK = [
@@ -23,10 +23,10 @@ NARROW = ["--model.backbone.hidden_size", "16"]
 
 
 @pytest.fixture(scope="module")
-def few(scientific: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared part of a real dataset."""
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small prepared dataset."""
     folder = tmp_path_factory.mktemp("few")
-    few_users(scientific, folder / "part")
+    generated_benchmark(folder / "part")
     prepare(str(folder / "part"), str(folder / "prepared"))
     return folder / "prepared"
 

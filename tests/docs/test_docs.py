@@ -51,6 +51,14 @@ def test_a_section_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch
     site.placed.cache_clear()
 
 
+def test_sections_of_the_method_that_docstrings_cite_exist() -> None:
+    headings = set(re.findall(r"^## (.+)$", (ROOT / "docs" / "method.md").read_text(), re.MULTILINE))
+    source = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    cited = set(re.findall(r'docs/method\.md "([^"]+)"', source))
+    assert len(cited) > 4
+    assert cited <= headings
+
+
 @pytest.mark.slow
 def test_the_site_is_built_without_a_warning() -> None:
     """Into build/, as `make docs` does: links and anchors are checked, public names are all documented."""

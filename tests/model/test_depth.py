@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 
 from lares_pl import BoundedPoisson, ConstantDepth, LaresError, Poisson, PoissonLogNormal, UniformDepth
-from tests.conftest import golden_folder
+from tests.conftest import GOLDEN
 
 DRAWS = 20_000
 
@@ -23,10 +23,8 @@ def drawn(schedule: PoissonLogNormal | Poisson | BoundedPoisson | UniformDepth) 
 
 @pytest.mark.parametrize("mean", [2, 4, 8])
 def test_poisson_lognormal_has_the_reference_distribution(mean: int) -> None:
-    path = golden_folder() / "depth_sampler_pmf.json"
-    if not path.exists():
-        pytest.skip(f"golden values are missing: {path}")
-    recorded = {int(depth): share for depth, share in json.loads(path.read_text())[str(mean)].items()}
+    pmf = json.loads((GOLDEN / "depth_sampler_pmf.json").read_text())
+    recorded = {int(depth): share for depth, share in pmf[str(mean)].items()}
     counts = drawn(PoissonLogNormal(mean))
     assert set(counts) <= set(range(1, 3 * mean + 1))
     observed = np.array([[counts[depth], round(recorded.get(depth, 0) * 60_000)] for depth in range(1, 3 * mean + 1)])

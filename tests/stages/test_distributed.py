@@ -21,10 +21,10 @@ BUDGET = ["--trainer.limit_train_batches", "3", "--trainer.max_epochs", "1"]
 
 
 @pytest.fixture(scope="module")
-def work(ml_100k_part: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def work(interactions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SPT and RPT on two processes."""
     folder = tmp_path_factory.mktemp("two")
-    prepare(str(ml_100k_part), str(folder / "prepared"))
+    prepare(str(interactions), str(folder / "prepared"))
     assert SequenceDataset.load(folder / "prepared").users % 2 == 1
     lares(folder, "fit", "--config", "spt.yaml", *TWO, *BUDGET, *SMALL)
     pruning = ["--model.pruning.passes", "2", "--model.pruning.top", "200", "--data.batch_size", "16"]

@@ -46,10 +46,10 @@ def assert_same_weights(one: Path, other: Path, exactly: bool = False) -> None:
 
 
 @pytest.fixture(scope="module")
-def work(ml_100k_part: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SPT on one process and on two that share the catalogue (1,390 items and padding: an odd number of rows)."""
+def work(interactions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SPT on one process and on two that share the catalogue (600 items and padding: an odd number of rows)."""
     folder = tmp_path_factory.mktemp("sharded")
-    prepare(str(ml_100k_part), str(folder / "prepared"))
+    prepare(str(interactions), str(folder / "prepared"))
     fit(folder, "spt.yaml", "one", *ONE)
     fit(folder, "spt.yaml", "two", *SHARDED)
     return folder
@@ -58,7 +58,7 @@ def work(ml_100k_part: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_training_on_two_processes_that_share_the_catalogue_equals_training_on_one(work: Path) -> None:
     assert_same_weights(work / "runs" / "one" / "spt", work / "runs" / "two" / "spt")
     before = torch.load(work / "runs" / "two" / "spt" / "checkpoints" / "best.ckpt", weights_only=True)
-    assert before["state_dict"]["backbone.embedding.item.weight"].shape == (1391, 16)
+    assert before["state_dict"]["backbone.embedding.item.weight"].shape == (601, 16)
     assert type(before["state_dict"]["backbone.embedding.item.weight"]) is torch.Tensor
 
 

@@ -169,7 +169,7 @@ class SequenceDataModule(L.LightningDataModule):
             return self._loader(self.sequences.training_instances)
         # on a CPU small batches, whose states stay in the cache
         size = self.eval_batch_size if self._on_cuda else min(self.eval_batch_size, 256)
-        # with prefix instances what lies beyond the first L is read from exactly the history that METHOD defines
+        # with prefix instances what lies beyond the first L is read from exactly the history that docs/method.md defines
         overlap = None if self.reads_sequences else self.max_length
         windows = training_windows(self.sequences, self.max_length, overlap)
         return WindowLoader(self.sequences, windows, size, self.max_length, shard=self._shard, pin=self._on_cuda)

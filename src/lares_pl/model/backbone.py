@@ -1,4 +1,4 @@
-"""The recurrent-depth backbone: read a history once, refine it as often as you like (METHOD "Backbone")."""
+"""The recurrent-depth backbone: read a history once, refine it as often as you like (docs/method.md "Backbone")."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ _DEPTHS = {
     "poisson-bounded": BoundedPoisson,
     "uniform": UniformDepth,
 }
-# where a file names none: METHOD's; what shapes tell (sizes, layers, injection) is read off the weights
+# where a file names none: docs/method.md's; what shapes tell (sizes, layers, injection) is read off the weights
 _PAPER: dict[str, Any] = {
     "n_heads": 2,
     "hidden_act": "gelu",

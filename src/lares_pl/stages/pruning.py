@@ -1,4 +1,4 @@
-"""Between the stages: keep what the SPT model can nearly do (METHOD "Between the stages: pruning")."""
+"""Between the stages: keep what the SPT model can nearly do (docs/method.md "Between the stages: pruning")."""
 
 from __future__ import annotations
 

