@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lares_pl import Histories, SequenceDataset
-from lares_pl.data.loading.batches import InstanceLoader, SameTargetPartners, cut_histories
+from lares_pl.data.loading.batch import cut_histories
+from lares_pl.data.loading.batches import InstanceLoader, SameTargetPartners
 from lares_pl.data.loading.instance_rng import InstanceDraws
 from lares_pl.data.loading.sampler import EpochOrder, Permutation, Shard
 

@@ -6,85 +6,20 @@ All of it is vectorised: no Python loop over rows, no worker processes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lares_pl.data.dataset.prepared import HistorySpans, Instances, SequenceDataset
+from lares_pl.data.loading.batch import Batch, cut_histories, ranges, to_tensor
 from lares_pl.data.loading.histories import Histories
 from lares_pl.data.loading.instance_rng import InstanceDraws
 from lares_pl.data.loading.sampler import EpochOrder, Shard
 from lares_pl.data.loading.windows import Windows
 
 AHEAD = 64  # batches whose instances are drawn at once
-
-
-@dataclass  # not frozen: Lightning's true-precision plugins rebuild a batch field by field
-class Batch:
-    """B instances.
-
-    Args:
-        histories: their histories, B of them; or, with `target_positions`, windows of which each holds several.
-        targets: target items, `[B]`; 0 where there is none to predict.
-        instances: index of each instance in its split, `[B]`.
-        valid: False for rows that only fill up the last batch of a process, `[B]`.
-        target_positions: tokens of `histories` (indices into its items) at which the instances' histories end, `[B]`,
-            ascending; the last of each history where None.
-        aligned: histories of the instances that are aligned, S of them; those of all instances where None.
-        aligned_targets: their targets, `[S]`; those of all instances where None.
-        partners: for each aligned history that of another training instance with the same target.
-        seen_rows, seen_items: pairs (row, item) of what each user had before the target, rows ascending, `[E]` each.
-    """
-
-    histories: Histories
-    targets: Tensor
-    instances: Tensor
-    valid: Tensor
-    target_positions: Tensor | None = None
-    aligned: Histories | None = None
-    aligned_targets: Tensor | None = None
-    partners: Histories | None = None
-    seen_rows: Tensor | None = None
-    seen_items: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def _each(self, move: Callable[[Any], Any]) -> Batch:
-        moved = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: move(value) for name, value in moved.items() if value is not None})
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same batch on another device."""
-        return self._each(lambda value: value.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory."""
-        return self._each(lambda value: value.pin_memory())
-
-
-def cut_histories(items: np.ndarray, starts: np.ndarray, ends: np.ndarray, max_length: int) -> Histories:
-    """Histories `items[max(start, end - max_length):end]`, packed.
-
-    Args:
-        items: flat array.
-        starts, ends: where each user's items begin and where the target stands, `[B]`.
-        max_length: longest history L.
-    """
-    starts = np.maximum(starts, ends - max_length)
-    index, lengths = _ranges(starts, ends)
-    return Histories(torch.from_numpy(items[index].astype(np.int64)), torch.from_numpy(lengths), int(lengths.max(initial=0)))
-
-
-def _ranges(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All numbers of the ranges [start, end) one after the other, and the ranges' lengths."""
-    lengths = ends - starts
-    shift = starts - np.concatenate([[0], lengths.cumsum()])[:-1]
-    return np.arange(lengths.sum()) + np.repeat(shift, lengths), lengths
 
 
 class SameTargetPartners:
@@ -219,13 +154,13 @@ class InstanceLoader(BatchLoader):
         indices = np.maximum(indices, 0)
         chosen = self.instances.take(indices)
         targets = self.dataset.targets(chosen) if self.instances.has_target else np.zeros(len(chosen))
-        batch = Batch(self.histories(chosen), _tensor(targets), _tensor(indices), torch.from_numpy(valid))
+        batch = Batch(self.histories(chosen), to_tensor(targets), to_tensor(indices), torch.from_numpy(valid))
         if self.partners is not None:
             batch.partners = self.histories(self.partners.draw(chosen, draws, indices))
         if self.with_seen:
-            index, lengths = _ranges(chosen.starts, chosen.ends)
-            batch.seen_items = _tensor(self.dataset.items[index])
-            batch.seen_rows = torch.repeat_interleave(_tensor(lengths))
+            index, lengths = ranges(chosen.starts, chosen.ends)
+            batch.seen_items = to_tensor(self.dataset.items[index])
+            batch.seen_rows = torch.repeat_interleave(to_tensor(lengths))
         return batch
 
 
@@ -265,32 +200,28 @@ class WindowLoader(BatchLoader):
         """The batch of these windows."""
         chosen = self.windows.take(np.maximum(indices, 0))
         histories = cut_histories(self.dataset.items, chosen.starts, chosen.ends, self.max_length)
-        instances, _ = _ranges(chosen.firsts, chosen.firsts + chosen.counts)
+        instances, _ = ranges(chosen.firsts, chosen.firsts + chosen.counts)
         behind = (chosen.ends - chosen.starts).cumsum()  # tokens up to the end of each window
-        places, _ = _ranges(behind - chosen.counts, behind)
+        places, _ = ranges(behind - chosen.counts, behind)
         window = np.repeat(np.arange(len(chosen)), chosen.counts)
         if self.kept is not None:
             counted = self.kept[instances]
             instances, places, window = instances[counted], places[counted], window[counted]
         batch = Batch(
             histories,
-            _tensor(self.dataset.targets(self.instances.take(instances))),
-            _tensor(instances),
+            to_tensor(self.dataset.targets(self.instances.take(instances))),
+            to_tensor(instances),
             torch.from_numpy(indices[window] >= 0),
-            _tensor(places),
+            to_tensor(places),
         )
         if self.aligned:
             some = instances[_some_of_each(window, self.aligned, draws.uniform(instances, purpose=1))]
             spans = self.instances.take(some)
             batch.aligned = self.histories(spans)
-            batch.aligned_targets = _tensor(self.dataset.targets(spans))
+            batch.aligned_targets = to_tensor(self.dataset.targets(spans))
             if self.partners is not None:
                 batch.partners = self.histories(self.partners.draw(spans, draws, some))
         return batch
-
-
-def _tensor(values: np.ndarray) -> Tensor:
-    return torch.from_numpy(values.astype(np.int64, copy=False))
 
 
 def _some_of_each(group: np.ndarray, most: int, draws: np.ndarray) -> np.ndarray:

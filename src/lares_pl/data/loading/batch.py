@@ -1,0 +1,82 @@
+"""One batch: instances, their histories, and what else a stage asks for; how it is cut from the flat array."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lares_pl.data.loading.histories import Histories
+
+
+@dataclass  # not frozen: Lightning's true-precision plugins rebuild a batch field by field
+class Batch:
+    """B instances.
+
+    Args:
+        histories: their histories, B of them; or, with `target_positions`, windows of which each holds several.
+        targets: target items, `[B]`; 0 where there is none to predict.
+        instances: index of each instance in its split, `[B]`.
+        valid: False for rows that only fill up the last batch of a process, `[B]`.
+        target_positions: tokens of `histories` (indices into its items) at which the instances' histories end, `[B]`,
+            ascending; the last of each history where None.
+        aligned: histories of the instances that are aligned, S of them; those of all instances where None.
+        aligned_targets: their targets, `[S]`; those of all instances where None.
+        partners: for each aligned history that of another training instance with the same target.
+        seen_rows, seen_items: pairs (row, item) of what each user had before the target, rows ascending, `[E]` each.
+    """
+
+    histories: Histories
+    targets: Tensor
+    instances: Tensor
+    valid: Tensor
+    target_positions: Tensor | None = None
+    aligned: Histories | None = None
+    aligned_targets: Tensor | None = None
+    partners: Histories | None = None
+    seen_rows: Tensor | None = None
+    seen_items: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def _each(self, move: Callable[[Any], Any]) -> Batch:
+        moved = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: move(value) for name, value in moved.items() if value is not None})
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch on another device."""
+        return self._each(lambda value: value.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory."""
+        return self._each(lambda value: value.pin_memory())
+
+
+def cut_histories(items: np.ndarray, starts: np.ndarray, ends: np.ndarray, max_length: int) -> Histories:
+    """Histories `items[max(start, end - max_length):end]`, packed.
+
+    Args:
+        items: flat array.
+        starts, ends: where each user's items begin and where the target stands, `[B]`.
+        max_length: longest history L.
+    """
+    starts = np.maximum(starts, ends - max_length)
+    index, lengths = ranges(starts, ends)
+    return Histories(torch.from_numpy(items[index].astype(np.int64)), torch.from_numpy(lengths), int(lengths.max(initial=0)))
+
+
+def ranges(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All numbers of the ranges [start, end) one after the other, and the ranges' lengths."""
+    lengths = ends - starts
+    shift = starts - np.concatenate([[0], lengths.cumsum()])[:-1]
+    return np.arange(lengths.sum()) + np.repeat(shift, lengths), lengths
+
+
+def to_tensor(values: np.ndarray) -> Tensor:
+    """Item indices and counts as int64."""
+    return torch.from_numpy(values.astype(np.int64, copy=False))
