@@ -14,7 +14,7 @@ from lares_pl.model import scoring
 from lares_pl.model.backbone import RecurrentBackbone
 
 
-class Choice(ABC):
+class Candidates(ABC):
     """Items that may be ranked."""
 
     @abstractmethod
@@ -31,7 +31,7 @@ class Choice(ABC):
         """
 
 
-class SharedChoice(Choice):
+class SharedCandidates(Candidates):
     """The same items for all users.
 
     Args:
@@ -60,7 +60,7 @@ class SharedChoice(Choice):
         return scores.cpu().numpy(), self.items[places].cpu().numpy()
 
 
-class OwnChoices(Choice):
+class PerUserCandidates(Candidates):
     """Items of each user's own.
 
     Args:
