@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from lares_pl.data.loading.batch import Batch
+from lares_pl.data.loading.batches import Batch
 from lares_pl.errors import LaresError
 from lares_pl.losses.alignment import Alignment, alignment_losses
 from lares_pl.losses.next_item import FullSoftmax, NextItemLoss, Proposal

@@ -29,8 +29,9 @@ from lares_pl import (
     SequenceDataset,
     TransformerBlock,
 )
-from lares_pl.data.loading.batches import InstanceLoader, SameTargetPartners, WindowLoader
 from lares_pl.data.loading.instance_rng import InstanceDraws
+from lares_pl.data.loading.loaders import InstanceLoader, WindowLoader
+from lares_pl.data.loading.partners import SameTargetPartners
 from lares_pl.data.loading.sampler import Shard
 from lares_pl.data.loading.windows import training_windows
 from lares_pl.model.layout import Layout
