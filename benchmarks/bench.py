@@ -41,16 +41,17 @@ from lares_pl import (
     TransformerBlock,
     prepare,
 )
-from lares_pl.config import class_of, from_plain
-from lares_pl.data.batches import InstanceLoader, SameTargetPartners, WindowLoader
-from lares_pl.data.dataset import Instances, TrainingInstances
-from lares_pl.data.windows import training_windows
+from lares_pl.data.dataset.prepared import Instances, TrainingInstances
+from lares_pl.data.loading.batches import InstanceLoader, SameTargetPartners, WindowLoader
+from lares_pl.data.loading.windows import training_windows
+from lares_pl.losses.alignment import Alignment, alignment_losses
 from lares_pl.model.backbone import with_dropout
 from lares_pl.model.recurrence import KeyedNoise
+from lares_pl.parsing import from_plain
+from lares_pl.serialization import class_of
+from lares_pl.stages.group_loss import GroupObjective, group_loss
 from lares_pl.stages.pruning import kept_instances
-from lares_pl.stages.rpt import group_loss
-from lares_pl.stages.spt import alignment_loss
-from slow_side import PaddedRows, SlowSide
+from naive_baseline import NaiveBaseline, PaddedRows
 
 L = 20
 DEVICE = torch.device("cpu")
@@ -129,7 +130,7 @@ def depths_of(repetition: int, count: int) -> list[int]:
 def spt_step(data: SequenceDataset) -> Case:
     instances = chosen(data.training_instances, 8192)
     model = backbone(data.catalogue_size, 0.5).train()
-    slow_model = SlowSide(model)
+    slow_model = NaiveBaseline(model)
     slow_batch = on_device(next(iter(PaddedRows(data, instances, L, partners=True).loader(1024))))
     batch = next(iter(batches(data, instances, 1024, partners=True))).to(DEVICE)
     update = updates(model)
@@ -142,8 +143,8 @@ def spt_step(data: SequenceDataset) -> Case:
         depth, pair = depths_of(repetition, 2)
         assert batch.partners is not None
         prediction, a, b = model.rollout([batch.histories, batch.histories, batch.partners], [depth, pair, pair])
-        cross_entropy = model.cross_entropy(prediction[-1], batch.targets)
-        trajectory, step = alignment_loss(a, b, repetition % pair, 1.0)
+        cross_entropy = model.head().cross_entropy(prediction[-1], batch.targets)
+        trajectory, step = alignment_losses(Alignment(), a, b, repetition % pair, batch.targets)
         update(cross_entropy + 0.1 * trajectory + 0.5 * step)
 
     assert batch.partners is not None
@@ -154,7 +155,7 @@ def spt_step(data: SequenceDataset) -> Case:
 def rpt_step(data: SequenceDataset) -> Case:
     instances = chosen(data.training_instances, 8192)
     policy, frozen = backbone(25_000, 0.1).train(), backbone(25_000, 0.1).eval()
-    slow_policy, slow_frozen = SlowSide(policy), SlowSide(frozen)
+    slow_policy, slow_frozen = NaiveBaseline(policy), NaiveBaseline(frozen)
     slow_frozen.eval()
     slow_batch = on_device(next(iter(PaddedRows(data, instances, L).loader(400))))
     batch = next(iter(batches(data, instances, 400))).to(DEVICE)
@@ -165,7 +166,7 @@ def rpt_step(data: SequenceDataset) -> Case:
 
     def fast(repetition: int) -> None:
         depths = depths_of(repetition, 4)
-        update(group_loss(policy, frozen, batch.histories, batch.targets, depths, RecallReward(10), 1.0).loss)
+        update(group_loss(policy, frozen, batch.histories, batch.targets, depths, GroupObjective(RecallReward(10))).loss)
 
     return Case(slow, fast, "RPT step, batch 400, G 4, catalogue 25,000", 2, 3, 8 * batch.histories.tokens)
 
@@ -173,7 +174,7 @@ def rpt_step(data: SequenceDataset) -> Case:
 def validation(data: SequenceDataset) -> Case:
     instances = data.held_out("validation")
     model = backbone(data.catalogue_size, 0.5).eval()
-    slow_model = SlowSide(model).eval()
+    slow_model = NaiveBaseline(model).eval()
     rows = PaddedRows(data, instances, L)
 
     def slow(repetition: int) -> None:
@@ -185,7 +186,7 @@ def validation(data: SequenceDataset) -> Case:
             for batch in batches(data, instances, 1024):
                 batch = batch.to(DEVICE)
                 (states,) = model.rollout(batch.histories, [4], KeyedNoise(batch.histories))
-                model.target_rank(states[-1], batch.targets)
+                model.head().rank(states[-1], batch.targets)
 
     return Case(slow, fast, f"validation over {len(instances):,} users", 2.5, 4)
 
@@ -203,7 +204,7 @@ def epoch(whole: SequenceDataset) -> Case:
     instances = data.training_instances
     partners = SameTargetPartners(data)
     model = backbone(data.catalogue_size, 0.5).train()
-    slow_model = SlowSide(model)
+    slow_model = NaiveBaseline(model)
     rows = PaddedRows(data, instances, L, partners=True)
     windows = WindowLoader(data, training_windows(data, L), 256, L, aligned=1, partners=partners, shuffle=True)
     update = updates(model)
@@ -220,9 +221,9 @@ def epoch(whole: SequenceDataset) -> Case:
             assert batch.aligned is not None
             assert batch.partners is not None
             histories = [batch.histories, batch.aligned, batch.partners]
-            prediction, a, b = model.rollout(histories, [depth, pair, pair], read=[batch.places, None, None])
-            trajectory, step = alignment_loss(a, b, repetition % pair, 1.0)
-            update(model.cross_entropy(prediction[-1], batch.targets) + 0.1 * trajectory + 0.5 * step)
+            prediction, a, b = model.rollout(histories, [depth, pair, pair], read=[batch.target_positions, None, None])
+            trajectory, step = alignment_losses(Alignment(), a, b, repetition % pair, batch.targets)
+            update(model.head().cross_entropy(prediction[-1], batch.targets) + 0.1 * trajectory + 0.5 * step)
 
     what = f"SPT over {len(instances):,} training targets (a sixteenth of the users), sequence against prefix instances"
     return Case(slow, fast, what, 12, 25)
@@ -232,7 +233,7 @@ def pruning(whole: SequenceDataset) -> Case:
     data = some_users(whole, 16)
     instances = data.training_instances
     model = backbone(data.catalogue_size, 0.5).eval()
-    slow_model = SlowSide(model).eval()
+    slow_model = NaiveBaseline(model).eval()
     rows = PaddedRows(data, instances, L)
     windows = WindowLoader(data, training_windows(data, L, overlap=L), 256, L)
 

@@ -62,10 +62,10 @@ def serve(dataset: str, instances: str, rank: int, processes: int, batches: int)
     from itertools import islice
     from typing import Any, cast
 
-    from lares_pl.data.batches import InstanceLoader, SameTargetPartners, WindowLoader
-    from lares_pl.data.dataset import SequenceDataset
-    from lares_pl.data.order import Shard
-    from lares_pl.data.windows import training_windows
+    from lares_pl.data.dataset.prepared import SequenceDataset
+    from lares_pl.data.loading.batches import InstanceLoader, SameTargetPartners, WindowLoader
+    from lares_pl.data.loading.sampler import Shard
+    from lares_pl.data.loading.windows import training_windows
 
     imported = _own_memory()
     start = time.perf_counter()

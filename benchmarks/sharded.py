@@ -23,7 +23,7 @@ from torch.multiprocessing.spawn import spawn
 from bench import resident
 from lares_pl import BackboneConfig, Histories, RecurrentBackbone
 from lares_pl.model.sharding import local
-from lares_pl.stages.processes import average_gradients
+from lares_pl.stages.distributed import average_gradients
 
 MIB = 2**20
 
@@ -43,7 +43,7 @@ def trained(items: int, hidden: int, processes: int, updates: int) -> dict[str, 
     for _ in range(updates):
         histories = Histories(torch.randint(1, items + 1, (64 * 8,)), torch.full((64,), 8), 8)
         states = backbone.rollout(histories, [2])[0][-1]
-        backbone.cross_entropy(states, torch.randint(1, items + 1, (64,))).backward()
+        backbone.head().cross_entropy(states, torch.randint(1, items + 1, (64,))).backward()
         average_gradients(parameters, mesh)
         optimizer.step()
         held = [*parameters, *(p.grad for p in parameters if p.grad is not None)]

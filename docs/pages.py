@@ -18,16 +18,16 @@ PACKAGE = ROOT / "src" / "lares_pl"
 REST = "the rest"
 # rooms of the house, from the top: folders, or the modules that are rooms of their own
 ROOMS = {
-    "commands": ["cli", "training", "chain", "commands", "completion", "help", "demo", "shipped", "runs"],
+    "commands": ["cli", "runs"],
     "products": ["recommender", "export"],
     "report": ["report"],
     "callbacks": ["callbacks"],
     "stages": ["stages", "metrics"],
-    "objectives": ["objectives"],
+    "losses": ["losses"],
     "model": ["model"],
     "data": ["data"],
     "reference": ["reference"],
-    "foundations": ["config", "files", "device", "errors"],
+    "foundations": ["serialization", "parsing", "atomic_io", "device", "errors"],
 }
 _PLACE = re.compile(r"^\{\{ (readme|config|changelog)(?:: ?(.*?))? \}\}$", re.MULTILINE)
 _HEADING = re.compile(r"^(#{2,3}) (.+)$", re.MULTILINE)
@@ -87,7 +87,7 @@ def section(name: str, page: str) -> str:
 def shown(kind: str, name: str, page: str) -> str:
     """What stands in the place of one line."""
     if kind == "config":
-        path = ROOT / "configs" / name
+        (path,) = [path for folder in ("configs", "examples") for path in (ROOT / folder).rglob(name)]
         return f"### {name} {{ #{anchor(name)} }}\n\n```yaml\n{path.read_text(encoding='utf-8')}```"
     if kind == "changelog":
         return (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

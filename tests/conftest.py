@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lares_pl.data.prepare import prepare
+from lares_pl.data.prepare.command import prepare
 from lares_pl.data.synthetic import Process, write_interactions
 
 ROOT = Path(__file__).resolve().parent.parent

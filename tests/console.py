@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lares_pl.cli import main
+from lares_pl.cli.main import main
 
 QUICK = [
     *("--trainer.accelerator", "cpu", "--trainer.devices", "1"),
@@ -33,7 +33,7 @@ SMALL = [
 
 # processes are forked from one that has imported everything: importing takes longer than all else that a test does
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["lares_pl.training", "lares_pl.data.prepare", "lares_pl.data.dataset"])
+CONTEXT.set_forkserver_preload(["lares_pl.cli.lightning", "lares_pl.data.prepare.command", "lares_pl.data.dataset.prepared"])
 
 
 def clean_environment() -> dict[str, str]:

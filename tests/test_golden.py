@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lares_pl.data.histories import Histories
-from lares_pl.model import scoring
+from lares_pl.data.loading.histories import Histories
+from lares_pl.losses.alignment import Alignment, alignment_losses
+from lares_pl.losses.rewards import NDCGReward, RecallReward
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.embedding import ItemText
-from lares_pl.objectives.rewards import NDCGReward, RecallReward
+from lares_pl.model.similarity import CosineSimilarity
 from lares_pl.reference.names import family_of, from_reference
 from lares_pl.reference.settings import backbone_config, complete_settings
-from lares_pl.stages.rpt import group_loss
-from lares_pl.stages.spt import alignment_loss
+from lares_pl.stages.group_loss import GroupObjective, group_loss
 from tests.conftest import golden_files
 
 RELATIVE = 1e-4
@@ -148,11 +148,12 @@ def test_forward(golden: Golden) -> None:
     # TedRec's are recorded divided by their norm
     assert_close(F.normalize(recorded, dim=-1) if golden.family == "tedrec" else recorded, golden["forward/step_user_states"])
     expected = golden["forward/step_log_probs"]
-    whole = scoring.scores(states.flatten(0, 1), backbone.item_vectors, backbone.policy_similarity)
+    head = backbone.policy_head()
+    whole = head.scores(states.flatten(0, 1))
     assert_close(whole.log_softmax(-1).view(steps, *expected[:, 0].shape).transpose(0, 1), expected)
-    of_target = backbone.policy_log_prob(states.flatten(0, 1), golden.targets.repeat(steps)).view(steps, -1)
+    of_target = head.log_prob(states.flatten(0, 1), golden.targets.repeat(steps)).view(steps, -1)
     assert_close(of_target.T, expected.gather(2, golden.targets[:, None, None].expand(-1, steps, 1)).squeeze(2))
-    assert_close(backbone.scores(states[3]), golden["forward/ranking_scores_depth4"])
+    assert_close(backbone.head().scores(states[3]), golden["forward/ranking_scores_depth4"])
 
 
 def test_spt(golden: Golden) -> None:
@@ -172,9 +173,9 @@ def spt_outcome(golden: Golden) -> dict[str, Tensor]:
         initial_states=[golden.initial_state(i + 1, part, backbone) for i, part in enumerate(histories)],
     )
     tau, alpha, gamma = (float(golden[f"spt/{name}"]) for name in ("tau", "alpha", "gamma"))
-    cross_entropy = backbone.cross_entropy(prediction[-1], golden.targets)
-    normalise = backbone.config.similarity.normalise
-    trajectory, step = alignment_loss(normalise(a), normalise(b), int(golden["spt/step_index"]), tau)
+    cross_entropy = backbone.head().cross_entropy(prediction[-1], golden.targets)
+    alignment = Alignment(isinstance(backbone.config.similarity, CosineSimilarity), tau)  # the release compares as it scores
+    trajectory, step = alignment_losses(alignment, a, b, int(golden["spt/step_index"]), golden.targets)
     loss = cross_entropy + alpha * trajectory + gamma * step
     loss.backward()
     return {
@@ -207,8 +208,7 @@ def rpt_outcome(golden: Golden, kind: str) -> dict[str, Tensor]:
         golden.histories,
         golden.targets,
         depths,
-        RecallReward(k) if kind == "rpt_recall" else NDCGReward(k),
-        beta,
+        GroupObjective(RecallReward(k) if kind == "rpt_recall" else NDCGReward(k), beta=beta),
         initial_states=(starts[: len(depths)], starts[len(depths) :]),
     )
     outcome.loss.backward()

@@ -1,141 +1,27 @@
 """LARES: latent reasoning with recurrent depth for sequential recommendation, as PyTorch Lightning modules.
 
-The public names, imported at first use so that the command line answers at once.
+The public names are those of `__init__.pyi`, imported at first use so that the command line answers at once.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from lares_pl.data.dataset import SequenceDataset
-    from lares_pl.data.engines import DuckDB
-    from lares_pl.data.formats import Columns
-    from lares_pl.data.histories import Histories
-    from lares_pl.data.module import SequenceDataModule
-    from lares_pl.data.prepare import prepare
-    from lares_pl.data.spark import Spark
-    from lares_pl.data.text import TextOptions
-    from lares_pl.errors import LaresError
-    from lares_pl.model.backbone import BackboneConfig, RecurrentBackbone
-    from lares_pl.model.blocks.bsarec import BSARecBlock
-    from lares_pl.model.blocks.fmlp import FMLPBlock
-    from lares_pl.model.blocks.lru import LRUBlock
-    from lares_pl.model.blocks.rotary import RotaryBlock
-    from lares_pl.model.blocks.transformer import TransformerBlock
-    from lares_pl.model.depth import BoundedPoisson, ConstantDepth, Poisson, PoissonLogNormal, UniformDepth
-    from lares_pl.model.embedding import ItemEmbedder, ItemText, TedRecEmbedder
-    from lares_pl.model.reasoning import DivergenceStop, Reasoning, ResidualStop, StopRule
-    from lares_pl.model.recurrence import (
-        AddInjection,
-        ConcatInjection,
-        LinearInjection,
-        NormalState,
-        NormalZeroState,
-        ZeroState,
-    )
-    from lares_pl.model.scoring import CosineSimilarity, DotSimilarity
-    from lares_pl.objectives.rewards import NDCGReward, RecallReward
-    from lares_pl.objectives.softmax import FullSoftmax, SampledSoftmax
-    from lares_pl.recommender import Recommendations, Recommender
-    from lares_pl.stages.checkpoint import load_stage
-    from lares_pl.stages.pruning import Pruning
-    from lares_pl.stages.rpt import RPT
-    from lares_pl.stages.schedules import WarmupCosine
-    from lares_pl.stages.spt import SPT
+from pathlib import Path
+from typing import Any
 
 __version__ = "0.1.0"
 
-# where each public name lives; the same names as above, for those who run instead of check
-_HOME = {
-    "data.dataset": ["SequenceDataset"],
-    "data.engines": ["DuckDB"],
-    "data.formats": ["Columns"],
-    "data.histories": ["Histories"],
-    "data.module": ["SequenceDataModule"],
-    "data.prepare": ["prepare"],
-    "data.spark": ["Spark"],
-    "data.text": ["TextOptions"],
-    "errors": ["LaresError"],
-    "model.backbone": ["BackboneConfig", "RecurrentBackbone"],
-    "model.blocks.bsarec": ["BSARecBlock"],
-    "model.blocks.fmlp": ["FMLPBlock"],
-    "model.blocks.lru": ["LRUBlock"],
-    "model.blocks.rotary": ["RotaryBlock"],
-    "model.blocks.transformer": ["TransformerBlock"],
-    "model.depth": ["BoundedPoisson", "ConstantDepth", "Poisson", "PoissonLogNormal", "UniformDepth"],
-    "model.embedding": ["ItemEmbedder", "ItemText", "TedRecEmbedder"],
-    "model.reasoning": ["DivergenceStop", "Reasoning", "ResidualStop", "StopRule"],
-    "model.recurrence": [
-        "AddInjection",
-        "ConcatInjection",
-        "LinearInjection",
-        "NormalState",
-        "NormalZeroState",
-        "ZeroState",
-    ],
-    "model.scoring": ["CosineSimilarity", "DotSimilarity"],
-    "objectives.rewards": ["NDCGReward", "RecallReward"],
-    "objectives.softmax": ["FullSoftmax", "SampledSoftmax"],
-    "recommender": ["Recommendations", "Recommender"],
-    "stages.checkpoint": ["load_stage"],
-    "stages.pruning": ["Pruning"],
-    "stages.rpt": ["RPT"],
-    "stages.schedules": ["WarmupCosine"],
-    "stages.spt": ["SPT"],
-}
-_MODULE_OF = {name: f"lares_pl.{module}" for module, names in _HOME.items() for name in names}
 
-__all__ = [
-    "RPT",
-    "SPT",
-    "AddInjection",
-    "BSARecBlock",
-    "BackboneConfig",
-    "BoundedPoisson",
-    "Columns",
-    "ConcatInjection",
-    "ConstantDepth",
-    "CosineSimilarity",
-    "DivergenceStop",
-    "DotSimilarity",
-    "DuckDB",
-    "FMLPBlock",
-    "FullSoftmax",
-    "Histories",
-    "ItemEmbedder",
-    "ItemText",
-    "LRUBlock",
-    "LaresError",
-    "LinearInjection",
-    "NDCGReward",
-    "NormalState",
-    "NormalZeroState",
-    "Poisson",
-    "PoissonLogNormal",
-    "Pruning",
-    "Reasoning",
-    "RecallReward",
-    "Recommendations",
-    "Recommender",
-    "RecurrentBackbone",
-    "ResidualStop",
-    "RotaryBlock",
-    "SampledSoftmax",
-    "SequenceDataModule",
-    "SequenceDataset",
-    "Spark",
-    "StopRule",
-    "TedRecEmbedder",
-    "TextOptions",
-    "TransformerBlock",
-    "UniformDepth",
-    "WarmupCosine",
-    "ZeroState",
-    "load_stage",
-    "prepare",
-]
+def _public_names() -> dict[str, str]:
+    """The module of each public name."""
+    stub = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: node.module or "" for node in imports for alias in node.names}
+
+
+_MODULE_OF = _public_names()
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:

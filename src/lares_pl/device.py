@@ -7,7 +7,7 @@ import torch
 from lares_pl.errors import LaresError
 
 
-def best_device(name: str | torch.device) -> torch.device:
+def resolve_device(name: str | torch.device) -> torch.device:
     """The device of a name; `auto` is the GPU where there is one.
 
     Raises:

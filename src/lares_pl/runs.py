@@ -8,13 +8,12 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from lares_pl.atomic_io import move_aside, write_json
 from lares_pl.errors import LaresError
-from lares_pl.files import move_aside, write_json
 
 RUNS = Path("runs")
 BEST = Path("checkpoints") / "best.ckpt"
@@ -118,18 +117,3 @@ class StageFolder:
     def reopen(self) -> None:
         """Training goes on."""
         self._record.unlink(missing_ok=True)
-
-
-def comparison(report: Mapping[str, Any]) -> str:
-    """What `test.json` says, for people: metrics, beside those before this stage where there are any."""
-    before = report.get("before", {}).get("metrics")
-    split = {"val": "validation"}.get(prefix := next(iter(report["metrics"])).split("/")[0], prefix)
-    lines = [f"{split} metrics at depth {report['depth']}" + (" before and after RPT" if before else "")]
-    for name, value in report["metrics"].items():
-        label = f"  {name.rpartition('/')[2]:<10}"
-        if before:
-            change = f"{value / before[name] - 1:+.1%}" if before[name] else ""
-            lines.append(f"{label} {before[name]:.4f} -> {value:.4f}  {change}")
-        else:
-            lines.append(f"{label} {value:.4f}")
-    return "\n".join(lines)

@@ -17,8 +17,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from lares_pl.callbacks.tracking import Wandb
+from lares_pl.stages.base import BaseStage
 from lares_pl.stages.checkpoint import read_checkpoint
-from lares_pl.stages.ranking import RankingStage
 
 Keeping = Literal["reference", "upload"]
 
@@ -31,12 +31,12 @@ class Lineage(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Inputs."""
-        assert isinstance(pl_module, RankingStage)
+        assert isinstance(pl_module, BaseStage)
         for logger in _loggers(trainer):
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             if logger.dataset != "off":
                 logger.use(dataset_artifact(Path(data.dataset_path), logger.dataset))
-            source = pl_module.started_from
+            source = pl_module.initial_checkpoint
             if logger.checkpoint != "off" and source is not None and Path(source).is_file():
                 logger.use(checkpoint_artifact(Path(source), logger.checkpoint))
 

@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 import lightning as L
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
 
-from lares_pl.data.batches import BatchLoader, InstanceLoader, SameTargetPartners, WindowLoader
-from lares_pl.data.dataset import Instances, SequenceDataset, check_dataset
-from lares_pl.data.formats import Columns
-from lares_pl.data.order import Shard
-from lares_pl.data.unseen import read_histories
-from lares_pl.data.windows import training_windows
+from lares_pl.data.dataset.prepared import Instances, SequenceDataset, check_dataset
+from lares_pl.data.loading.batches import BatchLoader, InstanceLoader, SameTargetPartners, WindowLoader
+from lares_pl.data.loading.external_histories import read_histories
+from lares_pl.data.loading.sampler import Shard
+from lares_pl.data.loading.windows import training_windows
+from lares_pl.data.prepare.readers import Columns
 from lares_pl.errors import LaresError
 
 
@@ -29,7 +30,7 @@ class SequenceDataModule(L.LightningDataModule):
         batch_size: training instances, or sequences, a batch and process.
         instances: how training instances are read. `prefix`: each target with a history of its own, the paper's.
             `sequence`, for causal blocks: a user's training items once, with a target at each position; users with more than
-            `max_length + 1` training items in windows that overlap by half.
+            `max_length + 1` training items in windows that overlap by half. `auto`: `sequence` where the model is causal.
         aligned_positions: with `sequence`, how many targets of each sequence SPT aligns; 1 where None.
         eval_batch_size: users a batch and process in validation, test and prediction.
         predict: whose next item `predict` ranks for: after a user's whole sequence (`next`), or in place of the held-out
@@ -47,8 +48,8 @@ class SequenceDataModule(L.LightningDataModule):
         self,
         dataset: str | None = None,
         max_length: int | None = None,
-        batch_size: int = 1024,
-        instances: Literal["prefix", "sequence"] = "prefix",
+        batch_size: int = 64,
+        instances: Literal["auto", "prefix", "sequence"] = "auto",
         aligned_positions: int | None = None,
         eval_batch_size: int = 1024,
         predict: Literal["next", "validation", "test"] = "next",
@@ -60,8 +61,8 @@ class SequenceDataModule(L.LightningDataModule):
         max_length = 20 if max_length is None else max_length
         if min(max_length, batch_size, eval_batch_size) < 1:
             raise LaresError("data: max_length, batch_size and eval_batch_size must be at least 1")
-        if instances not in ("prefix", "sequence"):
-            raise LaresError(f"data.instances must be prefix or sequence, got {instances}")
+        if instances not in ("auto", "prefix", "sequence"):
+            raise LaresError(f"data.instances must be auto, prefix or sequence, got {instances}")
         if aligned_positions is not None and (aligned_positions < 1 or instances == "prefix"):
             raise LaresError("data.aligned_positions must be at least 1, and says something with data.instances: sequence only")
         self.dataset_path = str(check_dataset(dataset).absolute())
@@ -90,6 +91,21 @@ class SequenceDataModule(L.LightningDataModule):
             raise LaresError(f"{self.dataset_path}: no training instance: every user needs at least two items")
         if stage in ("fit", "validate", "test") and len(self.sequences.held_out("test")) == 0:
             raise LaresError(f"{self.dataset_path}: nothing to evaluate on: no user has three items or more")
+
+    @cached_property
+    def reads_sequences(self) -> bool:
+        """Whether a user's training items are read in one pass; asked once there is a model."""
+        if self.instances != "auto":
+            return self.instances == "sequence"
+        assert self.trainer is not None
+        stage: Any = self.trainer.lightning_module
+        causal: bool = stage.backbone.causal
+        if not causal:
+            rank_zero_info(
+                "data.instances: auto serves each target with a history of its own, because this model lets a position see "
+                f"later ones; batches hold {self.batch_size} of them (--data.batch_size)"
+            )
+        return causal
 
     def keep(self, kept: np.ndarray | None) -> None:
         """Train on these of the training instances only (a mask), or on all of them (None); RPT prunes with it."""
@@ -129,7 +145,7 @@ class SequenceDataModule(L.LightningDataModule):
         order: dict[str, Any] = {"shuffle": True, "seed": self.seed, "shard": self._shard, "pin": self._on_cuda}
         loader: BatchLoader
         partners = SameTargetPartners(data) if self._asked("needs_partners") else None
-        if self.instances == "sequence":
+        if self.reads_sequences:
             windows = training_windows(data, self.max_length)
             aligned = self.aligned_positions if self._asked("needs_aligned") else 0
             loader = WindowLoader(data, windows, self.batch_size, self.max_length, self._kept, aligned, partners, **order)
@@ -154,7 +170,7 @@ class SequenceDataModule(L.LightningDataModule):
         # on a CPU small batches, whose states stay in the cache
         size = self.eval_batch_size if self._on_cuda else min(self.eval_batch_size, 256)
         # with prefix instances what lies beyond the first L is read from exactly the history that docs/method.md defines
-        overlap = None if self.instances == "sequence" else self.max_length
+        overlap = None if self.reads_sequences else self.max_length
         windows = training_windows(self.sequences, self.max_length, overlap)
         return WindowLoader(self.sequences, windows, size, self.max_length, shard=self._shard, pin=self._on_cuda)
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lares_pl.atomic_io import write_text
 from lares_pl.errors import LaresError
-from lares_pl.files import write_text
 
 
 @dataclass(frozen=True)

@@ -15,17 +15,18 @@ import pyarrow.parquet as pq
 import torch
 
 from lares_pl import __version__
-from lares_pl.data.dataset import SequenceDataset
+from lares_pl.atomic_io import atomic_folder, check_folder
+from lares_pl.data.dataset.prepared import SequenceDataset
 from lares_pl.errors import LaresError
-from lares_pl.export.agreement import Agreement, check_agreement, compare, sampled_histories
 from lares_pl.export.formats import FORMATS, ProgramFormat
+from lares_pl.export.parity import Parity, check_parity, compare, sampled_histories
 from lares_pl.export.programs import Depth, FixedDepth, InputDepth, Program, item_vectors
 from lares_pl.export.tracing import trace
-from lares_pl.files import appearing_folder, check_folder
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.runs import BEST, trained
-from lares_pl.stages.checkpoint import StageCheckpoint, load_stage, read_checkpoint
-from lares_pl.stages.refusals import compare_catalogues
+from lares_pl.stages.checkpoint import StageCheckpoint, read_checkpoint
+from lares_pl.stages.loading import load_stage
+from lares_pl.stages.validation import compare_catalogues
 
 DESCRIPTION = "export.json"
 
@@ -89,11 +90,11 @@ def export(
     sequences = _dataset(checkpoint, dataset)
     steps = _depth(depth, backbone, stage.evaluation_depth)
     k = min(k, backbone.items)
-    with appearing_folder(target, lambda: _check_target(target, overwrite)) as folder:
+    with atomic_folder(target, lambda: _check_target(target, overwrite)) as folder:
         states, rankings = trace(chosen, backbone, steps, k, folder)
         np.save(folder / "item_vectors.npy", item_vectors(backbone).numpy())
         agreement = _compare(chosen, backbone, sequences, steps, k, check, folder)
-        check_agreement(agreement)
+        check_parity(agreement)
         _write_items(item_ids(sequences), folder)
         description = {
             "format": format,
@@ -108,6 +109,7 @@ def export(
             "depth_of_evaluation": stage.evaluation_depth,
             "k": k,
             "similarity": repr(backbone.config.similarity),
+            "repeat_bias": float(backbone.bias_of_repeats) if backbone.config.repeat_bias else None,
             "exclude_seen": stage.exclude_seen,
             "checkpoint": {"path": str(Path(ckpt_path).resolve()), "sha256": _checksum(Path(ckpt_path))},
             "checked": vars(agreement),
@@ -162,7 +164,7 @@ def _compare(
     k: int,
     count: int,
     folder: Path,
-) -> Agreement:
+) -> Parity:
     """Run what was written against the model."""
     histories = sampled_histories(sequences, count, backbone.max_length)
     rankings, states = (chosen.load(folder / f"{name}{chosen.suffix}") for name in ("model", "user_state"))

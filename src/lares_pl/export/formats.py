@@ -14,7 +14,7 @@ import torch
 
 from lares_pl.errors import LaresError
 from lares_pl.export.programs import Program
-from lares_pl.export.quiet import quiet
+from lares_pl.export.silence import silence
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -66,7 +66,7 @@ class Torch(ProgramFormat):
             torch.export.save(traced(program), folder / f"{name}{self.suffix}")
 
     def load(self, path: Path) -> Run:
-        with quiet():
+        with silence():
             module = torch.export.load(path).module()
 
         def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -187,14 +187,17 @@ class Rankings(nn.Module):
         states: histories to user states.
         vectors: of the items, ready for a plain inner product, `[N + 1, d]`.
         k: length of the lists.
+        repeat_bias: what is added to the scores of items that the history holds, a scalar; None where nothing is.
     """
 
     vectors: Tensor
+    repeat_bias: Tensor | None
 
-    def __init__(self, states: UserStates, vectors: Tensor, k: int) -> None:
+    def __init__(self, states: UserStates, vectors: Tensor, k: int, repeat_bias: Tensor | None) -> None:
         super().__init__()
         self.states = states
         self.register_buffer("vectors", vectors)
+        self.register_buffer("repeat_bias", repeat_bias)
         self.k = k
 
     def forward(
@@ -205,6 +208,8 @@ class Rankings(nn.Module):
         scores = F.linear(
             state, self.vectors
         )  # as `state @ vectors.T`, of which ONNX would keep the transpose beside the table
+        if self.repeat_bias is not None:  # an item that the history holds twice is changed once
+            scores = scores.scatter(1, items, scores.gather(1, items) + self.repeat_bias)
         never = torch.cat([torch.zeros_like(lengths)[:, None], excluded], dim=1)  # padding, and what was said
         scores = scores.scatter(1, never, torch.full_like(never, -torch.inf, dtype=scores.dtype))
         best_scores, best_items = scores.topk(self.k, dim=1)
@@ -238,6 +243,11 @@ def item_vectors(backbone: RecurrentBackbone) -> Tensor:
     return backbone.config.similarity.transform(backbone.item_vectors[:1], backbone.item_vectors.detach())[1]
 
 
+def repeat_bias(backbone: RecurrentBackbone) -> Tensor | None:
+    """What is added to the score of items that the history holds, a scalar; None where nothing is."""
+    return backbone.bias_of_repeats.detach().clone() if backbone.config.repeat_bias else None
+
+
 def programs(backbone: RecurrentBackbone, depth: Depth, k: int) -> tuple[Program, Program]:
     """The programs of a model: user states and rankings.
 
@@ -258,7 +268,7 @@ def programs(backbone: RecurrentBackbone, depth: Depth, k: int) -> tuple[Program
     return (
         Program(states, histories | depth.inputs, (open_rows, open_rows, *more), ("state",)),
         Program(
-            Rankings(states, item_vectors(backbone), k),
+            Rankings(states, item_vectors(backbone), k, repeat_bias(backbone)),
             histories | excluded | depth.inputs,
             (open_rows, open_rows, {0: BATCH, 1: torch.export.Dim("excluded_items")}, *more),
             ("ranked_items", "scores", "state"),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lares_pl.errors import LaresError
 from lares_pl.export.formats import ProgramFormat
 from lares_pl.export.programs import BATCH, Depth, GivenLayout, Program, programs
-from lares_pl.export.quiet import quiet
+from lares_pl.export.silence import silence
 from lares_pl.model.backbone import RecurrentBackbone
 
 
@@ -32,7 +32,7 @@ def trace(chosen: ProgramFormat, backbone: RecurrentBackbone, depth: Depth, k: i
         LaresError: if a part can't be traced or translated; names it and the reason.
     """
     try:
-        with quiet():
+        with silence():
             states, rankings = programs(backbone, depth, k)
             chosen.write(states, rankings, folder)
         return states, rankings
@@ -66,7 +66,7 @@ def _culprit(chosen: ProgramFormat, backbone: RecurrentBackbone) -> tuple[str, s
             alone = _Alone(block, backbone.max_length)
             program = Program(alone, {"x": x, "lengths": lengths}, ({0: BATCH}, {0: BATCH}), ("state",))
             try:
-                with quiet(), tempfile.TemporaryDirectory() as folder:
+                with silence(), tempfile.TemporaryDirectory() as folder:
                     chosen.write(program, program, Path(folder))
             except Exception as error:
                 return f"{role} {type(block).__module__}.{type(block).__qualname__}", _reason(error)

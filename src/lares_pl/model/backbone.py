@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,21 +11,26 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from lares_pl.config import class_of
-from lares_pl.data.histories import Histories
+from lares_pl.data.loading.histories import Histories
 from lares_pl.errors import LaresError
-from lares_pl.model import scoring
 from lares_pl.model.blocks import BlockFactory, build_block, is_causal, last_states, padding_matters
 from lares_pl.model.blocks.probe import probe
 from lares_pl.model.blocks.transformer import TransformerBlock
+from lares_pl.model.catalogue_head import CatalogueHead
 from lares_pl.model.depth import DepthSchedule, PoissonLogNormal
 from lares_pl.model.embedding import Embedder, ItemEmbedder, ItemTable, ItemText
+from lares_pl.model.item_pairs import items_read
 from lares_pl.model.layout import Layout, packed, padded
 from lares_pl.model.recurrence import AddInjection, InitialState, Injection, Noise, NormalState, RandomNoise
-from lares_pl.model.scoring import DotSimilarity, Similarity
+from lares_pl.model.similarity import DotSimilarity, Similarity
+from lares_pl.model.tiles import Repeats
+from lares_pl.serialization import class_of
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+
+#: the bias of repeats is this times its parameter: Adam moves a parameter by the learning rate an update, whatever its gradient
+REPEAT_BIAS_SCALE = 8.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class BackboneConfig:
         similarity: how user states and items are compared in training's cross-entropy and in ranking.
         policy_similarity: how they are compared in the policy of RPT; as in ranking where None. (The authors' release
             uses plain dot products there, whatever ranks.)
+        repeat_bias: learn one number that is added to the score of every item the history holds: it falls where users do
+            not come back to items, and rises where they do. Starts at 0. (Not part of the paper.)
         initializer_range: standard deviation of initial weights.
         layer_norm_eps: epsilon of the backbone's own normalisations.
     """
@@ -62,6 +69,7 @@ class BackboneConfig:
     depth: DepthSchedule = field(default_factory=PoissonLogNormal)
     similarity: Similarity = field(default_factory=DotSimilarity)
     policy_similarity: Similarity | None = None
+    repeat_bias: bool = False
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
 
@@ -139,6 +147,8 @@ class RecurrentBackbone(nn.Module):
         if config.core_layers:
             self.injection = config.injection.build(size)
             self.core_norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        if config.repeat_bias:
+            self.repeat_bias = nn.Parameter(torch.zeros(()))
         self.padded = any(padding_matters(part) for part in self._parts())
         self.apply(self._initialise)
         for role, blocks in (("pre_block", self.pre_blocks), ("core_block", self.core_blocks)):
@@ -353,42 +363,30 @@ class RecurrentBackbone(nn.Module):
 
     # ------------------------------------------------------------ scoring
 
+    def head(self, histories: Histories | None = None, tokens: Tensor | None = None) -> CatalogueHead:
+        """What user states say about the catalogue.
+
+        Args:
+            histories: that the states are of; needed with `repeat_bias` alone.
+            tokens: at which of their tokens, `[R]`; the last of each history where None.
+
+        Raises:
+            ValueError: if the model needs the histories and there are none.
+        """
+        return self._head(self.config.similarity, histories, tokens)
+
+    def policy_head(self, histories: Histories | None = None, tokens: Tensor | None = None) -> CatalogueHead:
+        """As `head`, compared as the policy of RPT does it."""
+        return self._head(self.config.policy_similarity or self.config.similarity, histories, tokens)
+
+    def _head(self, similarity: Similarity, histories: Histories | None, tokens: Tensor | None) -> CatalogueHead:
+        if not self.config.repeat_bias:
+            return CatalogueHead(self.item_vectors, similarity)
+        if histories is None:
+            raise ValueError("a model with repeat_bias scores items by what was read: give the histories")
+        return CatalogueHead(self.item_vectors, similarity, Repeats(items_read(histories, tokens), self.bias_of_repeats))
+
     @property
-    def policy_similarity(self) -> Similarity:
-        """How the policy of RPT compares states and items."""
-        return self.config.policy_similarity or self.config.similarity
-
-    def cross_entropy(self, states: Tensor, targets: Tensor) -> Tensor:
-        """Mean of `-log softmax(scores)[target]`: states `[R, d]`, targets `[R]` -> scalar."""
-        share = 1 / len(targets)
-        similarity = self.config.similarity
-        value, _ = scoring.target_loss(states, self.item_vectors, targets, similarity, lambda p, rows: -share * p.sum())
-        return value
-
-    def target_log_prob(self, states: Tensor, targets: Tensor) -> Tensor:
-        """`log softmax(scores)[target]`, without gradient: states `[R, d]`, targets `[R]` -> `[R]`."""
-        return scoring.target_log_prob(states, self.item_vectors, targets, self.config.similarity)
-
-    def policy_log_prob(self, states: Tensor, targets: Tensor) -> Tensor:
-        """`log pi(target)`, without gradient: states `[R, d]`, targets `[R]` -> `[R]`."""
-        return scoring.target_log_prob(states, self.item_vectors, targets, self.policy_similarity)
-
-    def policy_loss(self, states: Tensor, targets: Tensor, loss: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor]:
-        """A loss of `log pi(target)`, and these `[R]` without gradient; as `scoring.target_loss`."""
-        return scoring.target_loss(states, self.item_vectors, targets, self.policy_similarity, loss)
-
-    def policy_rank(self, states: Tensor, targets: Tensor) -> Tensor:
-        """Rank of each target in the policy's list: states `[B, d]`, targets `[B]` -> `[B]`."""
-        return scoring.target_rank(states, self.item_vectors, targets, self.policy_similarity)
-
-    def target_rank(self, states: Tensor, targets: Tensor, excluded: scoring.Excluded | None = None) -> Tensor:
-        """Rank of each target in the catalogue, 1 is best: states `[R, d]`, targets `[R]` -> `[R]`."""
-        return scoring.target_rank(states, self.item_vectors, targets, self.config.similarity, excluded)
-
-    def top_k(self, states: Tensor, k: int, excluded: scoring.Excluded | None = None) -> tuple[Tensor, Tensor]:
-        """Scores and indices of the best k items, `[R, k]` each."""
-        return scoring.top_k(states, self.item_vectors, k, self.config.similarity, excluded)
-
-    def scores(self, states: Tensor) -> Tensor:
-        """All scores `[R, N + 1]`, padding included; for small catalogues."""
-        return scoring.scores(states, self.item_vectors, self.config.similarity)
+    def bias_of_repeats(self) -> Tensor:
+        """What is added to the score of an item that the history holds, a scalar; of a model with `repeat_bias`."""
+        return self.repeat_bias * REPEAT_BIAS_SCALE

@@ -12,9 +12,10 @@ from functools import cached_property
 from typing import TypeVar, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from lares_pl.data.histories import Histories
+from lares_pl.data.loading.histories import Histories
 from lares_pl.model.attention import Shelves, causal_attention, shelves
 from lares_pl.model.dropout import dropout
 
@@ -73,6 +74,10 @@ class Layout(ABC):
     @abstractmethod
     def at(self, x: Tensor, tokens: Tensor) -> Tensor:
         """States of some tokens, counted over all histories without padding: `[*shape, d]`, `[R]` -> `[R, d]`."""
+
+    @abstractmethod
+    def shifted(self, x: Tensor, back: int) -> Tensor:
+        """The state `back` positions earlier in the same history, 0 where there is none: `[*shape, d]` -> `[*shape, d]`."""
 
     @abstractmethod
     def prefix(self, rows: int, tokens: int) -> Layout:
@@ -186,6 +191,10 @@ class PackedLayout(Layout):
     def at(self, x: Tensor, tokens: Tensor) -> Tensor:
         return x.index_select(0, tokens)
 
+    def shifted(self, x: Tensor, back: int) -> Tensor:
+        earlier = F.pad(x, (0, 0, back, 0))[: x.shape[0]]
+        return torch.where((self._positions >= back)[:, None], earlier, 0)
+
     def prefix(self, rows: int, tokens: int) -> Layout:
         # keep `longest`: the slots stay valid and nothing has to be asked of the device
         return PackedLayout(self.lengths[:rows], self.longest, tokens)
@@ -257,6 +266,9 @@ class PaddedLayout(Layout):
         ends = self.lengths.cumsum(0)
         rows = torch.searchsorted(ends, tokens, right=True)
         return x[rows, tokens - (ends - self.lengths)[rows]]
+
+    def shifted(self, x: Tensor, back: int) -> Tensor:
+        return F.pad(x, (0, 0, back, 0))[:, : x.shape[1]]
 
     def prefix(self, rows: int, tokens: int) -> Layout:
         return PaddedLayout(self.lengths[:rows], self.longest)

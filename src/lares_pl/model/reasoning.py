@@ -14,10 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lares_pl.data.histories import Histories
+from lares_pl.data.loading.histories import Histories
 from lares_pl.errors import LaresError
-from lares_pl.model import scoring
 from lares_pl.model.backbone import RecurrentBackbone
+from lares_pl.model.catalogue_head import CatalogueHead
 from lares_pl.model.recurrence import KeyedNoise, Noise
 
 # ---------------------------------------------------------------- when to stop
@@ -48,8 +48,16 @@ class StopRule(ABC):
             )
 
     @abstractmethod
-    def change(self, backbone: RecurrentBackbone, before: Tensor, after: Tensor) -> Tensor:
-        """How much a step changed user states, `[R, d]` each -> `[R]`."""
+    def change(self, head: CatalogueHead, before: Tensor, after: Tensor) -> Tensor:
+        """How much a step changed user states.
+
+        Args:
+            head: what the states say about the catalogue.
+            before, after: `[R, d]`.
+
+        Returns:
+            `[R]`.
+        """
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ class ResidualStop(StopRule):
     threshold: float = 0.05
     least: int = 2
 
-    def change(self, backbone: RecurrentBackbone, before: Tensor, after: Tensor) -> Tensor:
+    def change(self, head: CatalogueHead, before: Tensor, after: Tensor) -> Tensor:
         residual: Tensor = (after - before).norm(dim=-1) / after.norm(dim=-1).clamp(min=1e-12)
         return residual
 
@@ -83,8 +91,8 @@ class DivergenceStop(StopRule):
     threshold: float = 0.01
     least: int = 2
 
-    def change(self, backbone: RecurrentBackbone, before: Tensor, after: Tensor) -> Tensor:
-        return scoring.divergence(after, before, backbone.item_vectors, backbone.config.similarity)
+    def change(self, head: CatalogueHead, before: Tensor, after: Tensor) -> Tensor:
+        return head.divergence(after, before)
 
 
 # ---------------------------------------------------------------- reasoning
@@ -135,6 +143,8 @@ class Reasoning:
         else:
             ends, steps = _until_arrived(backbone, histories, self.depth, noises, self.stop)
         if self.trajectories > 1:
+            if backbone.config.repeat_bias and backbone.config.similarity.normalise(ends) is not ends:
+                raise LaresError("trajectories: a model with repeat_bias that compares by cosines can't average their scores")
             # scores are dot products of what `normalise` gives; that the mean of cosines is scaled once more changes no rank
             ends = backbone.config.similarity.normalise(ends)
         return Reasoned(ends.mean(dim=0), steps.mean(dim=0))
@@ -151,16 +161,17 @@ def _until_arrived(
     state = backbone.initial_state([histories] * count, noises, context)
     rows = torch.arange(layout.rows, device=context.device)  # of those that still reason
     now = layout.last(context)
+    head = backbone.head(histories).repeat(count, len(histories))
     ends, steps = now.clone(), torch.zeros(layout.rows, device=context.device)
     for step in range(1, depth + 1):
         state = backbone.step(state, context, layout)
         before, now = now, layout.last(state)
         ends[rows], steps[rows] = now, float(step)
         if stop.least <= step < depth:
-            moving = stop.change(backbone, before, now) >= stop.threshold
+            moving = stop.change(head, before, now) >= stop.threshold
             if not bool(moving.any()):
                 break
             layout, tokens = layout.keep(moving)
             context, state = context[tokens], state[tokens]
-            rows, now = rows[moving], now[moving]
+            rows, now, head = rows[moving], now[moving], head.select(moving)
     return ends.view(count, len(histories), -1), steps.view(count, -1)

@@ -41,23 +41,23 @@ class Rows:
         """Rows of the process that holds the most: what decides tiles, which must be the same everywhere."""
         return len(self.vectors)
 
-    def place(self, items: Tensor) -> Tensor:
+    def local_index(self, items: Tensor) -> Tensor:
         """Rows of `vectors` for items `[*]`; any row for items held elsewhere."""
         return items
 
-    def held(self, values: Tensor, items: Tensor) -> Tensor:
+    def mask_local(self, values: Tensor, items: Tensor) -> Tensor:
         """Values `[*items.shape]` or `[*items.shape, d]` of items held here, 0 for those held elsewhere."""
         return values
 
-    def total(self, values: Tensor) -> Tensor:
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
         """Sum over the processes that share the table; in place."""
         return values
 
-    def highest(self, values: Tensor) -> Tensor:
+    def all_reduce_max(self, values: Tensor) -> Tensor:
         """Maximum over the processes that share the table; in place."""
         return values
 
-    def joined(self, values: Tensor) -> Tensor:
+    def all_gather(self, values: Tensor) -> Tensor:
         """Values of all processes side by side, `[R, k]` -> `[R, processes * k]`."""
         return values
 
@@ -92,29 +92,29 @@ class Slice(Rows):
     def _here(self, items: Tensor) -> Tensor:
         return (items >= self.start) & (items < self.start + len(self.vectors))
 
-    def place(self, items: Tensor) -> Tensor:
+    def local_index(self, items: Tensor) -> Tensor:
         return torch.where(self._here(items), items - self.start, 0)
 
-    def held(self, values: Tensor, items: Tensor) -> Tensor:
+    def mask_local(self, values: Tensor, items: Tensor) -> Tensor:
         here = self._here(items)
         return torch.where(here if values.ndim == here.ndim else here[..., None], values, 0)
 
-    def total(self, values: Tensor) -> Tensor:
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
         dist.all_reduce(values, group=self.group)
         return values
 
-    def highest(self, values: Tensor) -> Tensor:
+    def all_reduce_max(self, values: Tensor) -> Tensor:
         dist.all_reduce(values, dist.ReduceOp.MAX, group=self.group)
         return values
 
-    def joined(self, values: Tensor) -> Tensor:
+    def all_gather(self, values: Tensor) -> Tensor:
         parts = [torch.empty_like(values) for _ in range(dist.get_world_size(self.group))]
         dist.all_gather(parts, values.contiguous(), group=self.group)
         return torch.cat(parts, dim=-1)
 
     def look_up(self, items: Tensor, padding_idx: int | None = None) -> Tensor:
         padding_row = padding_idx if self.start == 0 else None
-        mine = self.held(F.embedding(self.place(items), self.vectors, padding_row), items)
+        mine = self.mask_local(F.embedding(self.local_index(items), self.vectors, padding_row), items)
         everywhere: Tensor = _TotalForAll.apply(mine, self)  # type: ignore[no-untyped-call]
         return everywhere
 
@@ -124,7 +124,7 @@ class _TotalForAll(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, mine: Tensor, rows: Slice) -> Tensor:
-        return rows.total(mine.clone())
+        return rows.all_reduce_sum(mine.clone())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:

@@ -9,14 +9,15 @@ import lightning
 import torch
 from torch import Tensor
 
-from lares_pl.data.dataset import SequenceDataset
+from lares_pl.atomic_io import check_free
+from lares_pl.data.dataset.prepared import SequenceDataset
 from lares_pl.errors import LaresError
-from lares_pl.files import check_free
 from lares_pl.reference.files import read_reference, read_settings
 from lares_pl.reference.names import family_of, from_reference, to_reference
 from lares_pl.reference.settings import backbone_config, complete_settings, reference_settings
-from lares_pl.stages.checkpoint import load_stage, read_checkpoint
-from lares_pl.stages.saving import write_checkpoint
+from lares_pl.stages.checkpoint import read_checkpoint
+from lares_pl.stages.checkpoint_io import write_checkpoint
+from lares_pl.stages.loading import load_stage
 from lares_pl.stages.spt import SPT
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from lares_pl.config import class_of, to_plain
 from lares_pl.errors import LaresError
 from lares_pl.model.backbone import BackboneConfig
 from lares_pl.model.blocks import BlockFactory
@@ -26,8 +25,9 @@ from lares_pl.model.recurrence import (
     NormalZeroState,
     ZeroState,
 )
-from lares_pl.model.scoring import CosineSimilarity, DotSimilarity
+from lares_pl.model.similarity import CosineSimilarity, DotSimilarity
 from lares_pl.reference.names import Family
+from lares_pl.serialization import class_of, to_plain
 
 _INJECTIONS = {"add": AddInjection, "concat": ConcatInjection, "linear": LinearInjection}
 _INITIAL_STATES = {"normal": NormalState, "zero": ZeroState, "normal_zero": NormalZeroState}

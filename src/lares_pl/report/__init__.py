@@ -2,5 +2,5 @@
 
 From the bottom up: `sources` (which checkpoints), `measure`, `distributions` and `latency` (what is measured), `statistics`
 (intervals and tests), `study` (all of it, of all runs), `page` and `charts` (how it is shown), `quality`, `steps`, `training`,
-`comparison`, `origin` (sections: text, charts, tables), `command`.
+`comparison`, `provenance` (sections: text, charts, tables), `command`.
 """

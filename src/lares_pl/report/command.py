@@ -9,14 +9,14 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lares_pl.data.dataset import check_dataset
-from lares_pl.device import best_device
+from lares_pl.atomic_io import atomic_folder, check_folder
+from lares_pl.data.dataset.prepared import check_dataset
+from lares_pl.device import resolve_device
 from lares_pl.errors import LaresError
-from lares_pl.files import appearing_folder, check_folder
 from lares_pl.report.charts import check_matplotlib
 from lares_pl.report.comparison import comparison
-from lares_pl.report.origin import command_line, origin
 from lares_pl.report.page import Section, Table, render
+from lares_pl.report.provenance import command_line, provenance
 from lares_pl.report.quality import cost, depth, kinds, summary
 from lares_pl.report.sources import Group, find_sources, group_by_seed, why_apart
 from lares_pl.report.steps import steps
@@ -84,7 +84,7 @@ def report(
         )
     target = Path(output).resolve()  # a symbolic link stays one
     _check_output(target, overwrite)
-    options = Options(split, _numbers(depths), bootstrap, timing, batch_size, best_device(device))
+    options = Options(split, _numbers(depths), bootstrap, timing, batch_size, resolve_device(device))
     sources, remarks = find_sources(runs)
     groups = group_by_seed(sources)
     remarks += why_apart(groups)
@@ -94,7 +94,7 @@ def report(
     study = make_study(groups, data, options, remarks, lambda line: print(line, flush=True))
     names = ", ".join(study.labels)
     heading = title or "Report on " + (", ".join(source.name for source in sources) if len(sources) <= 3 else names)
-    sections = [*(make(study) for make in SECTIONS), origin(study, command_line())]
+    sections = [*(make(study) for make in SECTIONS), provenance(study, command_line())]
     lead = [
         f"Evaluated: {names}; on the {study.target} items of "
         f"{study.population.users:,} users of {Path(data).name}. Models of this kind read a user's history once and refine "
@@ -141,7 +141,7 @@ def _check_output(target: Path, overwrite: bool) -> None:
 
 
 def _write(target: Path, page: str, sections: Sequence[Section], overwrite: bool) -> None:
-    with appearing_folder(target, lambda: _check_output(target, overwrite)) as folder:
+    with atomic_folder(target, lambda: _check_output(target, overwrite)) as folder:
         for name in ("charts", "tables"):
             (folder / name).mkdir()
         (folder / PAGE).write_text(page, encoding="utf-8")

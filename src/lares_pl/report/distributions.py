@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lares_pl.model.scoring import CHUNK, Similarity, relative_entropy
-from lares_pl.model.sharding import rows_of
+from lares_pl.model.catalogue_head import CatalogueHead, relative_entropy
+from lares_pl.model.tiles import CHUNK
 
 
 class Movement(NamedTuple):
@@ -19,26 +19,25 @@ class Movement(NamedTuple):
 
 
 @torch.no_grad()
-def movement(states: Tensor, items: Tensor, similarity: Similarity) -> Movement:
+def movement(states: Tensor, head: CatalogueHead) -> Movement:
     """Entropy of the softmax over the catalogue after each step, and its divergence from that of the step before.
 
     `KL(p_t || p_{t-1})` is the information that step t adds. The distribution is that of training, with padding as a class.
 
     Args:
         states: user states of every step, `[T, B, d]`.
-        items: item vectors with the padding row, `[N + 1, d]`.
-        similarity: how states and items are compared.
+        head: scores of the B users against the catalogue.
     """
     steps, users, _ = states.shape
-    vectors = similarity.normalise(rows_of(items).vectors)
     entropy = states.new_empty(steps, users, dtype=torch.float32)
     kl = torch.full_like(entropy, torch.nan)
-    size = max(1, (CHUNK // 4 if states.device.type == "cpu" else CHUNK) // len(vectors))  # a CPU's cache holds as much
+    size = max(1, (CHUNK // 4 if states.device.type == "cpu" else CHUNK) // len(head.vectors))  # a CPU's cache holds as much
     for start in range(0, users, size):
         rows = slice(start, start + size)
         before: Tensor | None = None
+        of_rows = head.of_range(rows)
         for t in range(steps):
-            now = ((similarity.normalise(states[t, rows]) / similarity.tau) @ vectors.T).float().log_softmax(dim=1)
+            now = of_rows.scores(states[t, rows]).log_softmax(dim=1)
             p = now.exp()
             entropy[t, rows] = -(p * now).sum(dim=1)
             if before is not None:

@@ -6,18 +6,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from lares_pl.data.batches import Batch
+from lares_pl.data.loading.batches import Batch
+from lares_pl.model.item_pairs import ItemPairs
 from lares_pl.model.recurrence import KeyedNoise
-from lares_pl.model.scoring import Excluded
 from lares_pl.report.measure import Split, batches
-
-if TYPE_CHECKING:
-    from lares_pl.stages.ranking import RankingStage
+from lares_pl.stages.base import BaseStage
 
 BATCH_SIZES = (1, 32, 256)
 WARM_UP, FEWEST, MOST = 3, 20, 500  # batches
@@ -56,7 +53,7 @@ def summarise(seconds: Sequence[float], depth: int, batch_size: int) -> Timing:
 
 @torch.inference_mode()
 def time_inference(
-    stage: RankingStage,
+    stage: BaseStage,
     dataset: str,
     split: Split,
     depths: Sequence[int],
@@ -83,8 +80,8 @@ def time_inference(
 
 
 def _time(
-    stage: RankingStage,
-    some: Sequence[tuple[Batch, Excluded | None]],
+    stage: BaseStage,
+    some: Sequence[tuple[Batch, ItemPairs | None]],
     depths: Sequence[int],
     batch_size: int,
     budget: float,
@@ -104,9 +101,9 @@ def _time(
     return [summarise(of_depth, depth, batch_size) for depth, of_depth in seconds.items()]
 
 
-def _recommend(stage: RankingStage, batch: Batch, excluded: Excluded | None, depth: int) -> None:
+def _recommend(stage: BaseStage, batch: Batch, excluded: ItemPairs | None, depth: int) -> None:
     backbone = stage.backbone
     (states,) = backbone.rollout(batch.histories, [depth], KeyedNoise(batch.histories))
-    backbone.top_k(states[-1], min(TOP, backbone.items), excluded)
+    backbone.head(batch.histories).top_k(states[-1], min(TOP, backbone.items), excluded)
     if batch.targets.is_cuda:
         torch.cuda.synchronize()

@@ -11,23 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lares_pl.data.batches import Batch, InstanceLoader
+from lares_pl.data.loading.batches import Batch, InstanceLoader
 from lares_pl.data.module import SequenceDataModule
-from lares_pl.metrics import ranking_metrics
+from lares_pl.evaluation.metrics import ranking_metrics
+from lares_pl.model.item_pairs import ItemPairs
 from lares_pl.model.reasoning import Reasoning
 from lares_pl.model.recurrence import KeyedNoise
-from lares_pl.model.scoring import Excluded
 from lares_pl.report.distributions import movement, residuals
-from lares_pl.stages.ranking import CUTOFFS
-
-if TYPE_CHECKING:
-    from lares_pl.stages.ranking import RankingStage
+from lares_pl.stages.base import CUTOFFS, BaseStage
 
 Split = Literal["test", "val"]
 METRICS = (*(f"recall@{k}" for k in CUTOFFS), *(f"ndcg@{k}" for k in CUTOFFS), "mrr")
@@ -71,8 +68,8 @@ def values_of(metric: str, ranks: np.ndarray) -> np.ndarray:
 
 
 def batches(
-    stage: RankingStage, dataset: str, split: Split, batch_size: int, shuffle: bool = False
-) -> Iterator[tuple[Batch, Excluded | None]]:
+    stage: BaseStage, dataset: str, split: Split, batch_size: int, shuffle: bool = False
+) -> Iterator[tuple[Batch, ItemPairs | None]]:
     """Users of a split as the stage reads them, on its device, and what is left out of their rankings.
 
     Raises:
@@ -85,7 +82,7 @@ def batches(
     loader = InstanceLoader(data.sequences, instances, batch_size, data.max_length, with_seen=stage.needs_seen, shuffle=shuffle)
     for batch in loader:
         batch = batch.to(stage.device)
-        seen = None if batch.seen_rows is None or batch.seen_items is None else Excluded(batch.seen_rows, batch.seen_items)
+        seen = None if batch.seen_rows is None or batch.seen_items is None else ItemPairs(batch.seen_rows, batch.seen_items)
         yield batch, seen
 
 
@@ -99,7 +96,7 @@ class _Part(NamedTuple):
     kl: Tensor
 
 
-def _measure_batch(stage: RankingStage, batch: Batch, excluded: Excluded | None, deepest: int) -> _Part:
+def _measure_batch(stage: BaseStage, batch: Batch, excluded: ItemPairs | None, deepest: int) -> _Part:
     """One rollout; at the depth of evaluation the states are those that `lares test` ranks by, to the last bit.
 
     (The end of a trajectory is computed for its last positions alone, and rounds otherwise than a step on the way.)
@@ -108,13 +105,14 @@ def _measure_batch(stage: RankingStage, batch: Batch, excluded: Excluded | None,
     (states,) = backbone.rollout(batch.histories, [deepest], KeyedNoise(batch.histories))
     if 0 < stage.evaluation_depth < deepest:
         states[stage.evaluation_depth - 1] = Reasoning(stage.evaluation_depth)(backbone, batch.histories).states
-    ranks = torch.stack([backbone.target_rank(of_step, batch.targets, excluded) for of_step in states])
-    moved = movement(states, backbone.item_vectors, backbone.config.similarity)
+    head = backbone.head(batch.histories)
+    ranks = torch.stack([head.rank(of_step, batch.targets, excluded) for of_step in states])
+    moved = movement(states, head)
     return _Part(ranks.int(), *residuals(states), moved.entropy, moved.kl)
 
 
 @torch.inference_mode()
-def measure(stage: RankingStage, dataset: str, split: Split, deepest: int, batch_size: int = 1024) -> Measured:
+def measure(stage: BaseStage, dataset: str, split: Split, deepest: int, batch_size: int = 1024) -> Measured:
     """Ranks of all users of a split after every step, and what the steps do to states and distributions.
 
     The noise is a function of each history alone, as in every evaluation; nothing of size users × items is ever held.

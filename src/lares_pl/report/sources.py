@@ -116,7 +116,7 @@ def find_sources(paths: Sequence[str]) -> tuple[list[Source], list[str]]:
             chosen.append(file)
         remarks += left_out
         # what others started from comes first
-        files += sorted(chosen, key=lambda file: read_checkpoint(file).started_from is not None)
+        files += sorted(chosen, key=lambda file: read_checkpoint(file).initial_checkpoint is not None)
         if not chosen:
             raise LaresError(
                 f"{path}: no run to report on. {''.join(f'{why} ' for why in left_out)}"
@@ -148,7 +148,7 @@ def _configuration(checkpoint: StageCheckpoint, folder: Path | None, depth: int 
             raise LaresError(
                 f"{record}: can't be read as YAML: {error}. Restore it, or report on the checkpoint alone"
             ) from error
-    start = checkpoint.started_from
+    start = checkpoint.initial_checkpoint
     if start is not None and depth < 8 and Path(start).is_file():  # 8: of a chain that leads back to itself
         first = Path(start)
         parts["start"] = _configuration(

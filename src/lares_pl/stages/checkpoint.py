@@ -12,18 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from lares_pl.config import import_class
-from lares_pl.data.ids import unpacked_ids
+from lares_pl.data.dataset.ids import unpacked_ids
 from lares_pl.errors import LaresError
-
-if TYPE_CHECKING:
-    from lares_pl.stages.ranking import RankingStage
 
 KEY = "lares"  # our entry in a Lightning checkpoint
 
@@ -40,7 +36,7 @@ class StageCheckpoint:
         data: hyperparameters of its data module: `dataset`, `max_length`.
         weights: its state dict.
         resumable: whether it holds the state of the optimiser, so that training can go on from it.
-        started_from: checkpoint that its run took its first weights from, if any.
+        initial_checkpoint: checkpoint that its run took its first weights from, if any.
         seed: of its run, where it is known.
     """
 
@@ -51,7 +47,7 @@ class StageCheckpoint:
     data: dict[str, Any]
     weights: dict[str, Tensor]
     resumable: bool
-    started_from: str | None = None
+    initial_checkpoint: str | None = None
     seed: int | None = None
 
     @property
@@ -113,7 +109,7 @@ def read_checkpoint(path: str | Path) -> StageCheckpoint:
         content.get("datamodule_hyper_parameters") or {},
         content["state_dict"],
         bool(content.get("optimizer_states")),
-        own.get("started_from"),
+        own.get("initial_checkpoint"),
         own.get("seed"),
     )
 
@@ -145,7 +141,7 @@ def _is_text_or_none(value: Any) -> bool:
 # what every checkpoint of a stage holds, and what may be missing
 _ENTRIES: dict[tuple[str, ...], Callable[[Any], bool]] = {
     (KEY, "class_path"): _is_text,
-    (KEY, "started_from"): _is_text_or_none,
+    (KEY, "initial_checkpoint"): _is_text_or_none,
     (KEY, "seed"): lambda value: isinstance(value, int | None),
     (KEY, "catalogue", "items"): _is_count,
     (KEY, "catalogue", "max_length"): _is_count,
@@ -179,24 +175,3 @@ def _broken(content: Mapping[str, Any]) -> str | None:
         if not holds(value):
             return ".".join(keys)
     return None
-
-
-def load_stage(path: str | Path) -> RankingStage:
-    """The trained stage of a checkpoint, whichever class it is of, on the CPU and in evaluation mode.
-
-    Raises:
-        LaresError: as `read_checkpoint`, and if its class is no stage, or its parts don't make up one.
-    """
-    from lares_pl.stages.ranking import RankingStage
-
-    checkpoint = read_checkpoint(path)
-    kind = import_class(checkpoint.class_path)
-    if not issubclass(kind, RankingStage):
-        raise LaresError(f"{path}: names {checkpoint.class_path} as its stage, which is none")
-    try:
-        return kind.load_from_checkpoint(path, map_location="cpu").eval()
-    except LaresError as error:
-        raise LaresError(f"{path}: {error}") from error
-    except Exception as error:  # values of the right kind that no stage can be made of
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise LaresError(f"{path}: no stage can be made of it: {reason}") from error

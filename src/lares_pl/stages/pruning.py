@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lares_pl.data.batches import Batch
+from lares_pl.data.loading.batches import Batch
 from lares_pl.errors import LaresError
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.recurrence import KeyedNoise
@@ -99,7 +99,8 @@ def kept_instances(
     for batch in batches:
         batch = batch.to(device)
         noise = [KeyedNoise(batch.histories, seed) for seed in range(pruning.passes)]
-        for states in backbone.rollout(batch.histories, [depth] * pruning.passes, noise, read=batch.places):
-            ranks = backbone.target_rank(states[-1], batch.targets)
+        head = backbone.head(batch.histories, batch.target_positions)
+        for states in backbone.rollout(batch.histories, [depth] * pruning.passes, noise, read=batch.target_positions):
+            ranks = head.rank(states[-1], batch.targets)
             kept[batch.instances[batch.valid & (ranks <= pruning.top)]] = 1
     return kept

@@ -7,91 +7,32 @@ Deviations from the reference: none in the loss. The noise of evaluation and pru
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Literal
 
-import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Adam
 
-from lares_pl.config import from_plain
-from lares_pl.data.batches import Batch
-from lares_pl.data.histories import Histories
+from lares_pl.data.loading.batches import Batch
 from lares_pl.data.module import SequenceDataModule
 from lares_pl.errors import LaresError
-from lares_pl.model.backbone import BackboneConfig, RecurrentBackbone, with_dropout
-from lares_pl.model.recurrence import Noise
-from lares_pl.objectives.policy import group_advantages, grpo, step_weights
-from lares_pl.objectives.rewards import RecallReward, Reward
+from lares_pl.losses.actions import Actions, WholeCatalogue
+from lares_pl.losses.advantages import Advantage, GroupAdvantage
+from lares_pl.losses.rewards import RecallReward, Reward
+from lares_pl.model.backbone import BackboneConfig, with_dropout
+from lares_pl.parsing import from_plain
+from lares_pl.stages.base import BaseStage, OptimizerFactory, SchedulerFactory, arguments
 from lares_pl.stages.checkpoint import KEY, read_checkpoint
-from lares_pl.stages.processes import share_of_rows
+from lares_pl.stages.distributed import all_gather_rows, row_weight
+from lares_pl.stages.group_loss import GroupObjective, group_loss
 from lares_pl.stages.pruning import KeptSet, Pruning, kept_instances, pruning_fingerprint
-from lares_pl.stages.ranking import OptimizerFactory, RankingStage, SchedulerFactory, arguments, step_residual
+from lares_pl.stages.starting_point import StartingPoint
 
 
-class GroupOutcome(NamedTuple):
-    """What a batch of groups gives."""
-
-    loss: Tensor
-    kl: Tensor
-    rewards: Tensor  # [B, G]
-    advantages: Tensor  # [B, G]
-    residual: Tensor | None  # of the deepest trajectory, where it has two steps
-
-
-def group_loss(
-    policy: RecurrentBackbone,
-    reference: RecurrentBackbone,
-    histories: Histories,
-    targets: Tensor,
-    depths: Sequence[int],
-    reward: Reward,
-    beta: float,
-    noise: Noise | None = None,
-    initial_states: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
-    places: Tensor | None = None,
-) -> GroupOutcome:
-    """The GRPO loss of one batch: G trajectories of each instance, each with its own noise and depth.
-
-    Args:
-        policy: the model that is trained.
-        reference: the frozen SPT model, in evaluation mode.
-        histories: their histories.
-        targets: `[B]`.
-        depths: T_g of each trajectory, G of them; the reference goes as deep.
-        reward: reward of a trajectory from its target's rank at its last step.
-        beta: weight of the KL term.
-        noise: where initial states come from.
-        initial_states: z_0 of the policy's and of the reference's trajectories instead.
-        places: tokens at which the instances' histories end, `[B]`; the last of each history where None.
-    """
-    starts = (None, None) if initial_states is None else initial_states
-    instances = len(targets)
-    trajectories = policy.rollout(histories, depths, noise, starts[0], places)
-    steps = torch.cat(trajectories).flatten(0, 1)  # [sum T_g * B, d]
-    of_step = targets.repeat(len(steps) // instances)
-    with torch.no_grad():
-        of_reference = torch.cat(reference.rollout(histories, depths, noise, starts[1], places)).flatten(0, 1)
-        reference_log_probs = reference.policy_log_prob(of_reference, of_step)
-        last = torch.cat([states[-1] for states in trajectories])  # [G * B, d]
-        ranks = policy.policy_rank(last, targets.repeat(len(depths))).view(len(depths), -1).T
-        rewards = reward(ranks)
-        advantages = group_advantages(rewards)
-        weights = step_weights(depths, instances).to(steps.device).repeat_interleave(instances)
-        of_trajectory = torch.cat([a.repeat(len(t)) for a, t in zip(advantages.T, trajectories, strict=True)])
-
-    def loss_of(log_probs: Tensor, rows: slice) -> Tensor:
-        terms = grpo(log_probs, reference_log_probs[rows], of_trajectory[rows], beta)
-        return (weights[rows] * terms.loss).sum()
-
-    loss, log_probs = policy.policy_loss(steps, of_step, loss_of)
-    kl = (weights * grpo(log_probs, reference_log_probs, of_trajectory, beta).kl).sum()
-    deepest = max(trajectories, key=len)
-    return GroupOutcome(loss, kl, rewards, advantages, step_residual(deepest) if len(deepest) > 1 else None)
-
-
-class RPT(RankingStage):
+class RPT(BaseStage):
     """Reinforcement post-training of an SPT model.
 
     Architecture and weights come from `init_from`; the same weights, frozen, are the reference policy.
@@ -101,11 +42,16 @@ class RPT(RankingStage):
         backbone: the architecture, where no checkpoint is to be read for it.
         group_size: trajectories of each instance (G).
         reward: reward of a trajectory.
+        advantage: what a reward is compared with: `GroupAdvantage` (the paper's), `BatchAdvantage`.
+        actions: what the policy chooses from: `WholeCatalogue` (the paper's), `TargetAmongBest`.
         beta: weight of the KL term.
+        anchor: weight of the cross-entropy of the target at the end of each trajectory. Within a group advantages sum to zero,
+            so that without it nothing raises the target's probability as such.
         dropout: dropout of the policy everywhere, instead of the checkpoint's; None keeps the checkpoint's.
         pruning: which training instances to keep; None keeps all.
         optimizer: the optimiser.
         scheduler: learning-rate schedule, stepped after every update.
+        ema: decay of an average of the weights that is validated, saved and tested instead of them; 0 keeps none.
         exclude_seen: leave items of the history out of rankings and recommendations (the paper ranks them).
         compile_core: compile the policy's core-blocks with `torch.compile`, as in SPT.
         on_nonfinite: what to do with an update whose gradient is not finite: `stop` the run, or `skip` and count it.
@@ -117,11 +63,15 @@ class RPT(RankingStage):
         backbone: BackboneConfig | None = None,
         group_size: int = 8,
         reward: Reward = RecallReward(),
+        advantage: Advantage = GroupAdvantage(),
+        actions: Actions = WholeCatalogue(),
         beta: float = 1.0,
+        anchor: float = 0.0,
         dropout: float | None = 0.1,
         pruning: Pruning | None = Pruning(),
         optimizer: OptimizerFactory = Adam,
         scheduler: SchedulerFactory | None = None,
+        ema: float = 0.0,
         exclude_seen: bool = False,
         compile_core: bool = False,
         on_nonfinite: Literal["stop", "skip"] = "stop",
@@ -136,10 +86,15 @@ class RPT(RankingStage):
         if dropout is not None:
             backbone = with_dropout(backbone, dropout)
         settings = {**arguments(locals()), "backbone": backbone}
-        super().__init__(settings, backbone, optimizer, scheduler, exclude_seen, init_from, compile_core, on_nonfinite)
+        super().__init__(settings, backbone, optimizer, scheduler, exclude_seen, init_from, compile_core, on_nonfinite, ema)
         self.group_size = group_size
-        self.reward = from_plain(Reward, reward, "reward")
-        self.beta = beta
+        self.objective = GroupObjective(
+            from_plain(Reward, reward, "reward"),
+            from_plain(Advantage, advantage, "advantage"),
+            from_plain(Actions, actions, "actions"),
+            beta,
+            anchor,
+        )
         self.pruning = None if pruning is None else from_plain(Pruning, pruning, "pruning")
         self._kept: KeptSet | None = None
 
@@ -147,6 +102,10 @@ class RPT(RankingStage):
     def kept(self) -> KeptSet | None:
         """What pruning kept, once it has pruned."""
         return self._kept
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The weights that RPT starts from are validated before the first update: its best checkpoint is never worse."""
+        return [StartingPoint()]
 
     # ------------------------------------------------------------ building
 
@@ -197,7 +156,7 @@ class RPT(RankingStage):
 
     def _prune(self, data: SequenceDataModule, pruning: Pruning) -> KeptSet:
         sequences = data.sequences
-        how = (self.evaluation_depth, pruning, data.instances, data.max_length)
+        how = (self.evaluation_depth, pruning, data.reads_sequences, data.max_length)
         mine = pruning_fingerprint(self.reference, (sequences.items, sequences.offsets), *how)
         fingerprint = self.trainer.strategy.broadcast(mine)  # with a sharded catalogue each process has other weights
         known = self._kept is not None and self._kept.fingerprint == fingerprint
@@ -215,15 +174,15 @@ class RPT(RankingStage):
         """One update from one group of trajectories an instance."""
         depths = [self.backbone_config.depth.sample(self.randomness.draws) for _ in range(self.group_size)]
         outcome = group_loss(
-            self.backbone,
+            self.learner,
             self.reference,
             batch.histories,
             batch.targets,
             depths,
-            self.reward,
-            self.beta,
+            self.objective,
             self.randomness.noise,
-            places=batch.places,
+            places=batch.target_positions,
+            of_all=partial(all_gather_rows, group=self.data_parallel_group),
         )
         logged: Mapping[str, Tensor | float] = {
             "loss": outcome.loss.detach(),
@@ -232,7 +191,8 @@ class RPT(RankingStage):
             "groups_without_variance": (outcome.rewards.std(dim=1) == 0).float().mean(),
             "advantage_std": outcome.advantages.std(),
             "depth": sum(depths) / len(depths),
+            **({} if outcome.cross_entropy is None else {"ce": outcome.cross_entropy}),
             **({} if outcome.residual is None else {"residual": outcome.residual}),
         }
         self.log_training(logged, batch)
-        return outcome.loss * share_of_rows(len(batch), self.device, self.readers)
+        return outcome.loss * row_weight(len(batch), self.device, self.data_parallel_group)

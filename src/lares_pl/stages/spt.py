@@ -8,7 +8,6 @@ half of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -17,38 +16,18 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from lares_pl.config import from_plain
-from lares_pl.data.batches import Batch
+from lares_pl.data.loading.batches import Batch
 from lares_pl.errors import LaresError
+from lares_pl.losses.alignment import Alignment, alignment_losses
+from lares_pl.losses.next_item import FullSoftmax, NextItemLoss, Proposal
+from lares_pl.losses.supervision import LastStep, Supervision
 from lares_pl.model.backbone import BackboneConfig
-from lares_pl.objectives.alignment import alignment
-from lares_pl.objectives.softmax import FullSoftmax, NextItemLoss, Proposal
-from lares_pl.stages.processes import rows_of_all, share_of_rows
-from lares_pl.stages.ranking import OptimizerFactory, RankingStage, SchedulerFactory, arguments, step_residual
+from lares_pl.parsing import from_plain
+from lares_pl.stages.base import BaseStage, OptimizerFactory, SchedulerFactory, arguments, step_residual
+from lares_pl.stages.distributed import all_gather_rows, row_weight
 
 
-def alignment_loss(
-    a: Tensor, b: Tensor, step: int, tau: float, of_all: Callable[[Tensor], Tensor] | None = None
-) -> tuple[Tensor, Tensor]:
-    """Trajectory- and step-level alignment of a pair of trajectories.
-
-    Args:
-        a: user states of the same histories, `[T, B, d]`; normalised beforehand where cosines are meant.
-        b: user states of histories with the same targets, `[T, B, d]`.
-        step: index (from 0) of the step that is aligned with the end of `a`.
-        tau: temperature.
-        of_all: gives the rows of all processes for those of this one.
-
-    Returns:
-        TLA and SLA; SLA is 0 where T = 1.
-    """
-    rows = torch.cat([a[-1], a[step], b[-1]], dim=1)
-    last, of_step, of_partner = (rows if of_all is None else of_all(rows)).chunk(3, dim=1)
-    step_level = alignment(last, of_step, tau) if len(a) > 1 else a.new_zeros(())
-    return alignment(last, of_partner, tau), step_level
-
-
-class SPT(RankingStage):
+class SPT(BaseStage):
     """Self-supervised pre-training: predict the target, align trajectories of one target and steps of one trajectory.
 
     With `alpha: 0`, `gamma: 0` and depth 0 this is the supervised baseline without recurrence (SASRec).
@@ -57,9 +36,13 @@ class SPT(RankingStage):
         backbone: the architecture.
         alpha: weight of trajectory-level alignment (TLA); 0 leaves its pass out.
         gamma: weight of step-level alignment (SLA).
-        tau: temperature of both alignments.
+        alignment: how both compare states.
+        supervision: which steps the loss of the target reads: `LastStep` (the paper's), `EveryStep`, `LastAndRandomStep`,
+            `StepPerInstance`.
+        loss: of predicting the target: `FullSoftmax`, or `SampledSoftmax` for catalogues too large for it.
         optimizer: the optimiser.
         scheduler: learning-rate schedule, stepped after every update.
+        ema: decay of an average of the weights that is validated, saved and tested instead of them; 0 keeps none.
         exclude_seen: leave items of the history out of rankings and recommendations (the paper ranks them).
         init_from: checkpoint whose backbone weights to start from (in a config also a stage of the same run by name, whose
             architecture is taken too); to go on with an interrupted run use `--ckpt_path`.
@@ -68,7 +51,6 @@ class SPT(RankingStage):
         compile_core: compile the core-blocks with `torch.compile` for training; measure whether it pays on your device
             (on a CPU it does not).
         on_nonfinite: what to do with an update whose gradient is not finite: `stop` the run, or `skip` and count it.
-        loss: of predicting the target: `FullSoftmax`, or `SampledSoftmax` for catalogues too large for it.
     """
 
     def __init__(
@@ -76,25 +58,28 @@ class SPT(RankingStage):
         backbone: BackboneConfig = BackboneConfig(),
         alpha: float = 0.1,
         gamma: float = 0.5,
-        tau: float = 1.0,
+        alignment: Alignment = Alignment(),
+        supervision: Supervision = LastStep(),
+        loss: NextItemLoss = FullSoftmax(),
         optimizer: OptimizerFactory = Adam,
         scheduler: SchedulerFactory | None = None,
+        ema: float = 0.0,
         exclude_seen: bool = False,
         init_from: str | None = None,
         gather_negatives: bool = True,
         compile_core: bool = False,
         on_nonfinite: Literal["stop", "skip"] = "stop",
-        loss: NextItemLoss = FullSoftmax(),
     ) -> None:
-        if alpha < 0 or gamma < 0 or tau <= 0:
-            raise LaresError("SPT: alpha and gamma must not be negative, tau must be above 0")
+        if alpha < 0 or gamma < 0:
+            raise LaresError(f"SPT: alpha and gamma must not be negative, got {alpha} and {gamma}")
         backbone = from_plain(BackboneConfig, backbone, "backbone")
         super().__init__(
-            arguments(locals()), backbone, optimizer, scheduler, exclude_seen, init_from, compile_core, on_nonfinite
+            arguments(locals()), backbone, optimizer, scheduler, exclude_seen, init_from, compile_core, on_nonfinite, ema
         )
         self.alpha = alpha
         self.gamma = gamma
-        self.tau = tau
+        self.alignment: Alignment = from_plain(Alignment, alignment, "alignment")
+        self.supervision: Supervision = from_plain(Supervision, supervision, "supervision")
         self.gather_negatives = gather_negatives
         self.loss: NextItemLoss = from_plain(NextItemLoss, loss, "loss")
         self._proposal: Proposal | None = None
@@ -130,21 +115,32 @@ class SPT(RankingStage):
             assert batch.partners is not None
             histories.append(batch.partners)
             depths.append(pair_depth)
-        read = [batch.places, *[None] * (len(depths) - 1)]
-        prediction, *pair = self.backbone.rollout(histories, depths, self.randomness.noise, read=read)
+        read = [batch.target_positions, *[None] * (len(depths) - 1)]
+        prediction, *pair = self.learner.rollout(histories, depths, self.randomness.noise, read=read)
 
-        cross_entropy = self.loss(self.backbone, prediction[-1], batch.targets, self._proposal, draws)
+        cross_entropy = self._next_item_loss(prediction, batch)
         logged: dict[str, Tensor | float | int] = {"ce": cross_entropy.detach(), "depth": depth}
-        loss = cross_entropy * share_of_rows(len(batch), self.device, self.readers)
+        loss = cross_entropy * row_weight(len(batch), self.device, self.data_parallel_group)
         if pair:
-            normalised = [self.backbone_config.similarity.normalise(states) for states in pair]
-            of_all = partial(rows_of_all, group=self.readers) if self.gather_negatives else None
-            trajectory_level, step_level = alignment_loss(normalised[0], normalised[-1], step, self.tau, of_all)
+            of_all = partial(all_gather_rows, group=self.data_parallel_group) if self.gather_negatives else None
+            targets = batch.targets if batch.aligned_targets is None else batch.aligned_targets
+            trajectory_level, step_level = alignment_losses(self.alignment, pair[0], pair[-1], step, targets, of_all)
             loss = loss + self.alpha * trajectory_level + self.gamma * step_level
             logged |= {"sla": step_level.detach(), "pair_depth": pair_depth}
             if self.alpha:
                 logged["tla"] = trajectory_level.detach()
         if depth > 1:
             logged["residual"] = step_residual(prediction)
+        if self.backbone_config.repeat_bias:
+            logged["repeat_bias"] = self.learner.bias_of_repeats.detach()
         self.log_training({"loss": loss.detach(), **logged}, batch)
         return loss
+
+    def _next_item_loss(self, trajectory: Tensor, batch: Batch) -> Tensor:
+        """The loss of the targets at the supervised steps of a trajectory `[T, R, d]`, mean over instances."""
+        draws = self.randomness.draws
+        states, weights = self.supervision(trajectory, draws)
+        steps, rows, _ = states.shape
+        head = self.learner.head(batch.histories, batch.target_positions).repeat(steps, rows)
+        of_rows = (weights / rows).repeat_interleave(rows, output_size=steps * rows)
+        return self.loss(head, states.flatten(0, 1), batch.targets.repeat(steps), of_rows, self._proposal, draws)

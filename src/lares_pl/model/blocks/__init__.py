@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from lares_pl.config import class_of
 from lares_pl.errors import LaresError
 from lares_pl.model.layout import Layout
+from lares_pl.serialization import class_of
 
 BlockFactory = Callable[[int], nn.Module]
 

@@ -12,7 +12,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from lares_pl.data.histories import Histories
+from lares_pl.data.loading.histories import Histories
 from lares_pl.errors import LaresError
 from lares_pl.model.blocks import is_causal
 from lares_pl.model.layout import Layout, packed, padded

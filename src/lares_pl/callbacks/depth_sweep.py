@@ -1,0 +1,81 @@
+"""The depth sweep: what each further step of reasoning brings, as a chart and as a CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import wandb
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from lares_pl.atomic_io import write_text
+from lares_pl.callbacks.tracking import Wandb
+from lares_pl.errors import LaresError
+from lares_pl.evaluation.depths import metrics_by_depth
+from lares_pl.stages.base import CUTOFFS, BaseStage
+
+CHARTS = ("ndcg@10", "recall@10")
+
+
+class DepthSweep(Callback):
+    """Behind a test: metrics at depths 1 to `reach` times the mean depth, from one rollout a batch.
+
+    W&B gets the table `depth_sweep/table` and line charts of NDCG@10 and Recall@10, by split; the CSV has the same rows. A
+    model without recurrence is left alone, and so is a test whose numbers would be kept nowhere.
+
+    Args:
+        reach: the greatest depth, in mean depths.
+        splits: what is ranked: `val` (to choose a depth by), `test`.
+        path: the CSV; on the command line `depth-sweep.csv` in the stage's folder. None writes none.
+    """
+
+    def __init__(self, reach: int = 4, splits: Sequence[Literal["val", "test"]] = ("val", "test"), path: str | None = None):
+        if reach < 1 or not splits or not set(splits) <= {"val", "test"}:
+            raise LaresError("DepthSweep: reach must be at least 1, splits some of val and test")
+        self.reach = reach
+        self.splits = tuple(splits)
+        self.path = path
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sweep, on all processes; the first one keeps what they found."""
+        assert isinstance(pl_module, BaseStage)
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, Wandb)]
+        deepest = self.reach * pl_module.backbone_config.depth.evaluation_depth
+        trial: bool = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if deepest == 0 or trial or not (self.path or loggers):
+            return
+        rows: list[dict[str, Any]] = []
+        for split in self.splits:
+            with trainer.precision_plugin.test_step_context():
+                batches, depths = self._batches(trainer, split), range(1, deepest + 1)
+                found = metrics_by_depth(pl_module.backbone, batches, depths, CUTOFFS, pl_module.excluded)
+            rows += [{"split": split, **row, "depth": int(row["depth"])} for row in found]
+        if trainer.is_global_zero:
+            self._keep(rows, loggers)
+
+    @staticmethod
+    def _batches(trainer: Trainer, split: str) -> Iterable[Any]:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        loader = data.val_dataloader() if split == "val" else data.test_dataloader()
+        limit = trainer.limit_val_batches if split == "val" else trainer.limit_test_batches
+        return islice(loader, limit if isinstance(limit, int) else int(limit * len(loader)))
+
+    def _keep(self, rows: list[dict[str, Any]], loggers: list[Wandb]) -> None:
+        if self.path is not None:
+            text = io.StringIO()
+            writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+            write_text(Path(self.path), text.getvalue())
+        for logger in loggers:
+            table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
+            charts = {
+                f"depth_sweep/{name}": wandb.plot.line(table, "depth", name, "split", f"{name} by depth of reasoning")
+                for name in CHARTS
+            }
+            logger.experiment.log({"depth_sweep/table": table, **charts})

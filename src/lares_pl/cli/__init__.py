@@ -1,0 +1,1 @@
+"""The `lares` command: parsing, help, completion, and how the stages follow one another."""

@@ -1,0 +1,139 @@
+"""How the stages follow one another: which checkpoint a `fit` resumes or starts from, and what it takes from it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace, dict_to_namespace
+from lightning.pytorch.utilities import rank_zero_info
+
+from lares_pl.errors import LaresError
+from lares_pl.model.backbone import BackboneConfig
+from lares_pl.parsing import from_plain
+from lares_pl.runs import BEST, RUNS, StageFolder
+from lares_pl.serialization import import_class, to_plain
+from lares_pl.stages.checkpoint import StageCheckpoint, read_checkpoint
+from lares_pl.stages.rpt import RPT
+
+
+def resolve_checkpoint(config: Namespace, folder: StageFolder) -> dict[str, Any] | None:
+    """`ckpt_path: last` is this run's last checkpoint; `auto` is that where there is one, and a new run where there is none.
+
+    Processes start at different times, and each decides by itself: nothing that they look at changes before all of them
+    are there to train. (A new run moves the old folder away only where this very look found no checkpoint in it.)
+
+    Args:
+        config: of `fit`; its `ckpt_path` becomes a path, or None.
+        folder: of the stage.
+
+    Returns:
+        With `auto`, the record of a training that is over; None where there is training to do.
+    """
+    asked = config.get("ckpt_path")
+    if asked not in ("auto", "last"):
+        return None
+    there = folder.last.is_file()
+    config.ckpt_path = str(folder.last) if there or asked == "last" else None
+    if asked == "last" or not there:
+        return None
+    config.model.init_args["init_from"] = None  # of the first start
+    finished = folder.finished()
+    if finished is not None and (finished["tested"] or not config.test_after_fit):
+        rank_zero_info(
+            f"{folder.path} is finished ({finished['updates']:,} updates, {finished['epochs']:,} epochs): "
+            "nothing to do. Choose another --run to start anew; to train on, raise the budget and say --ckpt_path last"
+        )
+        sys.exit(0)
+    return finished
+
+
+def join_stages(config: Namespace, folder: StageFolder) -> StageCheckpoint | None:
+    """`ckpt_path` resumes this very stage, `init_from` starts from weights; RPT takes the rest from SPT.
+
+    Args:
+        config: of `fit`; takes dataset, history length and architecture of the checkpoint that the run starts from.
+        folder: of the stage.
+
+    Returns:
+        The checkpoint to resume; None for a new run.
+
+    Raises:
+        LaresError: if there is no such checkpoint, or it is of another kind than what is asked for.
+    """
+    arguments = config.model.init_args
+    name = config.model.class_path.rsplit(".", 1)[-1]
+    if config.get("ckpt_path") is not None:
+        if arguments.get("init_from") is not None:
+            raise LaresError(
+                "--ckpt_path and --model.init_from exclude each other: --ckpt_path resumes an interrupted run where it "
+                "stopped, --model.init_from starts a new run from the weights of another. Give the one you mean."
+            )
+        checkpoint = read_checkpoint(config.ckpt_path)
+        if checkpoint.stage_name != name:
+            raise LaresError(
+                f"--ckpt_path {config.ckpt_path} is a checkpoint of {checkpoint.stage_name} and resumes only a run of "
+                f"{checkpoint.stage_name}; to start {name} from its weights say --model.init_from {config.ckpt_path}"
+            )
+        if not checkpoint.resumable:
+            raise LaresError(
+                f"--ckpt_path {config.ckpt_path} holds weights alone, no run to resume; to start from its weights say "
+                f"--model.init_from {config.ckpt_path}"
+            )
+        arguments["backbone"] = dict_to_namespace(checkpoint.settings["backbone"])
+        for key, value in checkpoint.data.items():
+            config.data[key] = value
+        rank_zero_info(f"resuming {config.ckpt_path}: architecture, dataset and history length are the checkpoint's")
+        return checkpoint
+    is_rpt = issubclass(import_class(config.model.class_path), RPT)
+    if is_rpt and arguments.get("backbone") is not None:
+        raise LaresError(
+            "RPT takes its architecture from the SPT checkpoint; leave model.backbone out. (Configs that choose a block "
+            "belong to the first stage: lares fit --config spt.yaml --config fmlp.yaml, then lares fit --config rpt.yaml.)"
+        )
+    source = arguments.get("init_from") or ("spt" if is_rpt else None)
+    if source is None:
+        return None
+    named = is_stage_name(source)
+    if named:
+        arguments["init_from"] = str(RUNS / config.run / source / BEST)
+        if not Path(arguments["init_from"]).is_file():
+            raise LaresError(
+                f"{name} starts from the stage {source} of the run of the same name and there is none at "
+                f"{arguments['init_from']}: train it first (lares fit --config {source}.yaml --run {config.run}), "
+                "or name a checkpoint with --model.init_from"
+            )
+        source = arguments["init_from"]
+    if folder.path.resolve() in Path(source).resolve().parents:
+        raise LaresError(
+            f"--model.init_from {source} is a checkpoint of this very run ({folder.path}): to resume it say "
+            f"--ckpt_path {source}; to start anew from its weights choose another --run or --stage"
+        )
+    checkpoint = read_checkpoint(source)
+    if named and not is_rpt:
+        plain = (arguments["backbone"].as_dict(), to_plain(BackboneConfig()), checkpoint.settings["backbone"])
+        # parsed, all defaults are written out: two ways of writing one architecture are equal
+        asked, *same = (to_plain(from_plain(BackboneConfig, way, "backbone")) for way in plain)
+        if asked not in same:
+            raise LaresError(
+                f"{name} goes on with the model of {source}, architecture included; leave model.backbone out (and configs "
+                "that choose a block), or start from its weights alone with --model.init_from FILE"
+            )
+    arguments["init_from"] = str(Path(source).absolute())
+    if named or ("backbone" in arguments and arguments["backbone"] is None):
+        arguments["backbone"] = dict_to_namespace(checkpoint.settings["backbone"])
+    take_data(config, checkpoint)
+    return None
+
+
+def is_stage_name(text: str | None) -> bool:
+    """Whether this names a stage of a run, not a file: `spt`."""
+    return text is not None and "/" not in text and "." not in text
+
+
+def take_data(config: Namespace, checkpoint: StageCheckpoint) -> None:
+    """Dataset and history length of a checkpoint, where the configuration names none."""
+    for key, value in checkpoint.data.items():
+        if config.data.get(key) is None:
+            config.data[key] = value

@@ -1,0 +1,292 @@
+"""`lares fit | validate | test | predict`: LightningCLI, made to chain the stages.
+
+What it adds: configs shipped with the package are found by name; `--run` names the folder of a run; RPT takes dataset,
+architecture and weights from the SPT run; evaluation needs a checkpoint alone; the same `fit` can be started again and again
+(`--ckpt_path auto`); errors are one paragraph.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+from jsonargparse import Namespace, dict_to_namespace
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from lares_pl import (  # noqa: F401  (`class_path: FMLPBlock`)
+    BSARecBlock,
+    ConvTransformerBlock,
+    FMLPBlock,
+    LRUBlock,
+    RotaryBlock,
+    TransformerBlock,
+)
+from lares_pl.atomic_io import write_json
+from lares_pl.callbacks.config_saver import ConfigSaver
+from lares_pl.callbacks.graceful_shutdown import GracefulShutdown, end_with_parent, terminated_is_not_success
+from lares_pl.callbacks.lineage import Lineage
+from lares_pl.callbacks.prediction_writer import PredictionWriter
+from lares_pl.callbacks.progress import Progress
+from lares_pl.cli.callbacks import add_callback_options, chosen_callbacks, place_callbacks, spec_of
+from lares_pl.cli.chaining import join_stages, resolve_checkpoint
+from lares_pl.cli.commands import STAGES
+from lares_pl.cli.known_warnings import silence_known_warnings
+from lares_pl.cli.loggers import place_loggers
+from lares_pl.cli.outcome import Outcome, metrics_text
+from lares_pl.cli.parser import Parser
+from lares_pl.cli.shipped_configs import TRAINER, shipped_configs, with_shipped_configs
+from lares_pl.data.dataset.prepared import check_dataset
+from lares_pl.data.module import SequenceDataModule
+from lares_pl.errors import LaresError
+from lares_pl.model.reasoning import StopRule
+from lares_pl.parsing import own_defaults, readable
+from lares_pl.runs import BEST, RUNS, StageFolder, trained
+from lares_pl.stages.base import BaseStage
+from lares_pl.stages.checkpoint import StageCheckpoint, read_checkpoint
+from lares_pl.stages.checkpoint_io import AtomicCheckpointIO
+from lares_pl.stages.rpt import RPT
+from lares_pl.stages.spt import SPT
+
+
+def run(kind: type[LaresCLI] | None = None) -> None:
+    """Parse the command line and run the subcommand, as `LaresCLI` does it or a class of that kind."""
+    silence_known_warnings()
+    end_with_parent()
+    sys.argv[1:] = with_shipped_configs(sys.argv[1:])
+    with own_defaults(), terminated_is_not_success():
+        (kind or LaresCLI)(
+            BaseStage,
+            SequenceDataModule,
+            subclass_mode_model=True,
+            save_config_callback=ConfigSaver,
+            parser_class=LaresParser,
+            parser_kwargs={"allow_abbrev": False, "fit": {"default_config_files": [str(shipped_configs()[TRAINER])]}},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            seed_everything_default=0,
+        )
+
+
+# ---------------------------------------------------------------- the command
+
+
+class LaresParser(Parser, LightningArgumentParser):
+    """The parser of these commands."""
+
+    def report(self, message: str) -> str:
+        """The message of an error, and where the options are listed."""
+        return f"{super().report(message)} (`lares {sys.argv[1]} --help` lists the options)"
+
+
+class LaresCLI(LightningCLI):
+    """The four commands that need a trainer."""
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Trainer, model and data; the model may be left to a checkpoint."""
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.add_lightning_class_args(self._model_class, "model", subclass_mode=True, required=False)
+        parser.add_lightning_class_args(self._datamodule_class, "data")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Options beside trainer, model and data."""
+        parser.add_argument("--run", default="default", help="Name of the run: a stage lives in runs/RUN/STAGE.")
+        parser.add_argument(
+            "--depth", type=NonNegativeInt | None, help="Depth of evaluation; the model's mean depth where not given."
+        )
+        parser.add_argument(
+            "--stop", type=StopRule | None, help="Ends reasoning about a history before that depth (lares_pl.ResidualStop)."
+        )
+        parser.add_argument(
+            "--trajectories", type=PositiveInt, default=1, help="Trajectories whose scores evaluation averages."
+        )
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        assert isinstance(parser, LaresParser)
+        parser.explain(**vars(STAGES[subcommand]))
+        add_callback_options(parser)
+        if subcommand == "fit":
+            parser.stages = (SPT, RPT)
+            parser.add_argument(
+                "--stage",
+                type=str | None,
+                help="Folder of this stage in the run; the model's class in lower case where not given.",
+            )
+            parser.add_argument("--test_after_fit", type=bool, default=True, help="Test the best checkpoint at the end.")
+        if subcommand in ("validate", "test"):
+            parser.add_argument("--output", type=str | None, help="JSON file to write the metrics to as well.")
+            parser.set_defaults({"verbose": False})  # Lightning's table; ours says at which depth
+        if subcommand == "predict":
+            parser.add_argument("--k", type=PositiveInt, default=10, help="Length of each ranked list.")
+            parser.add_argument("--output", default="predictions.parquet", help="File to write.")
+            parser.add_argument("--overwrite", type=bool, default=False, help="Replace the file if it is there.")
+        return parser
+
+    # ------------------------------------------------------------ configuration
+
+    @property
+    def chosen(self) -> Namespace:
+        """Configuration of the subcommand at work."""
+        chosen: Namespace = self.config[self.config.subcommand]
+        return chosen
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Evaluation: the checkpoint says what model and data are, configs and command line may say otherwise."""
+        command, arguments = sys.argv[1], sys.argv[2:]
+        if command == "fit" or {"-h", "--help"} & set(arguments):
+            super().parse_arguments(parser, args)
+            return
+        first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        first.add_argument("--ckpt_path")
+        path = first.parse_known_args(arguments)[0].ckpt_path
+        if path is None:
+            known = f" (there are {', '.join(map(str, found))})" if (found := trained()[:5]) else ""
+            raise LaresError(f"lares {command} needs a checkpoint: --ckpt_path runs/RUN/STAGE/{BEST}{known}")
+        checkpoint = read_checkpoint(path)
+        self._parser(command).set_defaults(
+            {
+                "model": {"class_path": checkpoint.class_path, "init_args": checkpoint.settings},
+                **{f"data.{key}": value for key, value in checkpoint.data.items()},
+            }
+        )
+        super().parse_arguments(parser, args)
+        if self.chosen.model.init_args.get("backbone") is None:  # a config of RPT names none
+            self.chosen.model.init_args["backbone"] = dict_to_namespace(checkpoint.settings["backbone"])
+
+    def _parse_ckpt_path(self) -> None:
+        """Not Lightning's way, which lets the checkpoint's settings win over the command line."""
+
+    def before_instantiate_classes(self) -> None:
+        """Fill in what follows from the run, the stage and earlier checkpoints."""
+        config = self.chosen
+        if config.get("model") is None:
+            raise LaresError("no model: name a config, such as `lares fit --config spt.yaml`")
+        if config.data.seed is None:
+            config.data.seed = config.seed_everything
+        self.folder: StageFolder | None = None
+        self.resumed: StageCheckpoint | None = None
+        self.finished: dict[str, Any] | None = None
+        asked = config.get("ckpt_path")
+        if self.subcommand == "fit":
+            name = config.stage or config.model.class_path.rsplit(".", 1)[-1].lower()
+            self.folder = StageFolder(RUNS / config.run / name)
+            self.finished = resolve_checkpoint(config, self.folder)
+            self.resumed = join_stages(config, self.folder)
+        else:
+            config.trainer.logger = config.trainer.logger or False
+            if not chosen_callbacks(config):  # nothing is saved: no checkpoint callback to be put in by default
+                config.trainer.enable_checkpointing = False
+        check_dataset(config.data.dataset)
+        # recorded before anything of this run's own is added, so that the record can be run again under another name
+        self.save_config_kwargs = {"folder": None if self.folder is None else self.folder.path, "resolved": config.clone()}
+        if self.folder is not None:
+            record = self.save_config_kwargs["resolved"]
+            record.ckpt_path = "auto" if asked == "auto" else None
+            if self.resumed is not None:
+                record.model.init_args["init_from"] = self.resumed.initial_checkpoint
+            place_loggers(config, self.folder, resumed=self.resumed is not None)
+        config.trainer.callbacks = self._callbacks()
+        plugins = config.trainer.plugins or []
+        plugins = list(plugins) if isinstance(plugins, list) else [plugins]
+        config.trainer.plugins = [*plugins, Namespace(class_path=f"{AtomicCheckpointIO.__module__}.AtomicCheckpointIO")]
+
+    def _callbacks(self) -> list[Namespace]:
+        """The callbacks of the configuration with their paths, and those of every run."""
+        config = self.chosen
+        callbacks = chosen_callbacks(config)
+        if self.folder is not None:
+            place_callbacks(callbacks, self.folder.path)
+        callbacks += [spec_of(GracefulShutdown), spec_of(Lineage)]
+        if config.trainer.enable_progress_bar is not False:
+            config.trainer.enable_progress_bar = True
+            callbacks.append(spec_of(Progress, every=30.0))
+        if self.subcommand == "predict":
+            callbacks.append(spec_of(PredictionWriter, path=config.output, overwrite=config.overwrite))
+            config.return_predictions = False
+        return callbacks
+
+    def instantiate_classes(self) -> None:
+        """Build trainer, stage and data module; what they refuse is an error of the configuration."""
+        try:
+            super().instantiate_classes()
+        except (TypeError, ValueError, MisconfigurationException) as error:
+            raise LaresError(readable(str(error))) from error
+
+    def after_instantiate_classes(self) -> None:
+        """Options that belong to the model but are not part of it."""
+        config = self.chosen
+        if self.resumed is not None:
+            self.model.initial_checkpoint = self.resumed.initial_checkpoint
+        if config.depth is not None:
+            self.model.evaluation_depth = config.depth
+        self.model.stop, self.model.trajectories = self._get(self.config_init, "stop"), config.trajectories
+        if self.subcommand == "predict":
+            self.model.predict_k = config.k
+
+    # ------------------------------------------------------------ around the trainer
+
+    def before_fit(self) -> None:
+        """Once the network could be built, the first process claims the folder, until it ends.
+
+        A new run never writes over an old one: what is there is moved aside.
+        """
+        self.datamodule.setup("fit")
+        self.model.take_catalogue(self.datamodule, self.chosen.get("ckpt_path"))
+        self.model.configure_model()
+        self.model.check_instances(self.datamodule)
+        if self.trainer.is_global_zero and not self.chosen.trainer.fast_dev_run:
+            self._claim()
+
+    def _claim(self) -> None:
+        assert self.folder is not None
+        self.claim: TextIO = self.folder.hold()  # held as long as this object is
+        if self.chosen.get("ckpt_path") is None and (former := self.folder.move_aside()) is not None:
+            rank_zero_info(f"{self.folder.path} held a run already: moved it to {former}")
+        if self.finished is None:
+            self.folder.reopen()
+
+    def fit(self, **arguments: Any) -> None:
+        """Train, unless an earlier start did and left only the test to do."""
+        if self.finished is not None:
+            return
+        try:
+            self.trainer.fit(**arguments)
+        except MisconfigurationException as error:  # such as a budget below what a resumed run has behind it
+            raise LaresError(readable(str(error))) from error
+
+    def after_fit(self) -> None:
+        """Record the end of training; test the best checkpoint; after RPT print what changed since SPT."""
+        if self.trainer.interrupted:
+            return
+        assert self.folder is not None
+        outcome = Outcome(self.trainer, self.model, self.datamodule, self.folder, self.finished)
+        outcome.save_final_weights()
+        best = outcome.record(tested=False)
+        if self.trainer.received_sigterm:  # with the last update
+            raise SIGTERMException
+        if self.chosen.test_after_fit:
+            outcome.test(best)
+            outcome.record(tested=bool(best))
+
+    def after_validate(self) -> None:
+        """Say the metrics, and keep them where asked to."""
+        self._keep_metrics()
+
+    def after_test(self) -> None:
+        """Say the metrics, and keep them where asked to."""
+        self._keep_metrics()
+
+    def _keep_metrics(self) -> None:
+        if not self.trainer.is_global_zero:
+            return
+        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        report = {"checkpoint": self.chosen.ckpt_path, "depth": self.model.evaluation_depth, "metrics": metrics}
+        print(metrics_text(report))
+        if self.chosen.output is not None:
+            write_json(Path(self.chosen.output), report)

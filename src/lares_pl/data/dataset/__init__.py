@@ -1,0 +1,1 @@
+"""The prepared dataset: a directory of Parquet files, read through memory-mapped arrays."""

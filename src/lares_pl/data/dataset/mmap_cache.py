@@ -1,0 +1,221 @@
+"""Flat copies of a prepared dataset's sequences, which every process of a machine maps instead of decoding Parquet for itself.
+
+The Parquet files are what counts: copies are used only if they were made from these as they stand, and made again if not.
+They hold all items one after the other, where each user's begin, and all training targets grouped by item, from which
+partners with the same target are drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lares_pl.atomic_io import exchange, temporary_folder
+from lares_pl.errors import LaresError
+
+FOLDER, RECORD = "flat", "made-from.json"
+
+
+class Flat(NamedTuple):
+    """Sequences and what is derived from them, in memory or mapped.
+
+    Args:
+        items: of all users one after the other, `[n]` int32.
+        offsets: where each user's items begin, and the end, `[users + 1]` int64.
+        by_target: places (in `items`) of all training targets, those of item 1 first, each item's ascending, `[targets]`.
+        of_item: where each item's places begin in `by_target`, and the end, `[N + 2]` int64; entry 0 is padding's.
+    """
+
+    items: np.ndarray
+    offsets: np.ndarray
+    by_target: np.ndarray
+    of_item: np.ndarray
+
+
+def sequence_files(folder: Path) -> list[Path]:
+    """The Parquet files with the sequences of a prepared dataset, in order."""
+    return sorted((folder / "sequences").glob("*.parquet")) or [folder / "sequences.parquet"]
+
+
+def flat_copies(folder: Path, users: int, interactions: int, catalogue: int) -> Flat:
+    """The flat copies, mapped; made first where there are none of these files, in memory where the folder can't be written.
+
+    Args:
+        folder: of the dataset.
+        users, interactions, catalogue: their numbers, as `dataset.json` has them.
+
+    Raises:
+        LaresError: if the sequences hold other numbers of users or interactions, or an item outside the catalogue.
+    """
+    made_from = {path.name: path.stat().st_size for path in sequence_files(folder)}
+    mapped = _mapped(folder / FOLDER, made_from)
+    if mapped is not None and (len(mapped.offsets), len(mapped.items)) == (users + 1, interactions):
+        return mapped
+    try:
+        with temporary_folder(folder, FOLDER) as temporary:
+            flat = _filled(folder, users, interactions, catalogue, temporary)
+            (temporary / RECORD).write_text(json.dumps({"files": made_from, "arrays": _described(flat)}))
+            temporary.chmod(0o755)
+            if (folder / FOLDER).exists():  # copies of other files, or another process was first
+                exchange(temporary, folder / FOLDER)
+            else:
+                temporary.rename(folder / FOLDER)
+        mapped = _mapped(folder / FOLDER, made_from)
+    except OSError:  # not ours to write to, no room, or another process was first after all
+        mapped = None
+    return _filled(folder, users, interactions, catalogue, None) if mapped is None else mapped
+
+
+def flat_of(items: np.ndarray, offsets: np.ndarray, catalogue: int) -> Flat:
+    """The same in memory, for sequences that come from elsewhere."""
+    of_item = training_counts(items, offsets, catalogue)
+    by_target = np.empty(of_item[-1], dtype=np.int64)
+    group_targets(items, offsets, of_item, by_target)
+    return Flat(items, offsets, by_target, of_item)
+
+
+def _mapped(folder: Path, made_from: dict[str, int]) -> Flat | None:
+    """Copies of these very files; None where there are none, or they are not what was written."""
+    try:
+        record = json.loads((folder / RECORD).read_text())
+        if record["files"] != made_from:
+            return None
+        flat = Flat(*(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in Flat._fields))
+        return flat if record["arrays"] == _described(flat) else None
+    except Exception:  # numpy and json raise whatever damaged bytes lead to
+        return None
+
+
+def _described(flat: Flat) -> dict[str, list[Any]]:
+    """Kind, length and checksum of each array."""
+    return {
+        name: [str(values.dtype), len(values), zlib.crc32(values.view(np.uint8).data)]
+        for name, values in zip(Flat._fields, flat, strict=True)
+    }
+
+
+# ---------------------------------------------------------------- making
+
+
+def _filled(folder: Path, users: int, interactions: int, catalogue: int, place: Path | None) -> Flat:
+    """Decode the Parquet files, a piece at a time.
+
+    Args:
+        folder: of the dataset.
+        users, interactions, catalogue: their numbers.
+        place: folder for the arrays; in memory where None.
+    """
+
+    def array(name: str, count: int, kind: type) -> np.ndarray:
+        if place is None or count == 0:
+            made: np.ndarray = np.zeros(count, dtype=kind)
+            if place is not None:
+                np.save(place / f"{name}.npy", made)
+            return made
+        mapped = np.lib.format.open_memmap(place / f"{name}.npy", mode="w+", dtype=kind, shape=(count,))
+        with (place / f"{name}.npy").open("r+b") as file:  # a disk that is full says so here; on a mapped page it kills
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        return mapped
+
+    items, offsets = array("items", interactions, np.int32), array("offsets", users + 1, np.int64)
+    user = filled = 0
+    for values, lengths in _lists(folder):
+        if user + len(lengths) > users or filled + len(values) > interactions:
+            user, filled = user + len(lengths), filled + len(values)
+            break
+        if len(values) and (values.min() < 1 or values.max() > catalogue):
+            raise LaresError(
+                f"{folder}: items from {values.min()} to {values.max()} in a catalogue of {catalogue} (items.parquet): the "
+                "files don't belong together. Prepare the dataset again"
+            )
+        items[filled : filled + len(values)] = values
+        offsets[user + 1 : user + 1 + len(lengths)] = filled + lengths.cumsum()
+        user, filled = user + len(lengths), filled + len(values)
+    if (user, filled) != (users, interactions):
+        raise LaresError(
+            f"{folder}: not a whole prepared dataset: dataset.json tells of {users:,} users and {interactions:,} interactions, "
+            f"its sequences hold {user:,}{' or more' if user > users or filled > interactions else ''} and {filled:,}. "
+            "Prepare it again"
+        )
+    counts = training_counts(items, offsets, catalogue)
+    of_item = array("of_item", len(counts), np.int64)
+    of_item[:] = counts
+    by_target = array("by_target", int(counts[-1]), np.uint32 if interactions < 1 << 32 else np.int64)
+    group_targets(items, offsets, counts, by_target)
+    return Flat(items, offsets, by_target, of_item)
+
+
+def _lists(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Items one after the other and lengths of some users at a time."""
+    for path in sequence_files(folder):
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            for batch in file.iter_batches(batch_size=1 << 16, columns=["items"]):
+                lists = batch.column("items")
+                whole = pa.types.is_list(lists.type) and pa.types.is_integer(lists.type.value_type)
+                if not whole or lists.null_count or lists.flatten().null_count:
+                    raise LaresError(f"{path}: column `items` must hold a list of items for each user, without gaps")
+                lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
+                yield lists.flatten().to_numpy(zero_copy_only=False), lengths
+
+
+def _stretches(offsets: np.ndarray, size: int = 1 << 22) -> Iterator[tuple[int, int]]:
+    """Ranges of users with some `size` items at most, or one user."""
+    user = 0
+    while user < len(offsets) - 1:
+        end = max(user + 1, int(np.searchsorted(offsets, offsets[user] + size, side="right")) - 1)
+        yield user, end
+        user = end
+
+
+def _training_places(offsets: np.ndarray) -> np.ndarray:
+    """Where training targets stand: each user's items from the second on, the last two held out if there are three.
+
+    Args:
+        offsets: of some users, `[users + 1]`.
+    """
+    lengths = np.diff(offsets)
+    ends = offsets[1:] - np.where(lengths < 3, 0, 2)
+    is_target = np.zeros(int(offsets[-1] - offsets[0]) + 1, dtype=np.int8)
+    some = ends > offsets[:-1] + 1
+    np.add.at(is_target, offsets[:-1][some] + 1 - offsets[0], 1)
+    np.add.at(is_target, ends[some] - offsets[0], -1)
+    places: np.ndarray = np.flatnonzero(is_target.cumsum(dtype=np.int8)[:-1]) + offsets[0]
+    return places
+
+
+def training_counts(items: np.ndarray, offsets: np.ndarray, catalogue: int) -> np.ndarray:
+    """Where each item's training targets begin if they are grouped by item, and the end, `[N + 2]` int64."""
+    counts = np.zeros(catalogue + 2, dtype=np.int64)
+    for start, end in _stretches(offsets):
+        targets = items[_training_places(offsets[start : end + 1])]
+        counts[1:] += np.bincount(targets, minlength=catalogue + 1)
+    totals: np.ndarray = counts.cumsum()
+    return totals
+
+
+def group_targets(items: np.ndarray, offsets: np.ndarray, of_item: np.ndarray, out: np.ndarray) -> None:
+    """Write the places of training targets grouped by item, each item's ascending (a counting sort).
+
+    Args:
+        items, offsets: the sequences.
+        of_item: where each item's begin, as `training_counts`.
+        out: `[targets]`.
+    """
+    free = of_item[:-1].copy()
+    for start, end in _stretches(offsets):
+        places = _training_places(offsets[start : end + 1])
+        targets = items[places]
+        order = np.argsort(targets, kind="stable")
+        targets, firsts, counts = *(targets[order],), *np.unique(targets[order], return_index=True, return_counts=True)[1:]
+        within = np.arange(len(targets)) - np.repeat(firsts, counts)
+        out[free[targets] + within] = places[order]
+        free[targets[firsts]] += counts

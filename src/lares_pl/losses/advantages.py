@@ -1,0 +1,52 @@
+"""Advantages: how much better than a baseline a trajectory did (docs/method.md, "Stage 2, RPT").
+
+A choice is a small frozen value picked by `class_path`; to bring your own, derive a frozen dataclass from `Advantage`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+class Advantage(ABC):
+    """Turns rewards into advantages."""
+
+    @abstractmethod
+    def __call__(self, rewards: Tensor, of_all: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Compare.
+
+        Args:
+            rewards: of G trajectories of B instances, `[B, G]`, G at least 2.
+            of_all: gives the rows of all processes for those of this one.
+
+        Returns:
+            `[B, G]`.
+        """
+
+
+@dataclass(frozen=True)
+class GroupAdvantage(Advantage):
+    """`(r - mean_G r) / (std_G r + 1e-4)`, std unbiased, within the trajectories of an instance; the paper's.
+
+    Sums to zero over each group, and is zero where all its trajectories agree.
+    """
+
+    def __call__(self, rewards: Tensor, of_all: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        spread = rewards.std(dim=1, keepdim=True)
+        return (rewards - rewards.mean(dim=1, keepdim=True)) / (spread + 1e-4)
+
+
+@dataclass(frozen=True)
+class BatchAdvantage(Advantage):
+    """`(r - mean r) / (std r + 1e-4)` over all trajectories of the batch, std unbiased.
+
+    Groups whose trajectories agree count as well: instances that the model ranks well are reinforced, others are weakened.
+    """
+
+    def __call__(self, rewards: Tensor, of_all: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        everything = rewards if of_all is None else of_all(rewards)
+        return (rewards - everything.mean()) / (everything.std() + 1e-4)

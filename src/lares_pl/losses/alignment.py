@@ -1,0 +1,102 @@
+"""Alignment of latent states by in-batch contrast: TLA and SLA (docs/method.md, "Stage 1, SPT")."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lares_pl.errors import LaresError
+
+
+def info_nce(anchors: Tensor, positives: Tensor, tau: float, ignored: Tensor | None = None) -> Tensor:
+    """In-batch cross-entropy of `a b^T / tau`: row i of `positives` is the positive of row i of `anchors`.
+
+    Args:
+        anchors, positives: `[B, d]`; normalised beforehand where cosines are meant.
+        tau: temperature.
+        ignored: pairs of rows that are not each other's negatives, `[B, B]` bool.
+
+    Returns:
+        Scalar, mean over the batch.
+    """
+    logits = (anchors @ positives.T).float() / tau
+    if ignored is not None:
+        logits = logits.masked_fill(ignored, -torch.inf)
+    return F.cross_entropy(logits, torch.arange(len(anchors), device=anchors.device))
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """`(NCE(a, b) + NCE(b, a)) / 2` of two sets of user states; how they are compared.
+
+    States leave a LayerNorm with a norm of about sqrt(d). Dot products at tau 1, as released, are then logits of up to d, whose
+    gradients dominate the cross-entropy; cosines at tau 0.1 are not.
+
+    Args:
+        cosine: compare by cosines; by dot products otherwise.
+        tau: temperature, above 0.
+        mask_same_target: instances with the same target are not each other's negatives.
+    """
+
+    cosine: bool = False
+    tau: float = 1.0
+    mask_same_target: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.tau > 0:
+            raise LaresError(f"Alignment: tau must be above 0, got {self.tau}")
+
+    def normalise(self, states: Tensor) -> Tensor:
+        """What is done to states before their dot products, `[*, d]` -> `[*, d]`."""
+        return F.normalize(states, dim=-1) if self.cosine else states
+
+    def __call__(self, a: Tensor, b: Tensor, targets: Tensor | None = None) -> Tensor:
+        """TLA for two trajectories' user states, SLA for two steps of one trajectory.
+
+        Args:
+            a, b: user states `[B, d]`.
+            targets: of the instances, `[B]`; needed with `mask_same_target`.
+        """
+        a, b = self.normalise(a), self.normalise(b)
+        ignored = _same_target(targets) if self.mask_same_target and targets is not None else None
+        return (info_nce(a, b, self.tau, ignored) + info_nce(b, a, self.tau, ignored)) / 2
+
+
+def _same_target(targets: Tensor) -> Tensor:
+    """Pairs of different instances with the same target, `[B, B]` bool."""
+    same = targets == targets[:, None]
+    return same.fill_diagonal_(False)
+
+
+def alignment_losses(
+    alignment: Alignment,
+    a: Tensor,
+    b: Tensor,
+    step: int,
+    targets: Tensor,
+    of_all: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Trajectory- and step-level alignment of a pair of trajectories.
+
+    Args:
+        alignment: how states are compared.
+        a: user states of the same histories, `[T, B, d]`.
+        b: user states of histories with the same targets, `[T, B, d]`.
+        step: index (from 0) of the step that is aligned with the end of `a`.
+        targets: of the instances, `[B]`.
+        of_all: gives the rows of all processes for those of this one.
+
+    Returns:
+        TLA and SLA; SLA is 0 where T = 1.
+    """
+    rows = torch.cat([a[-1], a[step], b[-1]], dim=1)
+    if of_all is not None:
+        rows = of_all(rows)
+        targets = of_all(targets[:, None])[:, 0] if alignment.mask_same_target else targets
+    last, of_step, of_partner = rows.chunk(3, dim=1)
+    step_level = alignment(last, of_step, targets) if len(a) > 1 else a.new_zeros(())
+    return alignment(last, of_partner, targets), step_level

@@ -1,0 +1,89 @@
+"""Pairs of a row and an item: what each row has read, or must not be ranked for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lares_pl.data.loading.histories import Histories
+
+
+@dataclass(frozen=True)
+class ItemPairs:
+    """Items of rows; a pair occurs at most once where pairs stand for score changes.
+
+    Args:
+        rows: row of each pair, ascending, `[E]`.
+        items: item of each pair, `[E]`.
+    """
+
+    rows: Tensor
+    items: Tensor
+
+    def within_rows(self, rows: slice) -> ItemPairs:
+        """The pairs of a range of rows, counted from its start."""
+        start, stop = torch.searchsorted(self.rows, self.rows.new_tensor([rows.start, rows.stop])).tolist()
+        return ItemPairs(self.rows[start:stop] - rows.start, self.items[start:stop])
+
+    def within_classes(self, classes: slice) -> tuple[Tensor, Tensor]:
+        """Rows and classes of the pairs of a range of classes, counted from its start."""
+        inside = (self.items >= classes.start) & (self.items < classes.stop)
+        return self.rows[inside], self.items[inside] - classes.start
+
+    def repeat(self, times: int, rows: int) -> ItemPairs:
+        """The same pairs for `times` copies of the rows, one copy after the other.
+
+        Args:
+            times: number of copies.
+            rows: number of rows of one copy.
+        """
+        if times == 1:
+            return self
+        copies = torch.arange(times, device=self.rows.device).repeat_interleave(len(self.rows)) * rows
+        return ItemPairs(self.rows.repeat(times) + copies, self.items.repeat(times))
+
+    def select(self, rows: Tensor) -> ItemPairs:
+        """The pairs of some of the rows, which are counted anew.
+
+        Args:
+            rows: mask of those that stay, `[R]`.
+        """
+        numbers = rows.cumsum(0) - 1
+        kept = rows[self.rows]
+        return ItemPairs(numbers[self.rows[kept]], self.items[kept])
+
+    def rows_of(self, items: Tensor) -> Tensor:
+        """Whether each row is paired with its own item of `[R]`, `[R]` bool."""
+        hit = self.items == items[self.rows]
+        return torch.zeros(len(items), dtype=torch.bool, device=items.device).index_fill_(0, self.rows[hit], True)
+
+    def matches(self, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and columns of a matrix `[R, K]` whose column j is about item `columns[j]`, where row and item are paired."""
+        ordered, order = columns.sort()
+        first = torch.searchsorted(ordered, self.items)
+        counts = torch.searchsorted(ordered, self.items, right=True) - first
+        rows = self.rows.repeat_interleave(counts)
+        number = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+        return rows, order[first.repeat_interleave(counts) + number]
+
+
+def items_read(histories: Histories, tokens: Tensor | None = None) -> ItemPairs:
+    """What has been read at some tokens: the items of each one's history up to it, each item once.
+
+    Args:
+        histories: B histories.
+        tokens: indices `[R]` into `histories.items`; the last token of each history where None.
+    """
+    ends = histories.lengths.cumsum(0)
+    tokens = ends - 1 if tokens is None else tokens
+    history = torch.searchsorted(ends, tokens, right=True)
+    starts = (ends - histories.lengths)[history]
+    counts = tokens - starts + 1
+    rows = torch.arange(len(tokens), device=tokens.device).repeat_interleave(counts)
+    number = torch.arange(len(rows), device=tokens.device) - (counts.cumsum(0) - counts)[rows]
+    items = histories.items[starts[rows] + number]
+    span = int(items.max()) + 1
+    pairs = (rows * span + items).unique()
+    return ItemPairs(pairs // span, pairs % span)

@@ -1,0 +1,92 @@
+"""Scores of states against the catalogue, one tile at a time: how large a tile is, and what stands in it.
+
+A tile is never kept longer than it is needed, so that memory does not grow with rows times catalogue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lares_pl.model.item_pairs import ItemPairs
+from lares_pl.model.sharding import Rows
+
+CHUNK = 1 << 22  # scores held at a time (float32: 16 MiB); on a CPU at least those of 64 rows
+
+
+def slices(count: int, step: int) -> Iterator[slice]:
+    """`count` things in runs of `step`."""
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
+
+
+def tile_shape(states: Tensor, classes: int) -> tuple[int, int]:
+    """Rows and classes of one tile of scores against so many classes.
+
+    On a CPU a tile fits the second-level cache (at most 1 MiB of float32: the products run several times faster than into
+    memory); elsewhere it is as large as memory allows, so that few kernels are launched.
+    """
+    rows = CHUNK // classes
+    if states.device.type == "cpu":
+        return max(64, min(256, rows)), 1024
+    return max(1, rows), classes
+
+
+def upcast(x: Tensor) -> Tensor:
+    """At least float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """The learned score change of items that a row has read already.
+
+    Args:
+        pairs: what each row has read.
+        bias: the change, a scalar.
+    """
+
+    pairs: ItemPairs
+    bias: Tensor
+
+    def scaled(self, factor: float) -> Repeats:
+        """For scores that are multiplied by `factor`."""
+        return replace(self, bias=self.bias * factor)
+
+
+def tile_of(states: Tensor, table: Rows, part: slice, repeats: Repeats | None) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """One tile of scores, at least float32, and where it stands for items that its rows have read.
+
+    Args:
+        states: transformed states of the tile's rows, `[rows, d]`.
+        table: transformed item vectors.
+        part: which rows of `table.vectors`.
+        repeats: of the tile's rows, which are counted from 0.
+    """
+    scores = upcast(states @ table.vectors[part].T)
+    if repeats is None:
+        return scores, None
+    at = repeats.pairs.within_classes(slice(table.start + part.start, table.start + part.stop))
+    scores[at] += repeats.bias.to(scores.dtype)
+    return scores, at
+
+
+def repeats_of(repeats: Repeats | None, rows: slice) -> Repeats | None:
+    """Those of a range of rows, which are counted from its start."""
+    return None if repeats is None else replace(repeats, pairs=repeats.pairs.within_rows(rows))
+
+
+def of_targets(states: Tensor, table: Rows, targets: Tensor, repeats: Repeats | None) -> Tensor:
+    """Score of each row's target where this process holds it, else 0; `[rows]`."""
+    own = upcast((states * table.vectors[table.local_index(targets)]).sum(dim=1))
+    return table.mask_local(with_repeats(own, targets, repeats), targets)
+
+
+def with_repeats(scores: Tensor, items: Tensor, repeats: Repeats | None) -> Tensor:
+    """Scores `[rows]` of one item a row `[rows]`, changed where the row has read it."""
+    if repeats is None:
+        return scores
+    return torch.where(repeats.pairs.rows_of(items), scores + repeats.bias.to(scores.dtype), scores)

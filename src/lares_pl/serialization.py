@@ -1,0 +1,81 @@
+"""Typed configuration as plain values, and classes by their paths.
+
+Configuration is typed objects in Python (frozen dataclasses; classes or `functools.partial` of classes where something is
+built later) and plain dicts, lists, numbers and strings in YAML and in checkpoints, so that a checkpoint loads with
+`weights_only=True`. A choice between classes is `{"class_path": …, "init_args": {…}}` in the plain form.
+`lares_pl.parsing.from_plain` is the way back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from lares_pl.errors import LaresError
+
+
+def class_of(factory: Callable[..., Any]) -> type:
+    """The class that a class, or a `functools.partial` of one, builds.
+
+    jsonargparse's factories are partials of its own instantiator with the class among their arguments.
+
+    Raises:
+        LaresError: for any other callable, which could not be written into a checkpoint.
+    """
+    candidates = (factory.func, *factory.args) if isinstance(factory, partial) else (factory,)
+    for candidate in candidates:
+        if isinstance(candidate, type):
+            return candidate
+    raise LaresError(f"{factory!r} can't be written into a checkpoint: give a class or functools.partial(Class, key=value)")
+
+
+def class_path_of(cls: type) -> str:
+    """Where a class can be imported from."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def import_class(path: str) -> type:
+    """The class of a class path.
+
+    Raises:
+        LaresError: if there is none.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever a user's own module raises
+        raise LaresError(f"class {path} can't be imported: {error}") from error
+    if not isinstance(found, type):
+        raise LaresError(f"{path} is not a class; a class_path must name one")
+    return found
+
+
+def to_plain(value: Any) -> Any:
+    """Typed configuration as plain values.
+
+    Raises:
+        LaresError: if a value has no plain form.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, dict):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, argparse.Namespace):  # what a command line was parsed into
+        return to_plain(vars(value))
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        is_choice = type(value).__bases__ != (object,)
+        return {"class_path": class_path_of(type(value)), "init_args": fields} if is_choice else fields
+    if callable(value):
+        init_args = to_plain(getattr(value, "keywords", {}))
+        return {"class_path": class_path_of(class_of(value)), "init_args": init_args}
+    raise LaresError(f"{value!r} ({type(value).__name__}) has no plain form and can't be part of a configuration")

@@ -1,0 +1,137 @@
+"""What makes an update independent of how many processes share it; without processes it does nothing.
+
+Processes that read different rows of a batch average their gradients (DDP does; `average_gradients` where the catalogue is
+sharded). A mean over the rows of all of them comes out if each process weights its own mean with its share of the rows; a loss
+that compares rows with each other (TLA, SLA) needs the rows of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
+
+from lares_pl.model.sharding import is_sharded, local
+
+Group = dist.ProcessGroup | None  # the processes that read different rows; all where None
+
+
+def _alone(group: Group) -> bool:
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1
+
+
+def row_weight(rows: int, device: torch.device, group: Group = None) -> Tensor | float:
+    """`processes * rows / (rows of all processes)`: the weight of this process's mean.
+
+    Args:
+        rows: number of rows here.
+        device: where the processes exchange numbers.
+        group: the processes that read different rows.
+    """
+    if _alone(group):
+        return 1.0
+    total = torch.tensor(float(rows), device=device)
+    dist.all_reduce(total, group=group)
+    return dist.get_world_size(group) * rows / total
+
+
+def all_gather_rows(x: Tensor, group: Group = None) -> Tensor:
+    """The rows of all processes, in the order of their ranks; gradients flow back to the process they came from.
+
+    Args:
+        x: `[R, d]`; processes may have different R.
+        group: the processes that read different rows.
+    """
+    if _alone(group):
+        return x
+    counts = [torch.zeros((), dtype=torch.int64, device=x.device) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(counts, torch.tensor(len(x), device=x.device), group=group)
+    sizes = [int(count) for count in counts]
+    padded = F.pad(x, (0, 0, 0, max(sizes) - len(x)))
+    gathered: Tensor = _OfAll.apply(padded, group)  # type: ignore[no-untyped-call]
+    return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
+
+
+class _OfAll(torch.autograd.Function):
+    """`[*]` of each process, stacked: `[processes, *]`. (PyTorch's own fails backwards in gloo groups that are not all.)"""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, x.contiguous(), group=group)
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        of_all = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(of_all, group=ctx.group)
+        return of_all[dist.get_rank(ctx.group)], None
+
+
+# ---------------------------------------------------------------- with a sharded catalogue
+
+
+def share_values(module: nn.Module) -> None:
+    """Give all processes the first one's parameters and buffers; what is sharded has them already."""
+    for value in (*module.parameters(), *module.buffers()):
+        if not is_sharded(value):
+            dist.broadcast(value.data, src=0)
+
+
+def average_gradients(parameters: Iterable[Tensor], mesh: DeviceMesh) -> None:
+    """Average gradients over the processes that hold the same parameter.
+
+    Rows of a sharded table are held by those that differ in the rows of the batch they read. All else is held by all; those
+    that share a table have the same gradient of it, up to rounding, which is so kept from growing into different weights.
+
+    Args:
+        parameters: of an optimiser; the same have a gradient on all processes.
+        mesh: of dimensions `data_parallel` and `tensor_parallel`.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    replicas = mesh["data_parallel"]
+    if replicas.size() > 1:
+        for gradient in filter(is_sharded, gradients):
+            dist.all_reduce(local(gradient), group=replicas.get_group())
+            local(gradient).div_(replicas.size())
+    plain = [gradient for gradient in gradients if not is_sharded(gradient)]
+    if plain:
+        flat = torch.cat([gradient.flatten() for gradient in plain])
+        dist.all_reduce(flat)
+        parts = flat.div_(mesh.size()).split([gradient.numel() for gradient in plain])
+        for gradient, part in zip(plain, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def total_norm(gradients: Iterable[Tensor]) -> Tensor:
+    """Norm of all gradients together, those of sharded tables over all their rows; the same on all processes."""
+    kinds: dict[bool, list[Tensor]] = {}
+    for gradient in gradients:
+        kinds.setdefault(is_sharded(gradient), []).append(gradient)
+    norms = [get_total_norm(kind) for kind in kinds.values()]
+    whole: list[Tensor] = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(whole))
+    return norm
+
+
+def clip(parameters: Iterable[Tensor], most: float, by_norm: bool) -> None:
+    """Clip gradients of which some are sharded, in place.
+
+    Args:
+        parameters: whose gradients.
+        most: largest norm of all of them together, or largest absolute value.
+        by_norm: which of the two.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    share = (most / (total_norm(gradients) + 1e-6)).clamp(max=1) if by_norm else None
+    for gradient in gradients:
+        mine = local(gradient)
+        _ = mine.clamp_(-most, most) if share is None else mine.mul_(share)

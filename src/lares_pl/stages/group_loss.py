@@ -1,0 +1,171 @@
+"""The loss of RPT: groups of trajectories, their rewards and advantages, and the policy-gradient terms of their steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lares_pl.data.loading.histories import Histories
+from lares_pl.errors import LaresError
+from lares_pl.losses.actions import Actions, WholeCatalogue
+from lares_pl.losses.advantages import Advantage, GroupAdvantage
+from lares_pl.losses.grpo import grpo, step_weights
+from lares_pl.losses.rewards import RecallReward, Reward
+from lares_pl.model.backbone import RecurrentBackbone
+from lares_pl.model.catalogue_head import CatalogueHead
+from lares_pl.model.recurrence import Noise
+from lares_pl.stages.base import step_residual
+
+
+@dataclass(frozen=True)
+class GroupObjective:
+    """What RPT maximises.
+
+    Args:
+        reward: reward of a trajectory.
+        advantage: what a reward is compared with.
+        actions: what the policy chooses from at each step.
+        beta: weight of the KL term to the frozen SPT model.
+        anchor: weight of the cross-entropy of the target at the end of each trajectory; 0 leaves it out.
+    """
+
+    reward: Reward = field(default_factory=RecallReward)
+    advantage: Advantage = field(default_factory=GroupAdvantage)
+    actions: Actions = field(default_factory=WholeCatalogue)
+    beta: float = 1.0
+    anchor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.beta < 0 or self.anchor < 0:
+            raise LaresError(f"RPT: beta and anchor must not be negative, got {self.beta} and {self.anchor}")
+
+
+class GroupOutcome(NamedTuple):
+    """What a batch of groups gives."""
+
+    loss: Tensor
+    kl: Tensor
+    cross_entropy: Tensor | None  # of the anchor
+    rewards: Tensor  # [B, G]
+    advantages: Tensor  # [B, G]
+    residual: Tensor | None  # of the deepest trajectory, where it has two steps
+
+
+def group_loss(
+    policy: RecurrentBackbone,
+    reference: RecurrentBackbone,
+    histories: Histories,
+    targets: Tensor,
+    depths: Sequence[int],
+    objective: GroupObjective,
+    noise: Noise | None = None,
+    initial_states: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
+    places: Tensor | None = None,
+    of_all: Callable[[Tensor], Tensor] | None = None,
+) -> GroupOutcome:
+    """The GRPO loss of one batch: G trajectories of each instance, each with its own noise and depth.
+
+    Args:
+        policy: the model that is trained.
+        reference: the frozen SPT model, in evaluation mode.
+        histories: their histories.
+        targets: `[B]`.
+        depths: T_g of each trajectory, G of them; the reference goes as deep.
+        objective: what is maximised.
+        noise: where initial states come from.
+        initial_states: z_0 of the policy's and of the reference's trajectories instead.
+        places: tokens at which the instances' histories end, `[B]`; the last of each history where None.
+        of_all: gives the rows of all processes for those of this one.
+    """
+    starts = (None, None) if initial_states is None else initial_states
+    count, instances = len(depths), len(targets)
+    trajectories = policy.rollout(histories, depths, noise, starts[0], places)
+    with torch.no_grad():
+        references = reference.rollout(histories, depths, noise, starts[1], places)
+    head, reference_head = (model.policy_head(histories, places) for model in (policy, reference))
+
+    ends, end_targets = torch.cat([states[-1] for states in trajectories]), targets.repeat(count)  # [G * B, d], [G * B]
+    head_of_ends = head.repeat(count, instances)
+    rewards = _rewards(head_of_ends, ends, end_targets, objective.reward).view(count, -1).T
+    advantages = objective.advantage(rewards, of_all)
+    items = objective.actions.items(head_of_ends, ends, end_targets)
+
+    rows = _StepRows.of(trajectories, references, targets, advantages, items)
+    weights = step_weights(depths, instances).to(ends.device).repeat_interleave(instances)
+    steps = len(weights) // instances
+    heads = head.repeat(steps, instances), reference_head.repeat(steps, instances)
+    if rows.items is None:
+        loss, kl = _over_the_catalogue(*heads, rows, weights, objective.beta)
+    else:
+        loss, kl = _over_items(*heads, rows, rows.items, weights, objective.beta)
+
+    cross_entropy = None
+    if objective.anchor:
+        cross_entropy = policy.head(histories, places).repeat(count, instances).cross_entropy(ends, end_targets)
+        loss = loss + objective.anchor * cross_entropy
+    deepest = max(trajectories, key=len)
+    residual = step_residual(deepest) if len(deepest) > 1 else None
+    return GroupOutcome(loss, kl, None if cross_entropy is None else cross_entropy.detach(), rewards, advantages, residual)
+
+
+@torch.no_grad()
+def _rewards(head: CatalogueHead, ends: Tensor, targets: Tensor, reward: Reward) -> Tensor:
+    """Rewards of the trajectories that end in these states, `[G * B]`."""
+    return reward(head.rank(ends, targets), head.log_prob(ends, targets) if reward.reads_log_probs else None)
+
+
+class _StepRows(NamedTuple):
+    """All steps of all trajectories, one after the other: R = sum T_g * B rows."""
+
+    states: Tensor  # [R, d]
+    of_reference: Tensor  # [R, d]
+    targets: Tensor  # [R]
+    advantages: Tensor  # [R]
+    items: Tensor | None  # [R, C]
+
+    @staticmethod
+    def of(
+        trajectories: Sequence[Tensor],
+        references: Sequence[Tensor],
+        targets: Tensor,
+        advantages: Tensor,
+        items: Tensor | None,
+    ) -> _StepRows:
+        steps = [len(states) for states in trajectories]
+        of_trajectory: Sequence[Tensor] = () if items is None else items.view(len(steps), len(targets), -1).unbind()
+        return _StepRows(
+            torch.cat(list(trajectories)).flatten(0, 1),
+            torch.cat(list(references)).flatten(0, 1),
+            targets.repeat(sum(steps)),
+            torch.cat([a.repeat(count) for a, count in zip(advantages.T, steps, strict=True)]),
+            None if items is None else torch.cat([i.repeat(n, 1) for i, n in zip(of_trajectory, steps, strict=True)]),
+        )
+
+
+def _over_the_catalogue(
+    head: CatalogueHead, reference_head: CatalogueHead, rows: _StepRows, weights: Tensor, beta: float
+) -> tuple[Tensor, Tensor]:
+    """Loss and KL of policies over all items."""
+    reference_log_probs = reference_head.log_prob(rows.of_reference, rows.targets)
+
+    def loss_of(log_probs: Tensor, some: slice) -> Tensor:
+        terms = grpo(log_probs, reference_log_probs[some], rows.advantages[some], beta)
+        return (weights[some] * terms.loss).sum()
+
+    loss, log_probs = head.loss(rows.states, rows.targets, loss_of)
+    return loss, (weights * grpo(log_probs, reference_log_probs, rows.advantages, beta).kl).sum()
+
+
+def _over_items(
+    head: CatalogueHead, reference_head: CatalogueHead, rows: _StepRows, items: Tensor, weights: Tensor, beta: float
+) -> tuple[Tensor, Tensor]:
+    """Loss and KL of policies over each row's own items, of which the target is the first."""
+    with torch.no_grad():
+        reference_log_probs = reference_head.item_log_probs(rows.of_reference, items)[:, 0]
+    log_probs = head.item_log_probs(rows.states, items)[:, 0]
+    terms = grpo(log_probs, reference_log_probs, rows.advantages, beta)
+    return (weights * terms.loss).sum(), (weights * terms.kl.detach()).sum()

@@ -1,0 +1,71 @@
+"""Validate the weights that a stage starts from, so that its best checkpoint is never worse than they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+
+from lares_pl.errors import LaresError
+
+
+class StartingPoint(Callback):
+    """Runs a validation before the first update, and reports at the end what the updates gained.
+
+    Checkpoint callbacks save what the validation found like any other: the first `best.ckpt` holds the weights that the stage
+    started from, and stays if no later validation is better. RPT adds this callback by itself.
+
+    Args:
+        monitor: the metric that is compared; higher is better.
+    """
+
+    def __init__(self, monitor: str = "val/ndcg@10") -> None:
+        self.monitor = monitor
+        self.initial: float | None = None
+        self.best: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Kept over resuming."""
+        return {"initial": self.initial, "best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Of the run that is resumed."""
+        self.initial, self.best = state_dict["initial"], state_dict["best"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate, unless a run is resumed, is a trial, or has no validation."""
+        trial: bool = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if trainer.global_step or trainer.ckpt_path is not None or trial or not trainer.enable_validation:
+            return
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint):
+                callback._last_global_step_saved = -1  # Lightning holds that update 0 needs no checkpoint
+        trainer.validating = True
+        trainer.fit_loop.epoch_loop.val_loop.run()
+        trainer.training = True
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the first value, and the best of the later ones."""
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return
+        value = trainer.callback_metrics.get(self.monitor)
+        if value is None:
+            raise LaresError(f"StartingPoint: validation logs no {self.monitor}; name one that it does as `monitor`")
+        if self.initial is None:
+            self.initial = float(value)
+        else:
+            self.best = float(value) if self.best is None else max(self.best, float(value))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report what was gained."""
+        if self.initial is None or self.best is None:
+            return
+        name = type(pl_module).__name__
+        found = f"{name}: {self.monitor} {self.initial:.4f} before the first update, at best {self.best:.4f} after one"
+        if self.best > self.initial:
+            rank_zero_info(f"{found} ({self.best / max(self.initial, 1e-12) - 1:+.1%})")
+        else:
+            rank_zero_info(f"{found}: nothing was gained, and the best checkpoint holds the weights it started from")

@@ -1,0 +1,99 @@
+"""What a stage refuses to do, and how it says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lares_pl.errors import LaresError
+from lares_pl.model.backbone import BackboneConfig
+from lares_pl.parsing import from_plain
+from lares_pl.serialization import to_plain
+
+if TYPE_CHECKING:
+    from lightning import Trainer
+    from torch.distributed.device_mesh import DeviceMesh
+
+
+def not_finite(what: str, values: Mapping[str, float], instances: Tensor) -> LaresError:
+    """That an update would have put numbers into the weights that are none.
+
+    Args:
+        what: the gradient of which update.
+        values: parts of the loss of its last batch.
+        instances: that batch's training instances.
+    """
+    parts = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    listed = ", ".join(map(str, instances[:10].tolist())) + (", …" if len(instances) > 10 else "")
+    return LaresError(
+        f"{what} is not finite. Its last batch had {parts}; training instances {listed}. The weights are those before it. "
+        "Lower the learning rate, clip gradients (trainer.gradient_clip_val), or leave such updates out "
+        "(model.on_nonfinite: skip)"
+    )
+
+
+def check_sharding(trainer: Trainer, mesh: DeviceMesh) -> None:
+    """Raise if the trainer asks for what a sharded catalogue can't do."""
+    if getattr(trainer.strategy, "_save_distributed_checkpoint", False):
+        raise LaresError(
+            "trainer.strategy: checkpoints of lares are one file each, which any number of devices can read; set "
+            "save_distributed_checkpoint: false"
+        )
+    if mesh["tensor_parallel"].size() == 1:
+        raise LaresError(
+            "trainer.strategy: with tensor_parallel_size 1 there is nothing to shard the catalogue over; use at least 2, "
+            "or the strategy ddp"
+        )
+    if getattr(trainer.precision_plugin, "scaler", None) is not None:
+        raise LaresError("trainer.precision: a sharded catalogue trains with bf16-mixed or 32-true, not with float16")
+
+
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Raise if an optimiser would update sharded parameters and others together."""
+    at_once = [name for name in ("foreach", "fused") if any(group.get(name) for group in optimizer.param_groups)]
+    if at_once:
+        raise LaresError(
+            f"model.optimizer: {at_once[0]} updates parameters together and can't mix sharded ones with others: leave it "
+            "out where the catalogue is sharded (PyTorch then updates one after the other)"
+        )
+
+
+def check_serializable(config: BackboneConfig) -> None:
+    """Refuse before training what could be written into a checkpoint but not be built from it again."""
+    try:
+        from_plain(BackboneConfig, to_plain(config), "backbone")
+    except LaresError as error:
+        raise LaresError(
+            f"this architecture could not be rebuilt from a checkpoint: {error}. A block's class must be importable by name "
+            "(not defined inside a function), its options named in its constructor, plain numbers, strings, lists or dicts"
+        ) from error
+
+
+def compare_weights(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise if weights are not those of this architecture."""
+    for name in [*expected, *given]:
+        found, wanted = (list(of[name].shape) if name in of else None for of in (given, expected))
+        if found != wanted:
+            raise LaresError(
+                f"the checkpoint's weights are not those of its architecture: {name} is {found or 'not there'}, expected "
+                f"{wanted or 'no such parameter'}"
+            )
+
+
+def compare_catalogues(of_model: Mapping[str, Any], of_data: Mapping[str, Any], where: str) -> None:
+    """Raise if a model of one catalogue meets data of another."""
+    fingerprints = {of_model["fingerprint"], of_data["fingerprint"]} - {None}  # a checkpoint from elsewhere may not know its
+    if of_model["items"] != of_data["items"] or len(fingerprints) > 1:
+        raise LaresError(
+            f"{where}: the checkpoint's model knows another catalogue ({of_model['items']:,} items, fingerprint "
+            f"{of_model['fingerprint']}) than this dataset ({of_data['items']:,} items, fingerprint {of_data['fingerprint']}). "
+            "Use the dataset the model was trained on (--data.dataset), or train a model on this one."
+        )
+    if of_model["max_length"] != of_data["max_length"]:
+        raise LaresError(
+            f"the checkpoint's model reads histories of up to {of_model['max_length']} items and data.max_length is "
+            f"{of_data['max_length']}: set data.max_length to {of_model['max_length']}"
+        )
