@@ -409,7 +409,7 @@ def _csv(frame: pd.DataFrame) -> io.StringIO:
 
 
 def test_tables_hold_what_was_measured(written: Path, runs: Path, toy_dataset: Path, tmp_path: Path) -> None:
-    tables = {path.stem: pd.read_csv(path) for path in (written / "tables").glob("*.csv")}
+    tables = {path.stem: pd.read_csv(path, float_precision="round_trip") for path in (written / "tables").glob("*.csv")}
     expected = []
     for seed in (1, 2, 3):
         stage = load_stage(runs / f"seed{seed}" / "spt" / "checkpoints" / "best.ckpt")

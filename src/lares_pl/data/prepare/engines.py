@@ -165,10 +165,9 @@ class _DuckDBSession(Session):
 
     def write_sequences(self, folder: Path, with_time: bool) -> None:
         user_ids = self.fetch("SELECT user_id FROM users WHERE u IN (SELECT u FROM coded) ORDER BY u")["user_id"]
-        ordered = self._connection.sql(
-            "SELECT u, item, moment FROM coded JOIN items USING (i) ORDER BY u, moment, place"
-        ).to_arrow_reader(ROWS)
-        _write_ordered(ordered, user_ids, folder / "sequences.parquet", with_time)
+        ordered = self._connection.sql("SELECT u, item, moment FROM coded JOIN items USING (i) ORDER BY u, moment, place")
+        fetch = getattr(ordered, "to_arrow_reader", None) or ordered.fetch_arrow_reader  # its name before DuckDB 1.5
+        _write_ordered(fetch(ROWS), user_ids, folder / "sequences.parquet", with_time)
 
 
 def _log_rows(piece: pd.DataFrame, before: int) -> pa.Table:
@@ -199,7 +198,8 @@ def _check_alike(first: pa.Schema, new: pa.Schema, source: Path, file: str) -> N
             has, before = ("no ", "have them") if _kind(new, name) == "none" else ("", "have none")
             raise LaresError(f"{source}: {file} has {has}{what} and the parts before it {before}; write all parts alike")
     for name in ("user_id", "item_id"):
-        kinds = first.field(name).type, new.field(name).type
+        # "string" whether pandas 2 made it or, as large_string, pandas 3
+        kinds = [str(schema.field(name).type).removeprefix("large_") for schema in (first, new)]
         if kinds[0] != kinds[1]:
             raise LaresError(
                 f"{source}: {name} is {kinds[0]} in the first part and {kinds[1]} in {file}; write all parts alike"
