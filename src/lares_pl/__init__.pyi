@@ -31,7 +31,7 @@ from lares_pl.losses.supervision import LastAndRandomStep as LastAndRandomStep
 from lares_pl.losses.supervision import LastStep as LastStep
 from lares_pl.losses.supervision import StepPerInstance as StepPerInstance
 from lares_pl.losses.supervision import Supervision as Supervision
-from lares_pl.model.backbone import BackboneConfig as BackboneConfig
+from lares_pl.model.architecture import BackboneConfig as BackboneConfig
 from lares_pl.model.backbone import RecurrentBackbone as RecurrentBackbone
 from lares_pl.model.blocks.bsarec import BSARecBlock as BSARecBlock
 from lares_pl.model.blocks.conv_transformer import ConvTransformerBlock as ConvTransformerBlock

@@ -22,7 +22,8 @@ from lares_pl.data.loading.batches import Batch
 from lares_pl.data.module import SequenceDataModule
 from lares_pl.errors import LaresError
 from lares_pl.evaluation.metrics import ranking_metrics
-from lares_pl.model.backbone import BackboneConfig, RecurrentBackbone
+from lares_pl.model.architecture import BackboneConfig
+from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.blocks import compile_block
 from lares_pl.model.embedding import ItemText
 from lares_pl.model.item_pairs import ItemPairs

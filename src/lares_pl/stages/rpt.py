@@ -22,7 +22,7 @@ from lares_pl.errors import LaresError
 from lares_pl.losses.actions import Actions, WholeCatalogue
 from lares_pl.losses.advantages import Advantage, GroupAdvantage
 from lares_pl.losses.rewards import RecallReward, Reward
-from lares_pl.model.backbone import BackboneConfig, with_dropout
+from lares_pl.model.architecture import BackboneConfig, with_dropout
 from lares_pl.parsing import from_plain
 from lares_pl.stages.base import BaseStage, OptimizerFactory, SchedulerFactory, arguments
 from lares_pl.stages.checkpoint import KEY, read_checkpoint
