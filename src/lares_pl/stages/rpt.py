@@ -170,6 +170,14 @@ class RPT(BaseStage):
         of_all = self.trainer.strategy.reduce(kept.int(), reduce_op="sum") > 0
         return KeptSet(of_all.cpu().numpy(), fingerprint)
 
+    def expected_updates(self) -> float:
+        """Of RPT only a budget in updates is known before its instances are pruned."""
+        if self.trainer.max_steps != -1:
+            return self.trainer.max_steps
+        if self.pruning is not None:
+            raise LaresError("RPT prunes its instances first: set model.scheduler.total, or trainer.max_steps")
+        return super().expected_updates()
+
     def training_step(self, batch: Batch) -> Tensor:
         """One update from one group of trajectories an instance."""
         depths = [self.backbone_config.depth.sample(self.randomness.draws) for _ in range(self.group_size)]
