@@ -42,7 +42,8 @@ from lares_pl.export.programs import GivenLayout, GivenNoise, item_vectors
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.embedding import ItemText
 from lares_pl.model.item_pairs import ItemPairs
-from lares_pl.model.layout import Layout, padded
+from lares_pl.model.layout import Layout
+from lares_pl.model.padded_layout import padded
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.stages.checkpoint_io import write_checkpoint
 from tests.conftest import ROOT

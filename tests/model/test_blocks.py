@@ -32,7 +32,9 @@ from lares_pl.model.blocks import build_block
 from lares_pl.model.blocks.conv_transformer import CausalFilter
 from lares_pl.model.blocks.lru import linear_scan
 from lares_pl.model.blocks.rotary import rotate
-from lares_pl.model.layout import Layout, packed, padded
+from lares_pl.model.layout import Layout
+from lares_pl.model.packed_layout import packed
+from lares_pl.model.padded_layout import padded
 from tests.model.test_backbone import HISTORIES
 
 LENGTH, SIZE, ITEMS = 6, 8, 9

@@ -41,9 +41,10 @@ from lares_pl.report import command, distributions, stopping, study
 from lares_pl.report.charts import Panel, Series, draw
 from lares_pl.report.command import report
 from lares_pl.report.distributions import movement, residuals
+from lares_pl.report.html import render
 from lares_pl.report.latency import summarise, time_inference
 from lares_pl.report.measure import Measured, batches, measure
-from lares_pl.report.page import Chart, Section, Table, render, short
+from lares_pl.report.page import Chart, Section, Table, short
 from lares_pl.report.sources import find_sources, group_by_seed, why_apart
 from lares_pl.report.study import GroupFindings, population, usual_depths
 from lares_pl.report.training import read_log, smoothed

@@ -213,7 +213,7 @@ def test_rpt_takes_architecture_and_weights_and_keeps_its_reference(
     spt_checkpoint_gone = load_stage(tmp_path / "rpt.ckpt")  # needs no SPT file: `init_from` is not among its settings
     assert isinstance(spt_checkpoint_gone, RPT)
     assert spt_checkpoint_gone.init_from is None
-    assert spt_checkpoint_gone.reward == NDCGReward(5)
+    assert spt_checkpoint_gone.objective.reward == NDCGReward(5)
     for one, two in zip(spt_checkpoint_gone.state_dict().values(), rpt.state_dict().values(), strict=True):
         assert torch.equal(one, two)
 

@@ -11,11 +11,12 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
 from lares_pl.data.dataset.prepared import Instances, SequenceDataset, check_dataset
-from lares_pl.data.loading.batches import BatchLoader, InstanceLoader, SameTargetPartners, WindowLoader
 from lares_pl.data.loading.external_histories import read_histories
+from lares_pl.data.loading.loaders import BatchLoader, InstanceLoader, WindowLoader
+from lares_pl.data.loading.partners import SameTargetPartners
 from lares_pl.data.loading.sampler import Shard
 from lares_pl.data.loading.windows import training_windows
-from lares_pl.data.prepare.readers import Columns
+from lares_pl.data.prepare.columns import Columns
 from lares_pl.errors import LaresError
 
 

@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from lares_pl.data.dataset.ids import ItemIndex
 from lares_pl.data.dataset.prepared import SequenceDataset
-from lares_pl.data.prepare.readers import Columns, read_interactions, times
+from lares_pl.data.prepare.columns import Columns, times
+from lares_pl.data.prepare.readers import read_interactions
 from lares_pl.errors import LaresError
 
 Id = Any  # an original id: what the raw data calls a user or an item

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 from lares_pl.atomic_io import atomic_folder, check_folder
 from lares_pl.data.dataset.format import FORMAT_VERSION
 from lares_pl.data.dataset.mmap_cache import FOLDER, flat_copies
+from lares_pl.data.prepare.columns import Columns
 from lares_pl.data.prepare.engines import DuckDB, Engine
-from lares_pl.data.prepare.readers import Columns, Format, source_files
+from lares_pl.data.prepare.readers import Format, source_files
 from lares_pl.data.prepare.sql_pipeline import Filters, index_log
 from lares_pl.data.prepare.text import ItemDescriptions, TextOptions, describe_items
 from lares_pl.errors import LaresError

@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lares_pl.data.prepare.readers import ROWS, Columns, Format, read_interactions
+from lares_pl.data.prepare.columns import Columns
+from lares_pl.data.prepare.readers import ROWS, Format, read_interactions
 from lares_pl.errors import LaresError
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from lares_pl.data.prepare.columns import Columns
 from lares_pl.data.prepare.engines import Engine, Session
-from lares_pl.data.prepare.readers import Columns, Format
+from lares_pl.data.prepare.readers import Format
 from lares_pl.errors import LaresError
 
 ROW_BITS = 40  # of a row's place: the row within its file; the file's number stands above

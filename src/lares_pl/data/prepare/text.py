@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from lares_pl.data.prepare.readers import named_column, read_table
+from lares_pl.data.prepare.columns import named_column
+from lares_pl.data.prepare.readers import read_table
 from lares_pl.errors import LaresError
 
 USUAL_COLUMNS = ("title", "description", "text")
