@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -121,10 +122,10 @@ def test_the_stopping_rule_of_the_documentation(checkpoint: Path) -> None:
         stop = None if threshold is None else found["LargestChange"](threshold)
         return recommender.recommend(["i3", "i14", "i15"], k=40, depth=depth, stop=stop).to_pandas()["score"].tolist()
 
-    close = {"rel": 1e-4, "abs": 1e-5}
-    assert ranked(8, 0.0) == pytest.approx(ranked(8), **close)  # never stops
-    assert ranked(8, 1e9) == pytest.approx(ranked(2), **close)  # stops as early as a rule may
-    assert ranked(8) != pytest.approx(ranked(2), **close)
+    close = partial(pytest.approx, rel=1e-4, abs=1e-5)
+    assert ranked(8, 0.0) == close(ranked(8))  # never stops
+    assert ranked(8, 1e9) == close(ranked(2))  # stops as early as a rule may
+    assert ranked(8) != close(ranked(2))
 
 
 # ---------------------------------------------------------------- commands and configs
