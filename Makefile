@@ -46,8 +46,8 @@ bench: $(VENV)/.installed  ## the slow side against ours: CPU seconds, peak memo
 	$(RUN)/python benchmarks/bench.py $(DATA)
 
 docs: $(VENV)/.installed  ## the documentation site, in build/site; a warning or a broken link is an error
-	$(RUN)/python docs/pages.py build/docs
-	$(RUN)/zensical build --strict --clean --config-file mkdocs.yml
+	$(RUN)/python docs/pages.py
+	$(RUN)/zensical build --strict --clean --config-file build/mkdocs.yml
 
 clean:
 	rm -rf $(VENV) $(OLDEST) dist build

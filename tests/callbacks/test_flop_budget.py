@@ -146,7 +146,7 @@ def test_a_missing_budget_is_said_before_the_former_run_is_moved_aside(toy_datas
 
 @pytest.mark.slow
 def test_supervised_training_at_the_cost_of_rpt(toy_dataset: Path, tmp_path: Path) -> None:
-    """The two commands of the README, small."""
+    """The two commands of docs/training.md, small."""
     cpu = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.logger", "false", "--test_after_fit", "false"]
     lares(
         tmp_path, "fit", "--config", "spt.yaml", *cpu, *NARROW, "--data.dataset", str(toy_dataset), "--trainer.max_epochs", "1"

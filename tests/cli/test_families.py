@@ -1,10 +1,8 @@
-"""Every family through the console command SPT then RPT; and the block of the README, word for word."""
+"""Every family through the console command, SPT then RPT; and the classes shown in the documentation."""
 
 from __future__ import annotations
 
 import json
-import re
-import shlex
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ import yaml
 from lares_pl import load_stage, prepare
 from tests.console import error, lares
 from tests.data.prepare.test_recbole_splits import generated_benchmark
-from tests.docs.test_readme import README
+from tests.docs.examples import command, script
 
 QUICK = [
     *("--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.logger", "false"),
@@ -48,20 +46,23 @@ def test_both_stages_of_a_family(family: str, few: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_the_block_of_the_readme(few: Path, tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n(# my_model\.py\n.*?)```", README, re.DOTALL)
+@pytest.mark.parametrize(("page", "module"), [("README.md", "my_block"), ("docs/extending.md", "my_model")])
+def test_the_block_and_the_reward_of_the_documentation(page: str, module: str, few: Path, tmp_path: Path) -> None:
+    code = script(page, f"{module}.py")
     assert len([line for line in code.splitlines() if line.strip()]) <= 16  # 15 and the file's name
-    (tmp_path / "my_model.py").write_text(code)
-    (command,) = re.findall(r"^lares (fit .*my_model\.GRUBlock.*)$", README, re.MULTILINE)
-    lares(tmp_path, *shlex.split(command), "--data.dataset", str(few), *QUICK)
-    lares(tmp_path, "fit", "--config", "rpt.yaml", *QUICK)
+    (tmp_path / f"{module}.py").write_text(code)
+    lares(tmp_path, *command(page, f"{module}.GRUBlock"), "--data.dataset", str(few), *QUICK)
+    (tmp_path / "my_reward.py").write_text(script("docs/extending.md", "my_reward.py"))
+    lares(tmp_path, *command("docs/extending.md", "my_reward.ReciprocalRankReward"), *QUICK)
+    config = yaml.safe_load((tmp_path / "runs" / "default" / "rpt" / "config.yaml").read_text())
+    assert config["model"]["init_args"]["reward"]["init_args"] == {"k": 20}
     best = str(tmp_path / "runs" / "default" / "rpt" / "checkpoints" / "best.ckpt")
     lares(tmp_path, "test", "--ckpt_path", best, "--depth", "8", "--output", "test.json")
     assert json.loads((tmp_path / "test.json").read_text())["depth"] == 8
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     said = error(elsewhere, "test", "--ckpt_path", best)
-    assert "my_model" in said
+    assert module in said
 
 
 def test_a_block_that_breaks_the_contract_is_refused_before_anything_is_written(few: Path, tmp_path: Path) -> None:

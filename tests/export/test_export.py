@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import re
 import sys
 import threading
 import urllib.request
@@ -47,8 +46,9 @@ from lares_pl.model.layout import Layout
 from lares_pl.model.padded_layout import padded
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.stages.checkpoint_io import write_checkpoint
+from tests.conftest import ROOT
 from tests.console import error
-from tests.docs.test_readme import README
+from tests.docs.examples import script as script_of_page
 
 LENGTH, K = 7, 5
 
@@ -184,18 +184,17 @@ def test_the_folder(served: tuple[Path, Path], toy_dataset: Path) -> None:
     assert b"lares_pl/model" not in (folder / "model.onnx").read_bytes()  # no traces of where it was made
 
 
-# ---------------------------------------------------------------- the README's scripts
+# ---------------------------------------------------------------- serving
 
 
-def script(name: str) -> dict[str, Any]:
-    """A script of the README, its definitions; it imports nothing but numpy, onnxruntime and the standard library."""
-    (code,) = re.findall(rf"```python\n(# {name}\.py.*?)```", README, re.DOTALL)
+def definitions(code: str) -> dict[str, Any]:
+    """What a script defines; it imports nothing but numpy, onnxruntime and the standard library."""
     tree = ast.parse(code)
     modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     modules |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
     assert {module.split(".")[0] for module in modules} <= {*sys.stdlib_module_names, "numpy", "onnxruntime"}
-    found: dict[str, Any] = {"__name__": name}
-    exec(compile(code, f"{name}.py", "exec"), found)
+    found: dict[str, Any] = {"__name__": "script"}
+    exec(compile(code, "script.py", "exec"), found)
     return found
 
 
@@ -209,9 +208,9 @@ def expected(checkpoint: Path, history: list[int], excluded: list[int], depth: i
 
 
 def test_serving_original_ids(served: tuple[Path, Path]) -> None:
-    """The script of the README, asked over HTTP."""
+    """The example's server, asked over HTTP."""
     checkpoint, folder = served
-    serve = script("serve")
+    serve = definitions((ROOT / "examples" / "serve.py").read_text())
     ids = json.loads((folder / "items.json").read_text())
     with ThreadingHTTPServer(("127.0.0.1", 0), serve["Handler"]) as server:
         server.model = serve["Model"](folder)  # type: ignore[attr-defined]
@@ -233,7 +232,8 @@ def test_nearest_items_by_plain_inner_products(served: tuple[Path, Path]) -> Non
     history = [3, 8, 1]
     items = np.zeros((1, LENGTH), dtype=np.int64)
     items[0, : len(history)] = history
-    found = script("nearest")["nearest"](folder, {"items": items, "lengths": np.array([3]), "depth": np.array(2)}, K)
+    nearest = definitions(script_of_page("docs/export.md", "nearest.py"))["nearest"]
+    found = nearest(folder, {"items": items, "lengths": np.array([3]), "depth": np.array(2)}, K)
     assert found[0].tolist() == expected(checkpoint, history, [], 2)[0]
 
 

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import lares_pl
 from lares_pl import (
     BackboneConfig,
     BSARecBlock,
     ConstantDepth,
-    ConvTransformerBlock,
     FMLPBlock,
     Histories,
     ItemEmbedder,
@@ -27,7 +27,6 @@ from lares_pl import (
     RecurrentBackbone,
     RotaryBlock,
     TedRecEmbedder,
-    TransformerBlock,
 )
 from lares_pl.model.blocks import build_block
 from lares_pl.model.blocks.conv_transformer import CausalFilter
@@ -40,9 +39,11 @@ from tests.model.test_backbone import HISTORIES
 
 LENGTH, SIZE, ITEMS = 6, 8, 9
 TEXT = torch.randn(ITEMS + 1, 5, generator=torch.Generator().manual_seed(1))
-CAUSAL: list[type[nn.Module]] = [TransformerBlock, ConvTransformerBlock, LRUBlock, RotaryBlock]
+# every shipped block, so that a new one is held to the contract without being listed here
+BLOCKS: list[type[nn.Module]] = [getattr(lares_pl, name) for name in lares_pl.__all__ if name.endswith("Block")]
+CAUSAL = [block for block in BLOCKS if getattr(block, "causal", False)]
 FAMILIES: dict[str, dict[str, Any]] = {
-    **{block.__name__: {"pre_block": block, "core_block": block} for block in (*CAUSAL, FMLPBlock, BSARecBlock)},
+    **{block.__name__: {"pre_block": block, "core_block": block} for block in BLOCKS},
     "TedRec": {"embedder": TedRecEmbedder(experts=3)},
     "mixed": {"pre_block": FMLPBlock, "core_block": LRUBlock},
     "without positions": {"embedder": ItemEmbedder(positions=False), "core_block": RotaryBlock},
@@ -216,7 +217,7 @@ def test_every_parameter_learns_and_dropout_is_heard(family: str) -> None:
         assert {module.p for module in block.modules() if isinstance(module, nn.Dropout)} == {0.3}
 
 
-@pytest.mark.parametrize("block", [FMLPBlock, BSARecBlock, LRUBlock, RotaryBlock, TransformerBlock, ConvTransformerBlock])
+@pytest.mark.parametrize("block", BLOCKS)
 def test_half_precision_goes_through(block: type[nn.Module]) -> None:
     backbone = made(pre_block=block, core_block=block).eval()
     z = start(backbone)

@@ -88,10 +88,16 @@ def ranking_metrics(prefix: str, cutoffs: Sequence[int]) -> MetricCollection:
         prefix: put before each name, such as `val/`.
         cutoffs: the values of K.
     """
-    metrics: dict[str, Metric] = {}
-    for k in cutoffs:
-        metrics[f"recall@{k}"] = Recall(k)
-        metrics[f"ndcg@{k}"] = NDCG(k)
-    metrics["mrr"] = MRR()
     # all share their state's shape but not its value: nothing to group
-    return MetricCollection(metrics, prefix=prefix, compute_groups=False)  # type: ignore[arg-type]
+    return MetricCollection(_all_metrics(cutoffs), prefix=prefix, compute_groups=False)  # type: ignore[arg-type]
+
+
+def metric_names(cutoffs: Sequence[int]) -> tuple[str, ...]:
+    """The names of `ranking_metrics`, in the order of tables."""
+    return tuple(_all_metrics(cutoffs))
+
+
+def _all_metrics(cutoffs: Sequence[int]) -> dict[str, Metric]:
+    recalls: dict[str, Metric] = {f"recall@{k}": Recall(k) for k in cutoffs}
+    ndcgs: dict[str, Metric] = {f"ndcg@{k}": NDCG(k) for k in cutoffs}
+    return recalls | ndcgs | {"mrr": MRR()}

@@ -20,7 +20,7 @@ from torch import Tensor
 from lares_pl.data.loading.batches import Batch
 from lares_pl.data.loading.loaders import InstanceLoader
 from lares_pl.data.module import SequenceDataModule
-from lares_pl.evaluation.metrics import ranking_metrics
+from lares_pl.evaluation.metrics import metric_names, ranking_metrics
 from lares_pl.model.item_pairs import ItemPairs
 from lares_pl.model.reasoning import Reasoning
 from lares_pl.model.recurrence import KeyedNoise
@@ -28,7 +28,7 @@ from lares_pl.report.distributions import movement, residuals
 from lares_pl.stages.base import CUTOFFS, BaseStage
 
 Split = Literal["test", "val"]
-METRICS = (*(f"recall@{k}" for k in CUTOFFS), *(f"ndcg@{k}" for k in CUTOFFS), "mrr")
+METRICS = metric_names(CUTOFFS)
 
 
 @dataclass(frozen=True)
