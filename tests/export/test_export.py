@@ -291,7 +291,7 @@ def test_programs_that_are_not_the_model_are_noticed(toy_dataset: Path) -> None:
 
 def test_a_block_that_can_not_be_traced_is_named(toy_dataset: Path, tmp_path: Path) -> None:
     checkpoint = write_stage(small(core_block=Undecided), toy_dataset, tmp_path / "stage.ckpt")
-    with pytest.raises(LaresError, match=r"core_block tests\.test_export\.Undecided can't be exported \(\w+:"):
+    with pytest.raises(LaresError, match=r"core_block tests\.export\.test_export\.Undecided can't be exported \(\w+:"):
         export(str(checkpoint), str(tmp_path / "exported"), format="torch", depth="input")
     assert [path.name for path in tmp_path.iterdir()] == ["stage.ckpt"]
 
@@ -303,7 +303,7 @@ def test_what_is_refused_before_anything_is_done(served: tuple[Path, Path], toy_
     assert "--overwrite true replaces it" in error(tmp_path, "export", "--ckpt_path", path, "--output", str(folder))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    assert "holds no exported model" in error(
+    assert "contains no exported model" in error(
         tmp_path, "export", "--ckpt_path", path, "--output", "mine", "--overwrite", "true"
     )
     assert "depth must not be negative" in error(tmp_path, "export", "--ckpt_path", path, "--depth", "-1")
