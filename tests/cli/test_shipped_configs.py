@@ -67,7 +67,7 @@ def test_a_local_file_wins_over_a_shipped_one(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_config_that_is_nowhere_is_an_error() -> None:
-    with pytest.raises(LaresError, match=r"nope.yaml: no such file here.*there are .*spt.yaml"):
+    with pytest.raises(LaresError, match=r"nope.yaml: no such file, and .*there are .*spt.yaml"):
         with_shipped_configs(["fit", "--config", "nope.yaml"])
 
 

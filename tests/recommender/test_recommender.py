@@ -188,7 +188,7 @@ def test_what_is_refused() -> None:
         model.recommend(HISTORIES, candidates=["x"])
     with pytest.raises(LaresError, match="29 item ids for a model of 30 items"):
         Recommender(model.backbone, IDS[:29], Reasoning(1))
-    with pytest.raises(LaresError, match=r"--device nonsense: .*There are auto, cpu"):
+    with pytest.raises(LaresError, match=r"--device nonsense: .*Choose auto, cpu"):
         Recommender(model.backbone, IDS, Reasoning(1), device="nonsense")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from lares_pl.atomic_io import atomic_write
+from lares_pl.atomic_io import REMEDY, atomic_write
 from lares_pl.errors import LaresError
 
 
@@ -32,7 +32,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         )
 
 
-def write_checkpoint(checkpoint: dict[str, Any], path: Path, remedy: str = "Make room there, or name another place") -> None:
+def write_checkpoint(checkpoint: dict[str, Any], path: Path, remedy: str = REMEDY) -> None:
     """Write a file of tensors; arguments and errors as those of `lares_pl.atomic_io.atomic_write`."""
     with atomic_write(path, remedy) as temporary:
         try:

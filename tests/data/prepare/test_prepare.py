@@ -292,7 +292,7 @@ def test_a_folder_that_is_no_dataset_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("1 2 3\n")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
-    with pytest.raises(LaresError, match="holds no prepared dataset"):
+    with pytest.raises(LaresError, match="contains no prepared dataset"):
         prepare(str(tmp_path / "x.txt"), str(tmp_path / "out"), overwrite=True)
     assert (tmp_path / "out" / "thesis.tex").exists()
 
