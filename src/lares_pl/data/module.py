@@ -80,6 +80,7 @@ class SequenceDataModule(L.LightningDataModule):
         # what another run over the same data needs to know; a later stage reads it from the checkpoint
         self.save_hyperparameters({"dataset": self.dataset_path, "max_length": max_length}, logger=False)
         self._kept: np.ndarray | None = None
+        self._sequences = None if instances == "auto" else instances == "sequence"
 
     @cached_property
     def sequences(self) -> SequenceDataset:
@@ -93,20 +94,29 @@ class SequenceDataModule(L.LightningDataModule):
         if stage in ("fit", "validate", "test") and len(self.sequences.held_out("test")) == 0:
             raise LaresError(f"{self.dataset_path}: nothing to evaluate on: no user has three items or more")
 
-    @cached_property
-    def reads_sequences(self) -> bool:
-        """Whether a user's training items are read in one pass; asked once there is a model."""
-        if self.instances != "auto":
-            return self.instances == "sequence"
-        assert self.trainer is not None
-        stage: Any = self.trainer.lightning_module
-        causal: bool = stage.backbone.causal
-        if not causal:
+    def decide_instances(self, causal: bool) -> None:
+        """Settle how training instances are read, once there is a model.
+
+        Args:
+            causal: whether the model's states never depend on later items.
+        """
+        self._sequences = causal if self.instances == "auto" else self.instances == "sequence"
+        if self.instances == "auto" and not causal:
             rank_zero_info(
                 "data.instances: auto serves each target with a history of its own, because this model lets a position see "
                 f"later ones; batches hold {self.batch_size} of them (--data.batch_size)"
             )
-        return causal
+
+    @property
+    def reads_sequences(self) -> bool:
+        """Whether a user's training items are read in one pass.
+
+        Raises:
+            LaresError: if `instances` is `auto` and no model has decided.
+        """
+        if self._sequences is None:
+            raise LaresError("data.instances: auto is decided by the model that is trained; set sequence or prefix without one")
+        return self._sequences
 
     def keep(self, kept: np.ndarray | None) -> None:
         """Train on these of the training instances only (a mask), or on all of them (None); RPT prunes with it."""
