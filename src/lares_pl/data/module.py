@@ -100,8 +100,8 @@ class SequenceDataModule(L.LightningDataModule):
         Args:
             causal: whether the model's states never depend on later items.
         """
-        self._sequences = causal if self.instances == "auto" else self.instances == "sequence"
-        if self.instances == "auto" and not causal:
+        before, self._sequences = self._sequences, causal if self.instances == "auto" else self.instances == "sequence"
+        if self.instances == "auto" and not causal and before is None:
             rank_zero_info(
                 "data.instances: auto serves each target with a history of its own, because this model lets a position see "
                 f"later ones; batches hold {self.batch_size} of them (--data.batch_size)"
