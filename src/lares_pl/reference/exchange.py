@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from torch import Tensor
+from torch.optim import Adam
 
 from lares_pl.atomic_io import check_free
 from lares_pl.data.dataset.prepared import SequenceDataset
 from lares_pl.errors import LaresError
+from lares_pl.losses.alignment import Alignment
+from lares_pl.losses.supervision import LastStep
 from lares_pl.reference.files import read_reference, read_settings
-from lares_pl.reference.names import family_of, from_reference, to_reference
+from lares_pl.reference.names import Family, family_of, from_reference, to_reference
 from lares_pl.reference.settings import backbone_config, complete_settings, reference_settings
 from lares_pl.stages.checkpoint import read_checkpoint
 from lares_pl.stages.checkpoint_io import write_checkpoint
@@ -70,8 +74,7 @@ def import_reference(
         vectors = weights["embedding.text.vectors"]
         catalogue["text"] = {"size": vectors.shape[1], "precision": str(vectors.dtype).removeprefix("torch.")}
 
-    losses = {key: complete[key] for key in ("alpha", "gamma", "tau")}
-    stage = SPT(backbone_config(complete, family), **losses)
+    stage = _stage(complete, family)
     stage.adopt_catalogue(catalogue)
     missing, _ = stage.backbone.load_state_dict(_fitting(source, stage, weights), strict=False)
     if missing:
@@ -90,6 +93,20 @@ def import_reference(
     stage.on_save_checkpoint(checkpoint)
     write_checkpoint(checkpoint, Path(output))
     print(_report(source, output, family, catalogue, assumed, unknown, ordered=items is not None, known=known is not None))
+
+
+def _stage(settings: dict[str, Any], family: Family) -> SPT:
+    """Our stage for the release's settings; the release compares states as it scores items."""
+    return SPT(
+        backbone_config(settings, family),
+        alpha=settings["alpha"],
+        gamma=settings["gamma"],
+        alignment=Alignment(cosine=settings["sem_func"] == "cos", tau=settings["tau"], mask_same_target=False),
+        supervision=LastStep(),
+        optimizer=partial(Adam, lr=1e-3),
+        scheduler=None,
+        ema=0.0,
+    )
 
 
 def _catalogue(state: dict[str, Tensor], dataset: SequenceDataset | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -198,14 +215,25 @@ def export_reference(
         folder = dataset or checkpoint.data.get("dataset")
         order = _order(Path(items), stage.backbone.items, None if folder is None else SequenceDataset.load(folder))
         weights = _reordered(weights, order.argsort())
-    losses: dict[str, Any] = {key: checkpoint.settings[key] for key in ("alpha", "gamma", "tau") if key in checkpoint.settings}
-    if settings["sem_func"] == "cos" and losses.get("tau", settings["tau"]) != settings["tau"]:
-        raise LaresError(
-            f"the release has one tau for scores and alignment; this stage has {settings['tau']} and {losses['tau']}"
-        )
-    settings |= losses
+    if isinstance(stage, SPT):
+        settings |= _losses(stage, settings)
     state = to_reference(weights, family)
     write_checkpoint({"config": settings, "state_dict": state}, Path(output))
     print(
         f"exported {source} as {output}\n  family           {family}, {stage.backbone.items:,} items, {len(state)} parameters"
     )
+
+
+def _losses(stage: SPT, settings: dict[str, Any]) -> dict[str, Any]:
+    """The release's settings of our losses.
+
+    Raises:
+        LaresError: for a temperature of the alignment that the release can't express.
+    """
+    weights = {"alpha": stage.alpha, "gamma": stage.gamma}
+    if not stage.needs_aligned:
+        return weights
+    tau = stage.alignment.tau
+    if settings["sem_func"] == "cos" and tau != settings["tau"]:
+        raise LaresError(f"the release has one tau for scores and alignment; this stage has {settings['tau']} and {tau}")
+    return {**weights, "tau": tau}
