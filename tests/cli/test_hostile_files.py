@@ -36,7 +36,7 @@ from lares_pl.reference.files import read_reference, read_settings
 from lares_pl.stages.checkpoint import read_checkpoint
 from lares_pl.stages.checkpoint_io import write_checkpoint
 from tests.console import error
-from tests.training import FAST, SMALL, data, trainer
+from tests.training import data, released_spt, trainer
 
 EXAMPLES = int(os.environ.get("LARES_FUZZ", "12"))
 fuzzed = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
@@ -329,7 +329,7 @@ def test_histories(name: str, described: Path, tmp_path: Path) -> None:
 def checkpoint(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "spt.ckpt"
     fit = trainer(path.parent, max_steps=1)
-    fit.fit(SPT(SMALL, optimizer=FAST), data(toy_dataset))
+    fit.fit(released_spt(), data(toy_dataset))
     fit.save_checkpoint(path)
     return path
 

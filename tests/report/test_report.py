@@ -22,8 +22,6 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lares_pl import (
     RPT,
-    SPT,
-    BackboneConfig,
     ConstantDepth,
     CosineSimilarity,
     DotSimilarity,
@@ -48,7 +46,8 @@ from lares_pl.report.page import Chart, Section, Table, short
 from lares_pl.report.sources import find_sources, group_by_seed, why_apart
 from lares_pl.report.study import GroupFindings, population, usual_depths
 from lares_pl.report.training import read_log, smoothed
-from tests.training import FAST, SMALL, data, trainer
+from tests.released import released_backbone
+from tests.training import data, released_rpt, released_spt, trainer
 
 EVIL = "<img src=x onerror=alert(1)>"
 
@@ -69,12 +68,12 @@ def runs(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three seeds of SPT, RPT from the first, and a model without recurrence."""
     folder = tmp_path_factory.mktemp("report") / "runs"
     for seed in (1, 2, 3):
-        train(folder / f"seed{seed}" / "spt", SPT(SMALL, optimizer=FAST), toy_dataset, seed)
+        train(folder / f"seed{seed}" / "spt", released_spt(), toy_dataset, seed)
     spt = folder / "seed1" / "spt" / "checkpoints" / "best.ckpt"
-    rpt = RPT(str(spt), group_size=2, optimizer=FAST, pruning=Pruning(2, 20))
+    rpt = released_rpt(spt, pruning=Pruning(2, 20))
     train(folder / "seed1" / "rpt", rpt, toy_dataset, 1, max_epochs=1)
-    flat = BackboneConfig(hidden_size=16, pre_layers=1, core_layers=0, depth=ConstantDepth(0))
-    train(folder / EVIL / "sasrec", SPT(flat, alpha=0, gamma=0, optimizer=FAST), toy_dataset, 1)
+    flat = released_backbone(hidden_size=16, pre_layers=1, core_layers=0, depth=ConstantDepth(0))
+    train(folder / EVIL / "sasrec", released_spt(flat, alpha=0, gamma=0), toy_dataset, 1)
     return folder
 
 
@@ -109,11 +108,11 @@ def test_the_numbers_are_those_of_lares_test(kind: str, runs: Path, toy_dataset:
     if kind in ("fmlp", "tedrec"):
         shape = {"hidden_size": 16, "pre_layers": 1, "core_layers": 1}
         config = (
-            BackboneConfig(**shape, pre_block=FMLPBlock, core_block=FMLPBlock)  # type: ignore[arg-type]
+            released_backbone(**shape, pre_block=FMLPBlock, core_block=FMLPBlock)
             if kind == "fmlp"
-            else BackboneConfig(**shape, embedder=TedRecEmbedder())  # type: ignore[arg-type]
+            else released_backbone(**shape, embedder=TedRecEmbedder())
         )
-        place = train(tmp_path / kind, SPT(config, optimizer=FAST), dataset, 1, max_steps=2)
+        place = train(tmp_path / kind, released_spt(config), dataset, 1, max_steps=2)
     else:
         place = runs / {"rpt": "seed1/rpt", "sasrec": f"{EVIL}/sasrec"}.get(kind, "seed2/spt")
     stage = load_stage(place / "checkpoints" / "best.ckpt")
@@ -485,7 +484,7 @@ def test_a_report_appears_whole_or_not_at_all(
 
 
 def test_runs_of_different_datasets_are_refused(runs: Path, tmp_path: Path) -> None:
-    other = train(tmp_path / "b" / "spt", SPT(SMALL, optimizer=FAST), with_text(tmp_path), 1, max_steps=1)
+    other = train(tmp_path / "b" / "spt", released_spt(), with_text(tmp_path), 1, max_steps=1)
     quick: dict[str, Any] = {"timing": False, "device": "cpu"}
     with pytest.raises(LaresError, match="different datasets"):
         report([str(runs / "seed1" / "spt"), str(other)], str(tmp_path / "report"), **quick)
