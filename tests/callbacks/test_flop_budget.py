@@ -35,7 +35,7 @@ def flat() -> SPT:
 
 
 def data(dataset: Path) -> SequenceDataModule:
-    return SequenceDataModule(str(dataset), max_length=8, batch_size=BATCH)
+    return SequenceDataModule(str(dataset), max_length=8, batch_size=BATCH, instances="prefix")
 
 
 def of_an_update(dataset: Path) -> int:

@@ -30,7 +30,7 @@ from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.recommender import candidates
 from tests.console import error
 from tests.released import released_backbone
-from tests.training import released_spt, trainer
+from tests.training import data, released_spt, trainer
 
 IDS = pa.array([f"item-{number}" for number in range(1, 31)])
 HISTORIES = {"ann": ["item-3", "item-1", "item-4"], "bob": ["item-5"], "cleo": [f"item-{n}" for n in range(1, 13)]}
@@ -245,7 +245,7 @@ def test_arrow_tables_have_the_types_of_the_ids() -> None:
 def checkpoint(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recommender")
     fit = trainer(folder, max_epochs=1)
-    fit.fit(released_spt(), SequenceDataModule(str(toy_dataset), max_length=8, batch_size=64))
+    fit.fit(released_spt(), data(toy_dataset))
     fit.save_checkpoint(folder / "spt.ckpt")
     return folder / "spt.ckpt"
 

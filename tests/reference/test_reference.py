@@ -113,6 +113,7 @@ def test_architectures_that_the_release_does_not_know_are_refused() -> None:
     for config, lost in (
         (released_backbone(embedder=ItemEmbedder(positions=False)), r"embedder\.positions=False"),
         (released_backbone(pre_block=fmlp, core_block=fmlp), r"pre_block\.inner_size=20"),
+        (released_backbone(repeat_bias=True), r"repeat_bias=True"),
         (released_backbone(layer_norm_eps=1e-6), r"pre_block\.layer_norm_eps=1e-12"),
         (released_backbone(depth=PoissonLogNormal(sigma=0.9)), r"depth\.sigma=0\.9"),
     ):
@@ -167,7 +168,7 @@ def test_in_and_back_gives_the_same_file(path: Path, form: str, tmp_path: Path, 
     assert "not in the file  nothing" in said
 
     stage = load_stage(tmp_path / "ours.ckpt")
-    assert stage.hparams["tau"] == settings["tau"]
+    assert stage.hparams["alignment"]["tau"] == settings["tau"]
     values = np.load(path)
     states = torch.from_numpy(values["in/initial_states"])[0]
     histories = Histories.from_padded(torch.from_numpy(values["in/history"]).long())
@@ -237,7 +238,7 @@ def test_settings_as_people_write_them(tmp_path: Path) -> None:
     import_reference(str(tmp_path / "bare.pth"), str(tmp_path / "ours.ckpt"), settings=str(tmp_path / "x.yaml"))
     stage = load_stage(tmp_path / "ours.ckpt")
     assert stage.backbone.pre_blocks[0].attention.heads == 4  # type: ignore[union-attr]
-    assert (stage.evaluation_depth, stage.hparams["tau"]) == (6, 2.0)
+    assert (stage.evaluation_depth, stage.hparams["alignment"]["tau"]) == (6, 2.0)
 
     def said(settings: str, state: dict[str, Tensor] = state) -> str:
         torch.save(state, tmp_path / "other.pth")

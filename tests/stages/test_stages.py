@@ -21,7 +21,6 @@ from lares_pl import (
     NDCGReward,
     Pruning,
     RecurrentBackbone,
-    SequenceDataModule,
     SequenceDataset,
     TransformerBlock,
     WarmupCosine,
@@ -40,7 +39,7 @@ def spt_checkpoint(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("spt")
     L.seed_everything(1)
     fit = trainer(folder, max_epochs=6)
-    fit.fit(released_spt(), SequenceDataModule(str(toy_dataset), max_length=8, batch_size=64))
+    fit.fit(released_spt(), data(toy_dataset))
     fit.save_checkpoint(folder / "spt.ckpt")
     return folder / "spt.ckpt"
 
