@@ -17,7 +17,8 @@ from lares_pl.atomic_io import write_text
 from lares_pl.callbacks.tracking import Wandb
 from lares_pl.errors import LaresError
 from lares_pl.evaluation.depths import metrics_by_depth
-from lares_pl.stages.base import CUTOFFS, BaseStage
+from lares_pl.stages.base import BaseStage
+from lares_pl.stages.ranking import CUTOFFS
 
 CHARTS = ("ndcg@10", "recall@10")
 

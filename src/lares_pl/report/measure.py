@@ -25,7 +25,8 @@ from lares_pl.model.item_pairs import ItemPairs
 from lares_pl.model.reasoning import Reasoning
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.report.distributions import movement, residuals
-from lares_pl.stages.base import CUTOFFS, BaseStage
+from lares_pl.stages.base import BaseStage
+from lares_pl.stages.ranking import CUTOFFS
 
 Split = Literal["test", "val"]
 METRICS = metric_names(CUTOFFS)

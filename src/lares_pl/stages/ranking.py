@@ -1,0 +1,93 @@
+"""Evaluation of a network: full rankings of held-out items, and ranked lists."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torchmetrics import MetricCollection
+
+from lares_pl.data.loading.batches import Batch
+from lares_pl.evaluation.metrics import ranking_metrics
+from lares_pl.model.architecture import BackboneConfig
+from lares_pl.model.item_pairs import ItemPairs
+from lares_pl.model.reasoning import Reasoning, StopRule
+from lares_pl.stages.network import NetworkModule
+
+CUTOFFS = (5, 10, 20, 50)
+
+
+class Ranked(NamedTuple):
+    """What `predict_step` gives for B rows."""
+
+    instances: Tensor  # [B]
+    valid: Tensor  # [B]
+    items: Tensor  # [B, k]
+    scores: Tensor  # [B, k]
+
+
+class RankingModule(NetworkModule):
+    """Validates, tests and predicts by ranking the catalogue.
+
+    Args:
+        backbone, init_from, ema: as `NetworkModule`.
+        exclude_seen: leave items of the history out of rankings and recommendations (the paper ranks them).
+    """
+
+    def __init__(self, backbone: BackboneConfig, init_from: str | None, ema: float, exclude_seen: bool) -> None:
+        super().__init__(backbone, init_from, ema)
+        self.exclude_seen = exclude_seen
+        #: depth of validation, test and prediction
+        self.evaluation_depth = backbone.depth.evaluation_depth
+        #: ends reasoning about a history before that depth, once it has arrived
+        self.stop: StopRule | None = None
+        #: trajectories whose scores are averaged in validation, test and prediction
+        self.trajectories = 1
+        #: length of the lists that `predict` gives
+        self.predict_k = 10
+        self.metrics = torch.nn.ModuleDict({split: ranking_metrics(f"{split}/", CUTOFFS) for split in ("val", "test")})
+
+    @property
+    def needs_seen(self) -> bool:
+        """Whether batches of evaluation must bring the items seen before."""
+        return self.exclude_seen
+
+    @property
+    def reasoning(self) -> Reasoning:
+        """What evaluation spends on a history."""
+        return Reasoning(self.evaluation_depth, self.stop, self.trajectories)
+
+    def excluded(self, batch: Batch) -> ItemPairs | None:
+        """Items that are not ranked: those seen before, where they are to be left out."""
+        if not self.exclude_seen:
+            return None
+        assert batch.seen_rows is not None
+        assert batch.seen_items is not None
+        return ItemPairs(batch.seen_rows, batch.seen_items)
+
+    def _evaluate(self, batch: Batch, split: str) -> None:
+        states, steps = self.reasoning(self.backbone, batch.histories)
+        ranks = self.backbone.head(batch.histories).rank(states, batch.targets, self.excluded(batch))
+        metrics = cast(MetricCollection, self.metrics[split])
+        metrics.update(ranks[batch.valid])
+        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(batch))
+        if self.stop is not None:
+            counted = int(batch.valid.sum())
+            mean = steps[batch.valid].sum() / max(counted, 1)
+            self.log(f"{split}/steps", mean, on_step=False, on_epoch=True, sync_dist=True, batch_size=counted)
+
+    def validation_step(self, batch: Batch) -> None:
+        """Rank validation targets."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch) -> None:
+        """Rank test targets."""
+        self._evaluate(batch, "test")
+
+    def predict_step(self, batch: Batch) -> Ranked:
+        """The best `predict_k` items of each user."""
+        k = min(self.predict_k, self.backbone.items)
+        states, _ = self.reasoning(self.backbone, batch.histories)
+        scores, items = self.backbone.head(batch.histories).top_k(states, k, self.excluded(batch))
+        return Ranked(batch.instances, batch.valid, items, scores)
