@@ -353,6 +353,22 @@ def test_warmup_cosine() -> None:
         WarmupCosine(optimizer, warmup=10, total=10)
 
 
+def test_a_warm_up_takes_at_most_half_of_a_short_training() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule = WarmupCosine(optimizer, warmup=200, floor=0.1)
+    schedule.end_at(8)
+    rates = []
+    for _ in range(9):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[:5] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0])
+    assert rates[5:] == pytest.approx([0.2 + 0.9 * (1 + math.cos(math.pi * done)) for done in (0.25, 0.5, 0.75, 1.0)])
+    schedule = WarmupCosine(optimizer, warmup=200)
+    schedule.end_at(1)
+    assert optimizer.param_groups[0]["lr"] == 2.0
+
+
 def test_a_schedule_without_a_total_ends_with_training(spt_checkpoint: Path, toy_dataset: Path, tmp_path: Path) -> None:
     schedule = partial(WarmupCosine, warmup=1, floor=0.25)
     fit = trainer(tmp_path, max_epochs=2)
