@@ -324,7 +324,10 @@ def broken(kind: str) -> type[nn.Module]:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("tuple", r"core_block tests\.test_blocks\.Own_tuple: returned a tuple .*take \[0\].*tensor \[3, 6, 8\] \[histories"),
+        (
+            "tuple",
+            r"core_block tests\.model\.test_blocks\.Own_tuple: returned a tuple .*take \[0\].*tensor \[3, 6, 8\] \[histories",
+        ),
         (
             "shape",
             r"returned a tensor \[3, 6, 2\] of torch\.float32; expected token states like its input: a tensor \[3, 6, 8\]",
