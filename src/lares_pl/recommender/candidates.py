@@ -1,4 +1,4 @@
-"""Ranking a choice of the catalogue: the same items for all users, or each user's own."""
+"""Ranking a subset of the catalogue: the same candidates for all users, or separate ones per user."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lares_pl.model.backbone import RecurrentBackbone
 
 
 class Candidates(ABC):
-    """Items that may be ranked."""
+    """The items to rank."""
 
     @abstractmethod
     def best(
