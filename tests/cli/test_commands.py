@@ -252,7 +252,7 @@ def test_a_dataset_with_another_catalogue_is_refused(work: Path, tmp_path: Path)
     prepare(str(tmp_path / "x.txt"), str(tmp_path / "other"))
     best = str(work / "runs" / "ml" / "spt" / "checkpoints" / "best.ckpt")
     said = error(tmp_path, "test", "--ckpt_path", best, "--data.dataset", "other")
-    assert "knows another catalogue" in said
+    assert "has another catalogue" in said
     assert "--data.dataset" in said
 
 
