@@ -166,7 +166,7 @@ def test_in_and_back_gives_the_same_file(path: Path, form: str, tmp_path: Path, 
     assert "not in the file  nothing" in said
 
     stage = load_stage(tmp_path / "ours.ckpt")
-    assert stage.hparams["tau"] == settings["tau"]
+    assert stage.hparams["alignment"]["tau"] == settings["tau"]
     values = np.load(path)
     states = torch.from_numpy(values["in/initial_states"])[0]
     histories = Histories.from_padded(torch.from_numpy(values["in/history"]).long())
@@ -236,7 +236,7 @@ def test_settings_as_people_write_them(tmp_path: Path) -> None:
     import_reference(str(tmp_path / "bare.pth"), str(tmp_path / "ours.ckpt"), settings=str(tmp_path / "x.yaml"))
     stage = load_stage(tmp_path / "ours.ckpt")
     assert stage.backbone.pre_blocks[0].attention.heads == 4  # type: ignore[union-attr]
-    assert (stage.evaluation_depth, stage.hparams["tau"]) == (6, 2.0)
+    assert (stage.evaluation_depth, stage.hparams["alignment"]["tau"]) == (6, 2.0)
 
     def said(settings: str, state: dict[str, Tensor] = state) -> str:
         torch.save(state, tmp_path / "other.pth")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from torch import Tensor
 from lares_pl.atomic_io import check_free
 from lares_pl.data.dataset.prepared import SequenceDataset
 from lares_pl.errors import LaresError
+from lares_pl.losses.alignment import Alignment
+from lares_pl.losses.supervision import LastStep
 from lares_pl.reference.files import read_reference, read_settings
 from lares_pl.reference.names import family_of, from_reference, to_reference
 from lares_pl.reference.settings import backbone_config, complete_settings, reference_settings
+from lares_pl.stages.base import BaseStage
 from lares_pl.stages.checkpoint import read_checkpoint
 from lares_pl.stages.checkpoint_io import write_checkpoint
 from lares_pl.stages.loading import load_stage
@@ -71,8 +75,9 @@ def import_reference(
         vectors = weights["embedding.text.vectors"]
         catalogue["text"] = {"size": vectors.shape[1], "precision": str(vectors.dtype).removeprefix("torch.")}
 
-    losses = {key: complete[key] for key in ("alpha", "gamma", "tau")}
-    stage = SPT(backbone_config(complete, family), **losses)
+    alignment = Alignment(cosine=complete["sem_func"] == "cos", tau=complete["tau"])  # the release aligns as it scores
+    released: dict[str, Any] = {"supervision": LastStep(), "scheduler": None, "ema": 0.0}
+    stage = SPT(backbone_config(complete, family), complete["alpha"], complete["gamma"], alignment, **released)
     stage.adopt_catalogue(catalogue)
     missing, _ = stage.backbone.load_state_dict(_fitting(source, stage, weights), strict=False)
     if missing:
@@ -199,14 +204,30 @@ def export_reference(
         folder = dataset or checkpoint.data.get("dataset")
         order = _order(Path(items), stage.backbone.items, None if folder is None else SequenceDataset.load(folder))
         weights = _reordered(weights, order.argsort())
-    losses: dict[str, Any] = {key: checkpoint.settings[key] for key in ("alpha", "gamma", "tau") if key in checkpoint.settings}
-    if settings["sem_func"] == "cos" and losses.get("tau", settings["tau"]) != settings["tau"]:
-        raise LaresError(
-            f"the release has one tau for scores and alignment; this stage has {settings['tau']} and {losses['tau']}"
-        )
-    settings |= losses
+    settings |= _losses(stage, settings)
     state = to_reference(weights, family)
     write_checkpoint({"config": settings, "state_dict": state}, Path(output))
     print(
         f"exported {source} as {output}\n  family           {family}, {stage.backbone.items:,} items, {len(state)} parameters"
     )
+
+
+def _losses(stage: BaseStage, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights and temperature of SPT's alignment as the release names them; none of RPT.
+
+    Raises:
+        LaresError: if the stage aligns in a way that the release can't express.
+    """
+    if not isinstance(stage, SPT):
+        return {}
+    losses: dict[str, Any] = {"alpha": stage.alpha, "gamma": stage.gamma}
+    alignment, scores_by_cosine = stage.alignment, settings["sem_func"] == "cos"
+    if not (stage.alpha or stage.gamma):
+        return losses
+    if alignment.cosine != scores_by_cosine or alignment.mask_same_target:
+        raise LaresError(f"the release aligns states as it scores items, and masks no rows; this stage has {alignment}")
+    if scores_by_cosine and alignment.tau != settings["tau"]:
+        raise LaresError(
+            f"the release has one tau for scores and alignment; this stage has {settings['tau']} and {alignment.tau}"
+        )
+    return losses | {"tau": alignment.tau}
