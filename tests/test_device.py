@@ -22,5 +22,5 @@ def test_a_device_is_its_own() -> None:
 
 @pytest.mark.parametrize("name", ["nonsense", "", "cuda:99", "meta", "hpu"])
 def test_a_device_that_is_not_there_is_refused(name: str) -> None:
-    with pytest.raises(LaresError, match=f"--device {name}: .*There are auto, cpu"):
+    with pytest.raises(LaresError, match=f"--device {name}: .*Choose auto, cpu"):
         resolve_device(name)

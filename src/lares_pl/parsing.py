@@ -33,7 +33,7 @@ class PlainParser(ArgumentParser):
 
 @contextmanager
 def own_defaults() -> Iterator[None]:
-    """While parsing: a block named in place of another starts from its own defaults; only classes are built.
+    """While parsing: a block that replaces another starts from its own defaults, and only classes are instantiated.
 
     jsonargparse keeps options of the same name, so that `class_path: my_model.MyBlock` would silently get the `heads` and
     `inner_size` of the TransformerBlock it replaces. Other choices (stages, optimisers, depth schedules) keep theirs.
@@ -78,9 +78,9 @@ _KEY = re.compile(r'Parser key "([^"]+)":')
 
 
 def readable(message: str) -> str:
-    """jsonargparse's nested report as `key.of.the.place: what is wrong`.
+    """Rewrite jsonargparse's nested report as `key.in.the.config: what is wrong`.
 
-    Leaves out the alternatives that were not meant and the repetition of the values given.
+    Drops the alternatives that were not meant and the repetition of the values given.
     """
     keys: list[str] = []
     kept: list[str] = []
@@ -95,7 +95,7 @@ def readable(message: str) -> str:
 
 
 def _holder(key: str, kind: Any) -> Callable[..., None]:
-    """A function with one argument: only so does jsonargparse accept classes whose own arguments have no types."""
+    """Make a function with one argument: jsonargparse accepts classes with untyped arguments only as a function's argument."""
 
     def holder(**_: Any) -> None:
         """Take one value."""
@@ -106,15 +106,15 @@ def _holder(key: str, kind: Any) -> Callable[..., None]:
 
 
 def from_plain(kind: Any, plain: Any, key: str) -> Any:
-    """Typed configuration from its plain form; what is not a dict is taken for typed already.
+    """Build typed configuration from its plain form; a value that is not a dict is returned as it is.
 
     Args:
         kind: the type: a configuration dataclass, the base class of a choice, or a type of factories.
         plain: its plain form.
-        key: where it stands in the whole configuration, for error messages.
+        key: its key in the whole configuration, for error messages.
 
     Raises:
-        LaresError: for an unknown key, a wrong type or a class that can't be found.
+        LaresError: for an unknown key, a wrong type or a class that cannot be found.
     """
     if not isinstance(plain, Mapping):
         return plain

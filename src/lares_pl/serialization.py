@@ -20,7 +20,7 @@ from lares_pl.errors import LaresError
 
 
 def class_of(factory: Callable[..., Any]) -> type:
-    """The class that a class, or a `functools.partial` of one, builds.
+    """Return the class that a factory instantiates: a class, or a `functools.partial` of one.
 
     jsonargparse's factories are partials of its own instantiator with the class among their arguments.
 
@@ -31,16 +31,16 @@ def class_of(factory: Callable[..., Any]) -> type:
     for candidate in candidates:
         if isinstance(candidate, type):
             return candidate
-    raise LaresError(f"{factory!r} can't be written into a checkpoint: give a class or functools.partial(Class, key=value)")
+    raise LaresError(f"{factory!r} cannot be written into a checkpoint: give a class or functools.partial(Class, key=value)")
 
 
 def class_path_of(cls: type) -> str:
-    """Where a class can be imported from."""
+    """Return the path from which a class can be imported."""
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def import_class(path: str) -> type:
-    """The class of a class path.
+    """Import the class of a class path.
 
     Raises:
         LaresError: if there is none.
@@ -49,14 +49,14 @@ def import_class(path: str) -> type:
     try:
         found = getattr(importlib.import_module(module), name)
     except Exception as error:  # whatever a user's own module raises
-        raise LaresError(f"class {path} can't be imported: {error}") from error
+        raise LaresError(f"class {path} cannot be imported: {error}") from error
     if not isinstance(found, type):
         raise LaresError(f"{path} is not a class; a class_path must name one")
     return found
 
 
 def to_plain(value: Any) -> Any:
-    """Typed configuration as plain values.
+    """Convert typed configuration to plain values.
 
     Raises:
         LaresError: if a value has no plain form.
@@ -78,4 +78,4 @@ def to_plain(value: Any) -> Any:
     if callable(value):
         init_args = to_plain(getattr(value, "keywords", {}))
         return {"class_path": class_path_of(class_of(value)), "init_args": init_args}
-    raise LaresError(f"{value!r} ({type(value).__name__}) has no plain form and can't be part of a configuration")
+    raise LaresError(f"{value!r} ({type(value).__name__}) has no plain form and cannot be part of a configuration")

@@ -120,7 +120,7 @@ def gone(pid: int) -> bool:
 def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
     folder = StageFolder(tmp_path / "runs" / "a" / "spt")
     first = folder.hold()
-    with pytest.raises(LaresError, match=rf"runs/a/spt is being trained already, by process {os.getpid()} on .*another --run"):
+    with pytest.raises(LaresError, match=rf"runs/a/spt is already being trained, by process {os.getpid()} on .*another --run"):
         folder.hold()
     StageFolder(tmp_path / "runs" / "a" / "rpt").hold().close()  # another stage is another folder
     first.close()

@@ -63,7 +63,7 @@ def test_a_save_that_fails_leaves_the_former_checkpoint(tmp_path: Path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(LaresError, match=r"best\.ckpt.*No space left on device.*a former one there is as it was"):
+    with pytest.raises(LaresError, match=r"best\.ckpt.*No space left on device.*an existing file was left unchanged"):
         AtomicCheckpointIO().save_checkpoint({"a": 2}, path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

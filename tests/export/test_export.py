@@ -304,7 +304,7 @@ def test_what_is_refused_before_anything_is_done(served: tuple[Path, Path], toy_
     assert "--overwrite true replaces it" in error(tmp_path, "export", "--ckpt_path", path, "--output", str(folder))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    assert "holds no exported model" in error(
+    assert "contains no exported model" in error(
         tmp_path, "export", "--ckpt_path", path, "--output", "mine", "--overwrite", "true"
     )
     assert "depth must not be negative" in error(tmp_path, "export", "--ckpt_path", path, "--depth", "-1")

@@ -454,7 +454,7 @@ def test_a_report_appears_whole_or_not_at_all(
         report(one, str(written), **quick)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("")
-    with pytest.raises(LaresError, match="holds no report"):
+    with pytest.raises(LaresError, match="contains no report"):
         report(one, str(tmp_path / "mine"), overwrite=True, **quick)
 
     def full(*_: Any) -> None:

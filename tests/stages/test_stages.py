@@ -353,6 +353,23 @@ def test_warmup_cosine() -> None:
         WarmupCosine(optimizer, warmup=10, total=10)
 
 
+def test_a_schedule_without_a_total_ends_with_training(spt_checkpoint: Path, toy_dataset: Path, tmp_path: Path) -> None:
+    schedule = partial(WarmupCosine, warmup=1, floor=0.25)
+    fit = trainer(tmp_path, max_epochs=2)
+    fit.fit(SPT(SMALL, optimizer=FAST, scheduler=schedule), data(toy_dataset))
+    (left,) = (group["lr"] for group in fit.optimizers[0].param_groups)
+    assert left == pytest.approx(0.25 * FAST.keywords["lr"])
+    with pytest.raises(LaresError, match=r"training has no end"):
+        trainer(tmp_path, max_epochs=-1).fit(SPT(SMALL, scheduler=schedule), data(toy_dataset))
+    with pytest.raises(LaresError, match="RPT prunes its instances first"):
+        trainer(tmp_path).fit(RPT(str(spt_checkpoint), scheduler=schedule), data(toy_dataset))
+    rpt = RPT(str(spt_checkpoint), group_size=2, pruning=Pruning(1, 3), scheduler=schedule)
+    pruned = data(toy_dataset)
+    trainer(tmp_path, max_steps=2).fit(rpt, pruned)
+    assert rpt.kept is not None
+    assert pruned.train_dataloader().sampler.count <= rpt.kept.mask.sum() < len(rpt.kept.mask)
+
+
 def test_the_next_stage_trains_on_all_instances_again(spt_checkpoint: Path, toy_dataset: Path, tmp_path: Path) -> None:
     module = data(toy_dataset)
     trainer(tmp_path, max_steps=1).fit(RPT(str(spt_checkpoint), group_size=2, pruning=Pruning(1, 3)), module)

@@ -6,7 +6,7 @@ import json
 
 
 def normalize(arguments: list[str]) -> list[str]:
-    """The arguments with underscores in the names of options, and `--help` last."""
+    """Write options with underscores, and put `--help` last."""
     return help_last([_underscored(argument) for argument in arguments])
 
 
@@ -17,7 +17,7 @@ def _underscored(argument: str) -> str:
 
 
 def help_last(arguments: list[str]) -> list[str]:
-    """The arguments with `--help` after all others, so that it shows the values of a `--config`."""
+    """Move `--help` after all other arguments, so that it shows the values of a `--config`."""
     for position, argument in enumerate(arguments):
         if argument in ("-h", "--help"):
             what = [word for word in arguments[position + 1 : position + 2] if not word.startswith("-")]
@@ -26,7 +26,7 @@ def help_last(arguments: list[str]) -> list[str]:
 
 
 def words_as_one_list(arguments: list[str]) -> list[str]:
-    """The arguments with all words that are neither an option nor an option's value as one JSON list, as parsers take lists."""
+    """Collect all words that are neither an option nor an option's value into one JSON list, as parsers take lists."""
     words: list[str] = []
     options: list[str] = []
     for before, argument in zip(["", *arguments], arguments, strict=False):

@@ -1,8 +1,7 @@
-"""The callbacks that a config names by key, so that one config changes one of them without repeating the others.
+"""The callbacks that have a key in a config, so that one config can change one of them without repeating the others.
 
-`trainer.callbacks` is a list, and a list in one config replaces the list in another: the checkpoints, or the budget, would be
-lost without a word. Callbacks under `callbacks` are merged key by key; null removes one. `trainer.callbacks` remains for
-callbacks of your own.
+`trainer.callbacks` is a list, and a list in one config replaces the list in another: checkpoints or budget would be lost
+silently. Callbacks under `callbacks` are merged key by key; null removes one. `trainer.callbacks` is for your own callbacks.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ KEYS = {
 
 
 def add_callback_options(parser: ArgumentParser) -> None:
-    """Add an option for each key; what is set by default is in the shipped trainer.yaml."""
+    """Add an option for each key; the shipped trainer.yaml sets the defaults."""
     for key, (kind, text) in KEYS.items():
         parser.add_argument(f"--callbacks.{key}", type=kind | None, help=f"{text} null: none.")
 
 
 def chosen_callbacks(config: Namespace) -> list[Namespace]:
-    """All callbacks of a configuration: those under `callbacks`, then those of `trainer.callbacks`."""
+    """Return all callbacks of a configuration: those under `callbacks`, then those of `trainer.callbacks`."""
     named = [config.callbacks[key] for key in KEYS]
     if config.trainer.enable_checkpointing is False:
         named = [spec for spec in named if spec is not None and not is_kind(spec, ModelCheckpoint)]
@@ -42,7 +41,7 @@ def chosen_callbacks(config: Namespace) -> list[Namespace]:
 
 
 def place_callbacks(specs: list[Namespace], folder: Path) -> None:
-    """Give callbacks their paths in a stage's folder, where they were given none.
+    """Set the paths of callbacks to a stage's folder if they have none.
 
     Args:
         specs: the callbacks.
@@ -64,5 +63,5 @@ def is_kind(spec: Namespace, kind: type) -> bool:
 
 
 def spec_of(kind: type[Callback], **arguments: object) -> Namespace:
-    """A callback as a configuration names it."""
+    """Return a callback as it is written in a configuration."""
     return Namespace(class_path=f"{kind.__module__}.{kind.__name__}", init_args=Namespace(**arguments))

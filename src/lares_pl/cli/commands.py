@@ -15,8 +15,8 @@ class FunctionCommand:
     Args:
         home: the function, as `module:name`.
         text: what it does.
-        positional: whether required parameters are given without a name.
-        one_list: whether all words beside options make up one list.
+        positional: whether required parameters are positional arguments.
+        one_list: whether all positional arguments are elements of one list.
     """
 
     home: str
@@ -40,7 +40,7 @@ FUNCTIONS = {
         "lares_pl.recommender.command:recommend", "rank the catalogue for histories never seen in training", positional=False
     ),
     "report": FunctionCommand(
-        "lares_pl.report.command:report", "what runs learned: one HTML page with charts and tables", one_list=True
+        "lares_pl.report.command:report", "report on trained runs: one HTML page with charts and tables", one_list=True
     ),
     "import-reference": FunctionCommand(
         "lares_pl.reference.exchange:import_reference", "turn a checkpoint of the authors' release into one of ours"
@@ -61,9 +61,9 @@ FUNCTIONS = {
 }
 
 _TEXTS = {
-    "config": "A file of options, yours or a shipped one (spt.yaml, rpt.yaml, …); several are laid over one another.",
+    "config": "A file of options, yours or a shipped one (spt.yaml, rpt.yaml, …); a later one overrides an earlier one.",
     "seed_everything": "Seed of weights, dropout, noise, depths and the order of instances.",
-    "trainer.default_root_dir": "Folder for what has no place of its own; the stage's folder where not given.",
+    "trainer.default_root_dir": "Folder for output without a path of its own; default: the stage's folder.",
 }
 _CHECKPOINT = "The checkpoint: architecture, weights, dataset and history length are taken from it."
 _DEVICES = ("accelerator", "devices", "num_nodes", "strategy", "precision", "logger")
@@ -71,13 +71,13 @@ _DEVICES = ("accelerator", "devices", "num_nodes", "strategy", "precision", "log
 
 @dataclass(frozen=True)
 class StageCommand:
-    """A command that runs Lightning's Trainer on a stage, and what its help says where Lightning's own texts are not enough.
+    """A command that runs Lightning's Trainer on a stage, and its help where Lightning's own texts do not suffice.
 
     Args:
         text: what it does.
         examples: commands to copy.
-        common: of crowded sections, the options that the short help shows; "" is the section of those outside any.
-        texts: of options, instead of Lightning's text.
+        common: for long sections, the options that the short help shows; "" is the section of options outside any.
+        texts: texts of options that replace Lightning's.
     """
 
     text: str
@@ -127,8 +127,8 @@ STAGES = {
         },
         {
             **_TEXTS,
-            "ckpt_path": "Resume: from this checkpoint; `last`: this run's; `auto`: that where there is one, else start anew. "
-            "(To start from weights: --model.init_from.)",
+            "ckpt_path": "Resume from this checkpoint; `last`: the last one of this run; `auto`: the same if it exists, else "
+            "start a new run. (To start from weights: --model.init_from.)",
         },
     ),
     "validate": StageCommand(

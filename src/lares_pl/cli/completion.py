@@ -1,7 +1,8 @@
 """`lares completion`: a script that completes commands, options and values in a shell.
 
-The script is written once, from the same parsers that read the command line, and starts no Python when a key is pressed: shells
-look up runs, checkpoints and files themselves.
+The script is generated from the same parsers that read the command line. It does not start Python when a key is pressed: the
+shell looks up runs, checkpoints and files itself. (jsonargparse's own completion would list every subclass that torch and
+Lightning define, and knows neither shipped configs nor runs.)
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from lares_pl.runs import RUNS
 
 
 def completion(shell: Literal["bash", "zsh", "fish"]) -> None:
-    """Print a script that completes `lares` in a shell: commands, options, shipped configs, runs and checkpoints at hand.
+    """Print a script that completes `lares` in a shell: commands, options, shipped configs, runs and checkpoints.
 
-    It takes a few seconds to write, so keep it in a file; write it again after an update.
+    Generating it takes a few seconds, so keep it in a file; generate it again after an update.
 
     Args:
         shell: the shell.
@@ -76,7 +77,7 @@ def _stage_parsers() -> dict[str, ArgumentParser]:
 
 
 def _add(plain: argparse.ArgumentParser, names: list[str], option: Option) -> None:
-    """Give shtab an option: its words, its text, and what its value is completed from."""
+    """Add an option for shtab: its names, its text, and what its value is completed from."""
     text = option.text.split(". ")[0].rstrip(".").replace("%", "%%")
     if names[0].startswith("-") and not option.value:
         plain.add_argument(*names, dest=option.key, help=text, action="store_true")
@@ -90,7 +91,7 @@ def _add(plain: argparse.ArgumentParser, names: list[str], option: Option) -> No
 
 
 def _values(option: Option) -> dict[str, Any]:
-    """Where a shell looks for the values of an option."""
+    """How a shell completes the value of an option."""
     name = option.key.rpartition(".")[2]
     if option.key == "run":
         return _from("run", f"ls {RUNS} 2>/dev/null", files=False)
@@ -105,7 +106,7 @@ def _values(option: Option) -> dict[str, Any]:
 
 
 def _from(what: str, command: str, files: bool = True) -> dict[str, Any]:
-    """Values are the words that a command prints when they are asked for, and file names."""
+    """Complete with the words that a shell command prints, and with file names."""
     function = f"_lares_{what}"
     bash = f'compgen -W "$({command})" -- "$1"' + ('; _shtab_compgen_files "$1"' if files else "")
     zsh = f"compadd -- $({command})" + ("; _files" if files else "")

@@ -1,6 +1,6 @@
-"""`--help` for people: grouped, a line an option with its default; any option in full on request.
+"""Readable `--help`: grouped, one line per option with its default; any option in full on request.
 
-With a `--config` in front, the defaults shown are that config's.
+If a `--config` is given too, the values of that config are shown as defaults.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ class Help(argparse.Action):
 
 
 def render(parser: ArgumentParser, what: str | None = None, values: Mapping[str, Any] | None = None) -> str:
-    """The help of a command.
+    """Format the help of a command.
 
     Args:
         parser: its parser.
-        what: None for the short help; `all`, a section or an option for everything about it.
-        values: what is set already, by whole key.
+        what: None for the short help; `all`, a section or an option for full help on it.
+        values: the values already set, by full key.
 
     Raises:
-        LaresError: if no option begins so.
+        LaresError: if no option starts with `what`.
     """
     width = min(max(shutil.get_terminal_size((110, 0)).columns, 60), 130) - 1
     if what is not None:
@@ -60,7 +60,7 @@ def render(parser: ArgumentParser, what: str | None = None, values: Mapping[str,
         lines += ["", *_heading(section, len(shown), width)]
         lines += [line for option in shown for line in _short(option, width)]
     if any(option.value == "CLASS" for section in found for option in section.options):
-        lines += ["", "A CLASS takes options of its own behind its key; --help KEY lists them."]
+        lines += ["", "A CLASS has options of its own under its key; --help KEY lists them."]
     return "\n".join([*lines, *_examples(parser.epilog)])
 
 
@@ -71,14 +71,14 @@ def _sentence(text: str) -> str:
 def _heading(section: Section, shown: int, width: int) -> list[str]:
     title = section.title.rstrip(".")
     if section.name == "trainer":
-        title = "how it is run (Lightning's Trainer)"
+        title = "Lightning's Trainer"
     if shown < len(section.options):
         title += f"{'; ' * bool(title)}--help {section.name or 'all'} shows all {len(section.options)}"
     return textwrap.wrap(f"{section.name or 'options'}: {title}".rstrip(": ") + ":" * (not title), width)
 
 
 def _short(option: Option, width: int) -> Iterator[str]:
-    """A line: name, first sentence, default."""
+    """One option: name, first sentence, default."""
     sentence = re.split(r"(?<=[^.])\.(?:\s|$)", option.text)[0]
     default = value_text(option.default)
     yield from _columns(f"{option.names} {option.value}".rstrip(), sentence + (f" [{default}]" if default else ""), width)
@@ -95,14 +95,14 @@ def _columns(left: str, right: str, width: int) -> Iterator[str]:
 
 
 def _in_full(found: list[Section], what: str, width: int) -> Iterator[str]:
-    """Every option that begins so, with all that is known of it."""
+    """Every option whose key starts with `what`, with its full text."""
     chosen = [
         (section, [option for option in section.options if what == "all" or f"{option.key}.".startswith(f"{what}.")])
         for section in found
     ]
     if not any(options for _, options in chosen):
         known = ", ".join(dict.fromkeys(section.name for section in found if section.name))
-        raise LaresError(f"--help {what}: no option begins so. Sections: {known or 'none'}; --help all shows every option")
+        raise LaresError(f"--help {what}: no such option. Sections: {known or 'none'}; --help all shows every option")
     for section, options in chosen:
         if options:
             yield from _heading(section, len(section.options), width)
@@ -118,7 +118,7 @@ def _examples(epilog: str | None) -> list[str]:
 
 
 def examples_of(function: Any) -> str:
-    """The commands under `Example:` in a function's docstring."""
+    """Return the commands under `Example:` in a function's docstring."""
     _, _, example = (inspect.getdoc(function) or "").partition("\nExample:\n")
     lines = inspect.cleandoc(re.split(r"\n(?=\S)", example)[0]).splitlines()
     return "\n".join(line for line in lines if line.strip())

@@ -1,4 +1,4 @@
-"""Warnings that say nothing new: this package makes these choices on purpose."""
+"""Warnings about choices that this package makes on purpose."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import warnings
 
 _MESSAGES = (
     ".*does not have many workers.*",  # batches are cut from flat arrays: workers would have nothing to do
-    ".*weights_only.*",  # our own reading of checkpoints always sets it
+    ".*weights_only.*",  # checkpoints are always read with weights_only=True
     ".*callbacks used to create the checkpoint.*",  # evaluation needs none of them
     ".*exists and is not empty.*",  # a resumed run writes to the same folder
     ".*in eval mode at the start of training.*",  # the frozen reference policy
@@ -18,7 +18,7 @@ _MESSAGES = (
 
 
 def silence_known_warnings() -> None:
-    """Drop them, and Lightning's advertisements."""
+    """Silence these warnings, and Lightning's tips."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
         logging.getLogger(name).addFilter(lambda record: "💡" not in record.getMessage())
     for message in _MESSAGES:

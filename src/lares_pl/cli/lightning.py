@@ -1,7 +1,7 @@
-"""`lares fit | validate | test | predict`: LightningCLI, made to chain the stages.
+"""`lares fit | validate | test | predict`: LightningCLI with chained stages.
 
-What it adds: configs shipped with the package are found by name; `--run` names the folder of a run; RPT takes dataset,
-architecture and weights from the SPT run; evaluation needs a checkpoint alone; the same `fit` can be started again and again
+It adds: configs shipped with the package are found by name; `--run` is the name of a run and its folder; RPT takes dataset,
+architecture and weights from the SPT run; evaluation needs only a checkpoint; the same `fit` command starts and resumes a run
 (`--ckpt_path auto`); errors are one paragraph.
 """
 
@@ -55,7 +55,7 @@ from lares_pl.stages.spt import SPT
 
 
 def run(kind: type[LaresCLI] | None = None) -> None:
-    """Parse the command line and run the subcommand, as `LaresCLI` does it or a class of that kind."""
+    """Parse the command line and run the subcommand, with `LaresCLI` or a subclass of it."""
     silence_known_warnings()
     end_with_parent()
     sys.argv[1:] = with_shipped_configs(sys.argv[1:])
@@ -80,27 +80,25 @@ class LaresParser(Parser, LightningArgumentParser):
     """The parser of these commands."""
 
     def report(self, message: str) -> str:
-        """The message of an error, and where the options are listed."""
+        """Return the message of an error, with the command that lists the options."""
         return f"{super().report(message)} (`lares {sys.argv[1]} --help` lists the options)"
 
 
 class LaresCLI(LightningCLI):
-    """The four commands that need a trainer."""
+    """The four commands that use a trainer."""
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Trainer, model and data; the model may be left to a checkpoint."""
+        """Add trainer, model and data; the model is optional because a checkpoint may define it."""
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         parser.add_lightning_class_args(self._model_class, "model", subclass_mode=True, required=False)
         parser.add_lightning_class_args(self._datamodule_class, "data")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Options beside trainer, model and data."""
-        parser.add_argument("--run", default="default", help="Name of the run: a stage lives in runs/RUN/STAGE.")
+        """Add the options outside trainer, model and data."""
+        parser.add_argument("--run", default="default", help="Name of the run: a stage is written to runs/RUN/STAGE.")
+        parser.add_argument("--depth", type=NonNegativeInt | None, help="Depth of evaluation; default: the model's mean depth.")
         parser.add_argument(
-            "--depth", type=NonNegativeInt | None, help="Depth of evaluation; the model's mean depth where not given."
-        )
-        parser.add_argument(
-            "--stop", type=StopRule | None, help="Ends reasoning about a history before that depth (lares_pl.ResidualStop)."
+            "--stop", type=StopRule | None, help="Stops reasoning about a history before that depth (lares_pl.ResidualStop)."
         )
         parser.add_argument(
             "--trajectories", type=PositiveInt, default=1, help="Trajectories whose scores evaluation averages."
@@ -116,28 +114,28 @@ class LaresCLI(LightningCLI):
             parser.add_argument(
                 "--stage",
                 type=str | None,
-                help="Folder of this stage in the run; the model's class in lower case where not given.",
+                help="Folder of this stage in the run; default: the model's class in lower case.",
             )
             parser.add_argument("--test_after_fit", type=bool, default=True, help="Test the best checkpoint at the end.")
         if subcommand in ("validate", "test"):
-            parser.add_argument("--output", type=str | None, help="JSON file to write the metrics to as well.")
-            parser.set_defaults({"verbose": False})  # Lightning's table; ours says at which depth
+            parser.add_argument("--output", type=str | None, help="JSON file to write the metrics to.")
+            parser.set_defaults({"verbose": False})  # Lightning's table; ours includes the depth
         if subcommand == "predict":
             parser.add_argument("--k", type=PositiveInt, default=10, help="Length of each ranked list.")
             parser.add_argument("--output", default="predictions.parquet", help="File to write.")
-            parser.add_argument("--overwrite", type=bool, default=False, help="Replace the file if it is there.")
+            parser.add_argument("--overwrite", type=bool, default=False, help="Replace the file if it exists.")
         return parser
 
     # ------------------------------------------------------------ configuration
 
     @property
     def chosen(self) -> Namespace:
-        """Configuration of the subcommand at work."""
+        """Configuration of the current subcommand."""
         chosen: Namespace = self.config[self.config.subcommand]
         return chosen
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Evaluation: the checkpoint says what model and data are, configs and command line may say otherwise."""
+        """For evaluation, take model and data from the checkpoint; configs and command line override them."""
         command, arguments = sys.argv[1], sys.argv[2:]
         if command == "fit" or {"-h", "--help"} & set(arguments):
             super().parse_arguments(parser, args)
@@ -160,13 +158,13 @@ class LaresCLI(LightningCLI):
             self.chosen.model.init_args["backbone"] = dict_to_namespace(checkpoint.settings["backbone"])
 
     def _parse_ckpt_path(self) -> None:
-        """Not Lightning's way, which lets the checkpoint's settings win over the command line."""
+        """Do nothing: Lightning's method lets the checkpoint's settings override the command line."""
 
     def before_instantiate_classes(self) -> None:
         """Fill in what follows from the run, the stage and earlier checkpoints."""
         config = self.chosen
         if config.get("model") is None:
-            raise LaresError("no model: name a config, such as `lares fit --config spt.yaml`")
+            raise LaresError("no model: give a config, such as `lares fit --config spt.yaml`")
         if config.data.seed is None:
             config.data.seed = config.seed_everything
         self.folder: StageFolder | None = None
@@ -180,10 +178,10 @@ class LaresCLI(LightningCLI):
             self.resumed = join_stages(config, self.folder)
         else:
             config.trainer.logger = config.trainer.logger or False
-            if not chosen_callbacks(config):  # nothing is saved: no checkpoint callback to be put in by default
+            if not chosen_callbacks(config):  # keeps Lightning from adding a checkpoint callback
                 config.trainer.enable_checkpointing = False
         check_dataset(config.data.dataset)
-        # recorded before anything of this run's own is added, so that the record can be run again under another name
+        # recorded before this run's own paths are added, so that the recorded config can be used for another run
         self.save_config_kwargs = {"folder": None if self.folder is None else self.folder.path, "resolved": config.clone()}
         if self.folder is not None:
             record = self.save_config_kwargs["resolved"]
@@ -197,7 +195,7 @@ class LaresCLI(LightningCLI):
         config.trainer.plugins = [*plugins, Namespace(class_path=f"{AtomicCheckpointIO.__module__}.AtomicCheckpointIO")]
 
     def _callbacks(self) -> list[Namespace]:
-        """The callbacks of the configuration with their paths, and those of every run."""
+        """Return the callbacks of the configuration with their paths, and those that every run has."""
         config = self.chosen
         callbacks = chosen_callbacks(config)
         if self.folder is not None:
@@ -212,14 +210,14 @@ class LaresCLI(LightningCLI):
         return callbacks
 
     def instantiate_classes(self) -> None:
-        """Build trainer, stage and data module; what they refuse is an error of the configuration."""
+        """Build trainer, stage and data module; report invalid arguments as errors of the configuration."""
         try:
             super().instantiate_classes()
         except (TypeError, ValueError, MisconfigurationException) as error:
             raise LaresError(readable(str(error))) from error
 
     def after_instantiate_classes(self) -> None:
-        """Options that belong to the model but are not part of it."""
+        """Set the options of evaluation on the model."""
         config = self.chosen
         if self.resumed is not None:
             self.model.initial_checkpoint = self.resumed.initial_checkpoint
@@ -232,9 +230,9 @@ class LaresCLI(LightningCLI):
     # ------------------------------------------------------------ around the trainer
 
     def before_fit(self) -> None:
-        """Once the network could be built, the first process claims the folder, until it ends.
+        """Check that the network can be built, then lock the run's folder in the first process.
 
-        A new run never writes over an old one: what is there is moved aside.
+        A new run never overwrites an old one, which is moved aside.
         """
         self.datamodule.setup("fit")
         self.model.take_catalogue(self.datamodule, self.chosen.get("ckpt_path"))
@@ -245,19 +243,19 @@ class LaresCLI(LightningCLI):
 
     def _claim(self) -> None:
         assert self.folder is not None
-        self.claim: TextIO = self.folder.hold()  # held as long as this object is
+        self.claim: TextIO = self.folder.hold()  # kept open for the lifetime of this object
         if self.chosen.get("ckpt_path") is None and (former := self.folder.move_aside()) is not None:
-            rank_zero_info(f"{self.folder.path} held a run already: moved it to {former}")
+            rank_zero_info(f"{self.folder.path} already contained a run, which was moved to {former}")
         if self.finished is None:
             self.folder.reopen()
 
     def fit(self, **arguments: Any) -> None:
-        """Train, unless an earlier start did and left only the test to do."""
+        """Train, unless an earlier process finished training and only the test is left to do."""
         if self.finished is not None:
             return
         try:
             self.trainer.fit(**arguments)
-        except MisconfigurationException as error:  # such as a budget below what a resumed run has behind it
+        except MisconfigurationException as error:  # such as a budget smaller than what a resumed run has already used
             raise LaresError(readable(str(error))) from error
 
     def after_fit(self) -> None:
@@ -275,11 +273,11 @@ class LaresCLI(LightningCLI):
             outcome.record(tested=bool(best))
 
     def after_validate(self) -> None:
-        """Say the metrics, and keep them where asked to."""
+        """Print the metrics, and write them to `--output` if given."""
         self._keep_metrics()
 
     def after_test(self) -> None:
-        """Say the metrics, and keep them where asked to."""
+        """Print the metrics, and write them to `--output` if given."""
         self._keep_metrics()
 
     def _keep_metrics(self) -> None:

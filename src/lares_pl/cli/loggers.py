@@ -1,4 +1,4 @@
-"""Where the loggers of a run write."""
+"""The output paths and names of a run's loggers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from lares_pl.runs import StageFolder
 
 
 def place_loggers(config: Namespace, folder: StageFolder, resumed: bool) -> None:
-    """Give loggers their folder, run name and group where they were given none; add a CSV of the metrics, which is always kept.
+    """Set folder, run name and group of the loggers if they have none; add the CSV logger, which every run has.
 
     Args:
         config: of `fit`.
         folder: of the stage.
-        resumed: whether the run resumes a checkpoint: it continues the W&B run that it had.
+        resumed: whether the run resumes a checkpoint; it then continues its W&B run.
     """
     trainer = config.trainer
     loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]

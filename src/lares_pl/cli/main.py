@@ -1,4 +1,4 @@
-"""The `lares` command: a dispatcher that reads the first word only, so that help answers at once.
+"""The `lares` command: a dispatcher that reads only the first word and imports little, so that `lares --help` is fast.
 
 `fit`, `validate`, `test` and `predict` are LightningCLI's (`lares_pl.cli.lightning`); the others are plain functions.
 """
@@ -27,18 +27,18 @@ def _help() -> str:
             "commands:",
             *lines,
             "",
-            "`lares COMMAND --help` shows a command's options, `--help all` everything about them;",
+            "`lares COMMAND --help` shows a command's options, `--help all` all of them in full;",
             "LARES_TRACEBACK=1 shows tracebacks of errors.",
         ]
     )
 
 
 def main() -> None:
-    """Run one command; an error that a person can mend is one paragraph and exit status 2."""
+    """Run one command; a `LaresError` is printed as one paragraph and exits with status 2."""
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     sys.argv[2:] = normalize(sys.argv[2:])
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # blocks of one's own: `class_path: my_model.MyBlock`, a file in this folder
+        sys.path.append(os.getcwd())  # your own blocks: `class_path: my_model.MyBlock` is a file in the current folder
     if command in ("-h", "--help", "help"):
         print(_help())
         return
@@ -66,7 +66,7 @@ def main() -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        _fail(LaresError(f"nothing more can be written: {error}. Make room, or work in another folder"))
+        _fail(LaresError(f"cannot write: {error}. Free some space, or work in another folder"))
 
 
 def _run_function(name: str) -> None:

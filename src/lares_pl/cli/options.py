@@ -25,14 +25,14 @@ class Option:
     """An option as help shows it.
 
     Args:
-        key: where it stands in the configuration, such as `model.alpha`.
+        key: its key in the configuration, such as `model.alpha`.
         names: how it is written, such as `-c, --config`.
-        value: what is to be given, such as `FLOAT`; empty where nothing is.
-        text: what its docstring says.
+        value: placeholder of its value, such as `FLOAT`; empty for a flag.
+        text: its docstring.
         full: the same with type, default and known classes.
-        default: its value where it is not given.
-        choices: words that may be given.
-        classes: paths of classes that may be given.
+        default: its default value.
+        choices: allowed words.
+        classes: paths of allowed classes.
     """
 
     key: str
@@ -46,7 +46,7 @@ class Option:
 
     @property
     def section(self) -> str:
-        """What it belongs to: `model` for `model.alpha`."""
+        """The section it belongs to: `model` for `model.alpha`."""
         return self.key.rpartition(".")[0]
 
 
@@ -55,8 +55,8 @@ class Section:
     """Options that belong together.
 
     Args:
-        name: the first part of their keys; empty for those outside any.
-        title: what they are about.
+        name: the first part of their keys; empty for options outside any section.
+        title: its heading.
         options: the options.
     """
 
@@ -66,7 +66,7 @@ class Section:
 
 
 def flat(values: Any) -> dict[str, Any]:
-    """Values by whole key, such as `{"model.class_path": …}`; choices of a class are there as a whole too."""
+    """Return values by full key, such as `{"model.class_path": …}`; a chosen class is also included as a whole."""
     found: dict[str, Any] = {}
 
     def walk(prefix: str, value: Any) -> None:
@@ -83,11 +83,11 @@ def flat(values: Any) -> dict[str, Any]:
 
 
 def sections(parser: ArgumentParser, values: Mapping[str, Any] | None = None, choices: bool = False) -> list[Section]:
-    """All options of a parser, the trainer's last.
+    """Return all options of a parser, the trainer's last.
 
     Args:
         parser: the parser.
-        values: what is set already, by whole key.
+        values: the values already set, by full key.
         choices: whether to list the options of chosen classes too.
     """
     values = values or {}
@@ -127,13 +127,13 @@ def _collect(parser: ArgumentParser, values: Mapping[str, Any], found: dict[str,
 
 
 def _of_choice(key: str, chosen: Mapping[str, Any], values: Mapping[str, Any], choices: bool) -> dict[str, Section]:
-    """The options of the class chosen at a place."""
+    """The options of the class chosen for a key."""
     given = {f"{key}.{name}": value for name, value in (chosen.get("init_args") or {}).items()}
     return _of_class(import_class(chosen["class_path"]), key, {**given, **values}, choices)
 
 
 def _of_class(kind: type, key: str, values: Mapping[str, Any], choices: bool) -> dict[str, Section]:
-    """The options of a class at a place, without those that its user fills in (`params` of an optimiser)."""
+    """The options of a class under a key, without those that are filled in later (`params` of an optimiser)."""
     found: dict[str, Section] = {}
     parser = _parser_of(kind, key)
     _collect(parser, values, found, choices)
@@ -160,7 +160,7 @@ def _option(action: Any, default: Any, takes_class: bool, full: str) -> Option:
 
 
 def _known_classes(full: str) -> tuple[str, tuple[str, ...]]:
-    """The text with our own classes alone, where there are some among hundreds of others; and these classes."""
+    """The text with only this package's classes, if some are among hundreds of others; and these classes."""
     listed = re.search(r", known subclasses: ([^)]*)", full)
     classes = listed.group(1).split(", ") if listed else []
     own = [path for path in classes if path.startswith("lares_pl.")] or [
@@ -194,7 +194,7 @@ def _value(action: Any, takes_class: bool) -> str:
 
 
 def value_text(value: Any) -> str:
-    """A default in few words: classes by name with their first options."""
+    """Format a default briefly: classes by name with their first options."""
     if value is None or value == {}:
         return ""
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""What a finished training leaves in the folder of its stage: the record of its end, and the test of its best checkpoint."""
+"""The end of a training: its record in the stage's folder, and the test of its best checkpoint."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from lares_pl.stages.rpt import RPT
 
 @dataclass
 class Outcome:
-    """The end of a training.
+    """A training that has ended.
 
     Args:
-        trainer: which trained.
-        model: what it trained.
-        data: on what.
-        folder: of the stage.
-        finished: the record of the end, where an earlier process wrote it already.
+        trainer: the trainer.
+        model: the trained stage.
+        data: the data module.
+        folder: the folder of the stage.
+        finished: the record of the end, if an earlier process has written it.
     """
 
     trainer: Trainer
@@ -111,7 +111,7 @@ class Outcome:
 
 
 def metrics_text(report: Mapping[str, Any]) -> str:
-    """A report of metrics as lines of text, beside the metrics before this stage where there are any.
+    """Format a report of metrics as text, next to the metrics before this stage if there are any.
 
     Args:
         report: the content of `test.json`: `depth`, `metrics`, and `before` after RPT.

@@ -1,4 +1,4 @@
-"""The parser of every command: help for people, and errors that name what was probably meant."""
+"""The parser of every command: readable help, and errors that suggest what was probably meant."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Parser(PlainParser):
     """A parser whose `--help` is `lares_pl.cli.help`'s.
 
     Attributes:
-        common: names of the options that the short help shows, by section; sections not named are shown whole, and "" is the
+        common: names of the options that the short help shows, by section; other sections are shown in full, and "" is the
             section of the options outside any.
-        stages: classes whose options the parser takes under `model`, where none is chosen yet.
+        stages: classes whose options the parser accepts under `model` while none is chosen.
     """
 
     common: Mapping[str, Sequence[str]] = {}
@@ -29,7 +29,7 @@ class Parser(PlainParser):
             self.add_argument("-h", "--help", action=Help)
 
     def report(self, message: str) -> str:
-        """The message of an error; for options that do not exist, with those of similar names."""
+        """Return the message of an error; for an unknown option, with similar ones."""
         message = super().report(message)
         options = [*self._option_string_actions]
         for part in getattr(self._subcommands_action, "_name_parser_map", {}).values():
@@ -45,10 +45,10 @@ class Parser(PlainParser):
         """Describe the command.
 
         Args:
-            text: what it does, in one line.
+            text: its purpose, in one line.
             examples: commands to copy.
             common: as the attribute.
-            texts: texts of options, by key, in place of their docstrings.
+            texts: texts of options by key, which replace their docstrings.
         """
         self.description, self.epilog, self.common = text, "\n".join(examples), common
         for action in self._actions:

@@ -1,9 +1,9 @@
-"""A trained model as a product: histories of original ids in, ranked original ids out.
+"""The recommender: histories of original ids in, ranked original ids out.
 
     recommender = Recommender.from_checkpoint("runs/default/rpt/checkpoints/best.ckpt")
     recommender.recommend([["milk", "bread"], ["tea"]], k=5).to_pandas()
 
-The same history always gets the same list, alone or among others: the noise of its initial state is a function of the history.
+The list of a history does not depend on other histories: the noise of the initial state is a function of the history.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class Recommender:
     Args:
         backbone: the trained model; moved to `device`, in evaluation mode.
         item_ids: original ids of items 1 … N.
-        reasoning: what to spend on a history where `recommend` does not say.
-        exclude_seen: whether items of the history are left out where `recommend` does not say.
-        device: where to compute; `auto` is the GPU where there is one.
+        reasoning: default depth, stop rule and trajectories of `recommend`.
+        exclude_seen: default of `recommend` for excluding the items of the history.
+        device: the device; `auto` is the GPU if there is one.
 
     Raises:
-        LaresError: if there are not as many ids as items, or there is no such device.
+        LaresError: if the number of ids is not that of the items, or there is no such device.
     """
 
     def __init__(
@@ -71,12 +71,12 @@ class Recommender:
     def from_checkpoint(
         cls, path: str | Path, dataset: str | Path | None = None, device: torch.device | str = "cpu"
     ) -> Recommender:
-        """Of a checkpoint of either stage, which is all that is needed.
+        """Create a recommender from a checkpoint of either stage, which is all that is needed.
 
         Args:
             path: the checkpoint.
-            dataset: prepared dataset whose original ids count, for a checkpoint that knows none (of the authors' release).
-            device: where to compute; `auto` is the GPU where there is one.
+            dataset: prepared dataset with the original ids, for a checkpoint without them (of the authors' release).
+            device: the device; `auto` is the GPU if there is one.
 
         Raises:
             LaresError: if there is no such checkpoint, dataset or device, or the dataset has another catalogue.
@@ -84,7 +84,7 @@ class Recommender:
         checkpoint = read_checkpoint(path)
         ids = checkpoint.item_ids if dataset is None else _ids_of(SequenceDataset.load(dataset), checkpoint.catalogue, path)
         if ids is None:
-            raise LaresError(f"{path} does not know the original ids of its items: name the prepared dataset it is for")
+            raise LaresError(f"{path} does not contain the ids of its items: give the prepared dataset it was trained on")
         stage = load_stage(path)
         return cls(stage.backbone, ids, stage.reasoning, stage.exclude_seen, device)
 
@@ -103,23 +103,23 @@ class Recommender:
         filter: Callable[[Id], bool] | None = None,
         batch_size: int = 1024,
     ) -> Recommendations:
-        """The best items for each history.
+        """Rank the best items for each history.
 
         Args:
-            histories: item ids, oldest first, of one user or many; `UnseenHistories.of` lists the forms they may have. Items
-                that the model does not know are skipped, and reported in `unknown`.
-            k: length of each list; shorter where fewer items are left.
-            depth: number of reasoning steps (with `stop` the largest); the model's own where None.
-            stop: ends reasoning about a history once it has arrived.
-            trajectories: trajectories whose scores are averaged.
-            exclude_seen: leave out the items of each history; as the model was evaluated where None.
-            candidates: rank only these items; a mapping gives each user's own (none where it names no such user). Those that
-                the model does not know are reported in `unknown_candidates`.
-            filter: rank only items of whose id this is true.
-            batch_size: histories at a time.
+            histories: item ids, oldest first, of one user or many; `UnseenHistories.of` lists the accepted forms. Items
+                that are not in the catalogue are skipped, and reported in `unknown`.
+            k: length of each list; shorter if fewer items are left.
+            depth: number of reasoning steps (with `stop` the maximum); None: the model's own.
+            stop: ends reasoning about a history early.
+            trajectories: number of trajectories whose scores are averaged.
+            exclude_seen: exclude the items of each history; None: as in the model's evaluation.
+            candidates: rank only these items; a mapping gives separate candidates per user (none for a user it does not
+                contain). Those that are not in the catalogue are reported in `unknown_candidates`.
+            filter: rank only items for whose id this returns True.
+            batch_size: histories per batch.
 
         Raises:
-            LaresError: if histories are in no form that is known, a number is out of range, or no item is left to rank.
+            LaresError: if histories have an unknown form, a number is out of range, or no item is left to rank.
         """
         k, batch_size = _at_least_one("k", k), _at_least_one("batch_size", batch_size)
         reasoning = self._reasoning(depth, stop, trajectories)
@@ -155,19 +155,19 @@ class Recommender:
     def explain(
         self, history: GivenHistories, k: int = 10, *, depth: int | None = None, exclude_seen: bool | None = None
     ) -> pd.DataFrame:
-        """How one history's list came about, as far as the model can honestly say: the best items after each step.
+        """Show how the list of one history develops: the best items after each reasoning step.
 
         Args:
             history: item ids of one user, oldest first; in any form of `recommend`.
             k: length of each list.
             depth: number of reasoning steps.
-            exclude_seen: leave out the items of the history.
+            exclude_seen: exclude the items of the history.
 
         Returns:
-            A row a place: `step` (1 … depth; 0 where depth is 0), `rank`, `item_id`, `score`.
+            One row per step and rank: `step` (1 … depth; 0 if depth is 0), `rank`, `item_id`, `score`.
 
         Raises:
-            LaresError: if it is not one history, nothing of it is known, or k or depth is out of range.
+            LaresError: if it is not one history, none of its items is known, or k or depth is out of range.
         """
         unseen = UnseenHistories.of(history)
         if len(unseen.users) != 1:

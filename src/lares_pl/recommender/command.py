@@ -36,19 +36,19 @@ def recommend(
 
     Args:
         ckpt_path: checkpoint of a stage.
-        histories: file of interactions, in a format `lares prepare` reads, with original ids.
-        output: file to write: `.parquet` with a row a user, `.csv` with a row a recommendation.
+        histories: file of interactions, in a format that `lares prepare` reads, with original ids.
+        output: file to write: `.parquet` with one row per user, `.csv` with one row per recommendation.
         k: length of each list.
         depth: number of reasoning steps; with `stop` the largest.
-        stop: ends reasoning about a history once it has arrived, such as `lares_pl.ResidualStop`.
+        stop: ends reasoning about a history early, such as `lares_pl.ResidualStop`.
         trajectories: trajectories from different initial states, whose scores are averaged.
-        exclude_seen: leave out the items of each history; as the model was evaluated where not given.
-        candidates: text file with the original ids of the items to rank, one a line; all where not given.
+        exclude_seen: exclude the items of each history; default: as in the model's evaluation.
+        candidates: text file with the original ids of the items to rank, one per line; default: all items.
         columns: names of the columns of `histories`.
-        dataset: prepared dataset whose original ids count, for a checkpoint that knows none.
-        device: what computes: cpu, cuda, auto (the GPU where there is one).
-        batch_size: histories at a time.
-        overwrite: replace the file if it is there.
+        dataset: prepared dataset with the original ids, for a checkpoint without them.
+        device: cpu, cuda, auto (the GPU if there is one).
+        batch_size: histories per batch.
+        overwrite: replace the file if it exists.
 
     Raises:
         LaresError: if something can't be read or written, or is out of range.

@@ -184,6 +184,7 @@ class BaseStage(L.LightningModule):
         Raises:
             LaresError: as `check_causal`; if aligned positions are asked for and this stage aligns nothing.
         """
+        data.decide_instances(self.backbone.causal)
         if data.reads_sequences:
             self.backbone.check_causal()
         if data.asks_alignment and not data.reads_sequences:
@@ -225,8 +226,10 @@ class BaseStage(L.LightningModule):
             return  # loaded from a checkpoint, which brings it
         if not hasattr(self, "backbone"):
             self.build()
-        if self.ema and self._is_fitting and not hasattr(self, "trained"):
-            self._split_learner()
+        if self._is_fitting:
+            self.check_instances(self.trainer.datamodule)  # type: ignore[attr-defined]
+            if self.ema and not hasattr(self, "trained"):
+                self._split_learner()
         if self.device_mesh is not None:
             self._shard(self.device_mesh)
 
@@ -330,8 +333,7 @@ class BaseStage(L.LightningModule):
     # ------------------------------------------------------------ randomness
 
     def on_fit_start(self) -> None:
-        """All training instances; one seed for all processes."""
-        self.check_instances(self.trainer.datamodule)  # type: ignore[attr-defined]
+        """One seed for all processes."""
         if self.compile_core:
             for block in self.learner.core_blocks:
                 compile_block(block)

@@ -281,9 +281,9 @@ def test_a_model_that_sees_later_items_is_refused(toy_dataset: Path, tmp_path: P
 def test_options_that_would_say_nothing_are_refused(toy_dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(LaresError, match="aligned_positions"):
         SequenceDataModule(str(toy_dataset), instances="prefix", aligned_positions=2)
-    padded_model = replace(SMALL, pre_block=FMLPBlock)
+    padded_model = SPT(replace(SMALL, pre_block=FMLPBlock))
     with pytest.raises(LaresError, match=r"aligned_positions: this model's instances are read by themselves"):
-        trainer(tmp_path).fit(SPT(padded_model), SequenceDataModule(str(toy_dataset), max_length=6, aligned_positions=2))
+        trainer(tmp_path).fit(padded_model, SequenceDataModule(str(toy_dataset), max_length=6, aligned_positions=2))
     with pytest.raises(ValueError, match=r"within 1 … 5"):
         training_windows(sequences([9]), 5, overlap=6)
     aligning = SequenceDataModule(str(toy_dataset), max_length=6, instances="sequence", aligned_positions=2)

@@ -155,7 +155,7 @@ def test_a_log_of_many_parquet_files_is_one_log(tmp_path: Path) -> None:
     with pytest.raises(LaresError, match=r"log: part-9.parquet has no times"):
         prepare(str(tmp_path / "log"), str(tmp_path / "c"))
     frame.astype({"item_id": "category"}).assign(user_id=1).to_parquet(tmp_path / "log" / "part-9.parquet")
-    with pytest.raises(LaresError, match=r"log: user_id is string in the first part and int64 in part-9.parquet"):
+    with pytest.raises(LaresError, match=r"log: user_id is string in the first file and int64 in part-9.parquet"):
         prepare(str(tmp_path / "log"), str(tmp_path / "c"))
 
 
@@ -234,7 +234,7 @@ def test_missing_column_names_what_is_there(tmp_path: Path) -> None:
 
 def test_nan_timestamp_names_the_row(tmp_path: Path) -> None:
     text = "user_id,item_id,timestamp\nu,i,1\nu,j,nan\n"
-    refused(tmp_path, "x.csv", text, r"data row 2 has 'timestamp' = 'nan'.*Mend or remove")
+    refused(tmp_path, "x.csv", text, r"data row 2 has 'timestamp' = 'nan'.*Correct or remove")
 
 
 def test_a_word_for_a_rating_names_the_row(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_missing_item_names_the_row(tmp_path: Path) -> None:
 
 
 def test_a_row_with_too_many_fields(tmp_path: Path) -> None:
-    refused(tmp_path, "x.csv", "user_id,item_id\nu,i\nu,i,1,2\n", "can't be read as csv")
+    refused(tmp_path, "x.csv", "user_id,item_id\nu,i\nu,i,1,2\n", "cannot be read as csv")
 
 
 def test_a_user_without_items(tmp_path: Path) -> None:
@@ -262,13 +262,13 @@ def test_nothing_left(tmp_path: Path) -> None:
 
 
 def test_unknown_ending(tmp_path: Path) -> None:
-    refused(tmp_path, "x.dat", "1 2\n", "can't tell the format.*--format")
+    refused(tmp_path, "x.dat", "1 2\n", "unknown file extension.*--format")
 
 
 def test_truncated_gzip(tmp_path: Path) -> None:
     whole = gzip.compress(b"user_id,item_id\n" + b"u,i\n" * 5000)
     (tmp_path / "x.csv.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(LaresError, match="can't be read as csv"):
+    with pytest.raises(LaresError, match="cannot be read as csv"):
         prepare(str(tmp_path / "x.csv.gz"), str(tmp_path / "out"))
 
 
@@ -292,7 +292,7 @@ def test_a_folder_that_is_no_dataset_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("1 2 3\n")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
-    with pytest.raises(LaresError, match="holds no prepared dataset"):
+    with pytest.raises(LaresError, match="contains no prepared dataset"):
         prepare(str(tmp_path / "x.txt"), str(tmp_path / "out"), overwrite=True)
     assert (tmp_path / "out" / "thesis.tex").exists()
 
@@ -314,7 +314,7 @@ def test_a_damaged_dataset_is_refused(tmp_path: Path, damage: str) -> None:
     (tmp_path / "x.txt").write_text("1 2 3\n")
     prepare(str(tmp_path / "x.txt"), str(tmp_path / "out"))
     (tmp_path / "out" / damage).write_bytes((tmp_path / "out" / damage).read_bytes()[:20])
-    with pytest.raises(LaresError, match=r"not a whole prepared dataset.*Prepare it again"):
+    with pytest.raises(LaresError, match=r"incomplete prepared dataset.*Prepare it again"):
         SequenceDataset.load(tmp_path / "out")
 
 
@@ -372,7 +372,7 @@ def test_sequences_that_do_not_fit_their_description_are_refused(tmp_path: Path)
     pq.write_table(table, tmp_path / "y.parquet")
     refused_with("sequences.parquet", (tmp_path / "y.parquet").read_bytes(), "items from 1 to 6 in a catalogue of 5")
     pq.write_table(table.set_column(1, "items", pa.array([[1], None, [2, 3, 5]])), tmp_path / "y.parquet")
-    refused_with("sequences.parquet", (tmp_path / "y.parquet").read_bytes(), "without gaps")
+    refused_with("sequences.parquet", (tmp_path / "y.parquet").read_bytes(), "without nulls")
     SequenceDataset.load(tmp_path / "out")
 
 

@@ -121,11 +121,11 @@ def test_errors_name_the_place_and_leave_what_is_there(shop: Path) -> None:
         assert (shop / "out" / "dataset.json").read_bytes() == before
         return str(caught.value)
 
-    assert "no column 'item_id'; it has sku, title, brand. Name the right one with --text.item" in said("items.tsv")
+    assert "no column 'item_id'; it has sku, title, brand. Set the right one with --text.item" in said("items.tsv")
     assert "no column 'name'" in said("items.tsv", item="sku", columns=["name"])
     assert "needs a sentence encoder: --text.encoder" in said("items.tsv", item="sku")
     assert "none of the 5 items of the interactions is in column 'brand'" in said("items.tsv", item="brand", encoder="x")
-    assert "holds 3 vectors for the 5 rows" in said("items.tsv", item="sku", vectors=str(shop / "v.npy"))
+    assert "contains 3 vectors for the 5 rows" in said("items.tsv", item="sku", vectors=str(shop / "v.npy"))
     assert "expected numbers [items, size]" in said("items.tsv", item="sku", vectors=str(shop / "flat.npy"))
     assert "no such file" in said("nowhere.tsv")
     (shop / "twice.tsv").write_text("sku\ttitle\na\tx\nb\ty\na\tz\n")
@@ -143,7 +143,7 @@ def test_errors_name_the_place_and_leave_what_is_there(shop: Path) -> None:
 def test_an_encoder_that_is_not_there_is_an_error(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sentence_transformers")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(LaresError, match=r"--text.encoder no/such-model: can't be loaded \(there is no such directory"):
+    with pytest.raises(LaresError, match=r"--text.encoder no/such-model: cannot be loaded \(there is no such directory"):
         prepared(shop, "items.tsv", item="sku", encoder="no/such-model")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(LaresError, match=r"pip install 'lares-pl\[text\]'"):

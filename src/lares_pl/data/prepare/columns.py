@@ -1,4 +1,4 @@
-"""Which columns hold user, item, time and rating, and their values, checked: a message names the row."""
+"""The columns for user, item, time and rating, and checks of their values; error messages name the row."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from lares_pl.errors import LaresError
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column holds what.
+    """The names of the columns.
 
     Args:
         user: user id.
         item: item id.
-        time: time of the interaction, a number or a date; None takes `timestamp` if there is one, else file order counts.
-        rating: rating; None takes `rating` if there is one.
+        time: time of the interaction, a number or a date; None: `timestamp` if there is one, else the order of the file.
+        rating: rating; None: `rating` if there is one.
     """
 
     user: str = "user_id"
@@ -30,34 +30,34 @@ class Columns:
 
 
 def named_column(table: pd.DataFrame, name: str, path: Path, option: str) -> pd.Series:
-    """A column of a table.
+    """Return a column of a table.
 
     Args:
         table: the table.
         name: the column's name.
-        path: where the table was read from, for the message.
-        option: option that names the column, for the message.
+        path: the file of the table, for the message.
+        option: the option that sets the column's name, for the message.
 
     Raises:
-        LaresError: if there is none; says which there are.
+        LaresError: if there is none; the message lists the existing columns.
     """
     if name not in table.columns:
         there = ", ".join(map(str, table.columns))
-        raise LaresError(f"{path}: no column {name!r}; it has {there}. Name the right one with --{option}")
+        raise LaresError(f"{path}: no column {name!r}; it has {there}. Set the right one with --{option}")
     return table[name]
 
 
 def named_columns(
     table: pd.DataFrame, columns: Columns, path: Path, before: int, dates: bool | None
 ) -> tuple[pd.DataFrame, bool | None]:
-    """The columns asked for, under our names, checked; and whether times are dates.
+    """Return the requested columns under our names, checked, and whether times are dates.
 
     Args:
-        table: a piece of the file.
+        table: a chunk of the file.
         columns: their names.
         path: the file.
-        before: number of rows before this piece.
-        dates: whether times are dates; None before the first piece.
+        before: number of rows before this chunk.
+        dates: whether times are dates; None for the first chunk.
     """
 
     def column(name: str, option: str) -> pd.Series:
@@ -66,7 +66,7 @@ def named_columns(
     if f"{columns.item}_list" in table.columns:
         raise LaresError(
             f"{path}: its rows are histories with a target ({columns.item}_list), a part of RecBole benchmark files. "
-            "Call the parts NAME.train.inter, NAME.valid.inter and NAME.test.inter and give their folder"
+            "Name the parts NAME.train.inter, NAME.valid.inter and NAME.test.inter and give their folder"
         )
     named = {
         "user": checked_ids(column(columns.user, "user"), path, columns.user, before),
@@ -82,17 +82,17 @@ def named_columns(
 def times(
     values: pd.Series, source: Path | str, name: str, before: int = 0, dates: bool | None = None
 ) -> tuple[pd.Series, bool | None]:
-    """Times as numbers, dates as seconds since 1970; and whether they are dates.
+    """Convert times to numbers, dates to seconds since 1970; also return whether they are dates.
 
     Args:
-        values: a piece of the column.
-        source: what holds it, for the message.
+        values: a chunk of the column.
+        source: its file or table, for the message.
         name: the column's name, for the message.
-        before: number of rows before this piece.
-        dates: whether times are dates; None before the first piece.
+        before: number of rows before this chunk.
+        dates: whether times are dates; None for the first chunk.
 
     Raises:
-        LaresError: for a time that is missing or can't be read; names the row.
+        LaresError: for a missing or invalid time; the message names the row.
     """
     if dates is None and len(values):
         dates = _are_dates(values)
@@ -118,12 +118,12 @@ def checked_ids(values: pd.Series, path: Path, name: str, before: int = 0) -> pd
 
 
 def _as_text(values: pd.Series) -> pd.Series:
-    """Whatever Parquet may hold, as it would be written."""
+    """Values of any Parquet type as text."""
     return values if isinstance(values.dtype, pd.StringDtype) else values.astype(object).map(str)
 
 
 def _are_dates(values: pd.Series) -> bool:
-    """Whether these are dates, or text of which nothing is a number."""
+    """Whether these are dates, or text without any number."""
     if pd.api.types.is_numeric_dtype(values):
         return False
     return values.dtype.kind == "M" or bool(pd.to_numeric(_as_text(values), errors="coerce").isna().all())
@@ -143,12 +143,12 @@ def _numbers(values: pd.Series, source: Path | str, name: str, before: int) -> p
 
 
 def _checked(numbers: pd.Series, values: pd.Series, source: Path | str, name: str, before: int, expected: str) -> pd.Series:
-    bad = ~(np.abs(numbers.to_numpy(dtype=float, na_value=np.nan)) < 2.0**63)  # as a number the file can hold
+    bad = ~(np.abs(numbers.to_numpy(dtype=float, na_value=np.nan)) < 2.0**63)  # the range of int64
     if bad.any():
         row = _first(bad)
         raise LaresError(
             f"{source}: data row {before + row} has {name!r} = {values.iloc[row - 1]!r}; expected {expected}. "
-            "Mend or remove it."
+            "Correct or remove it."
         )
     return numbers
 

@@ -38,17 +38,17 @@ def prepare(
     """Turn raw interactions into a prepared dataset.
 
     Reads RecBole .inter files, CSV, TSV, Parquet and lines `user item item …`, plain or .gz, folders of Parquet files, and
-    folders of RecBole benchmark files that are split already. Filters apply in the order
-    minimum rating, repeats, k-core. A user's items are ordered by time, equal times in file order; without times the
-    file order counts. The log need not fit into memory.
+    folders of RecBole benchmark files, which are already split. Filters are applied in the order
+    minimum rating, repeats, k-core. A user's items are ordered by time, equal times in file order; without times all are in
+    file order. The log need not fit into memory.
 
     Args:
         source: file with interactions, folder of Parquet files (in the order of their names), or of benchmark files.
         output: directory of the prepared dataset.
         columns: names of the columns.
-        format: format of the file, where its name does not tell.
-        k_core: keep users and items with at least this many interactions, again and again until nothing changes.
-        min_rating: leave out interactions rated lower.
+        format: format of the file, if its name does not show it.
+        k_core: keep users and items with at least this many interactions, repeated until nothing changes.
+        min_rating: drop interactions with a lower rating.
         repeats: keep a user's repeated interactions with an item, or drop all but the first.
         item_text: table with text of the items (CSV, TSV, Parquet, RecBole .item), or a .npy of vectors whose row number is
             the item id.
@@ -57,7 +57,7 @@ def prepare(
         overwrite: replace an existing dataset.
 
     Raises:
-        LaresError: for input that can't be used; nothing is written then.
+        LaresError: for invalid input; nothing is written.
 
     Example:
         lares prepare interactions.csv --columns.user customer --columns.item sku --columns.time bought_at --k_core 5
@@ -90,7 +90,14 @@ def prepare(
     print(f"prepared {source} as {output}\n{summary}")
 
 
-_OURS = ("dataset.json", "items.parquet", "sequences.parquet", "sequences", FOLDER, f".{FOLDER}.tmp.*")  # .tmp: nobody finished
+_OURS = (
+    "dataset.json",
+    "items.parquet",
+    "sequences.parquet",
+    "sequences",
+    FOLDER,
+    f".{FOLDER}.tmp.*",
+)  # .tmp: of killed processes
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
@@ -103,11 +110,11 @@ def _checksum(path: Path) -> str:
 
 
 def _write_items(catalogue: pa.Table, descriptions: ItemDescriptions, path: Path) -> None:
-    """Vectors plain, so that a memory map of the file serves them as they are; the rest compressed.
+    """Write vectors uncompressed, so that they can be memory-mapped, and everything else compressed.
 
     Args:
         catalogue: `item_id` and `count`, in catalogue order.
-        descriptions: what is known of the items, in the same order.
+        descriptions: text vectors and metadata of the items, in the same order.
         path: the file.
     """
     numbers = pa.array(np.arange(1, len(catalogue) + 1, dtype=np.int32))

@@ -1,8 +1,8 @@
-"""Raw files to tables of interactions, in file order, a piece at a time: a log need not fit into memory.
+"""Raw files to tables of interactions, in file order and in chunks, so that a log need not fit into memory.
 
-Formats, told by the file's name (`.gz` may follow): RecBole atomic files (`.inter`), comma- or tab-separated tables with
+The format follows from the file's name (`.gz` may follow): RecBole atomic files (`.inter`), comma- or tab-separated tables with
 a header (`.csv`, `.tsv`), Parquet (`.parquet`, or a folder of such files), and lines `user item item …` (`.txt`; a user may
-have several lines). RecBole benchmark files, split already, are told by the folder or by one of their names
+have several lines). RecBole benchmark files, which are already split, are given by their folder or one of their names
 (`NAME.train.inter`).
 """
 
@@ -26,27 +26,27 @@ from lares_pl.errors import LaresError
 
 Format = Literal["inter", "csv", "tsv", "parquet", "lines"]
 
-ROWS = 1 << 20  # of a piece
+ROWS = 1 << 20  # of a chunk
 
 
 def read_interactions(path: Path, columns: Columns, kind: Format | None = None) -> Iterator[pd.DataFrame]:
-    """Pieces with one row an interaction: `user`, `item` and, where known, `time` (int64 or float64) and `rating`.
+    """Yield chunks with one row per interaction: `user`, `item` and, if known, `time` (int64 or float64) and `rating`.
 
-    Each knows the file it is of (`attrs["file"]`).
+    Each has the name of its file in `attrs["file"]`.
 
     Args:
         path: the file, the folder of Parquet files, or that of benchmark files.
         columns: column names; lines have none.
-        kind: the format, where the file's name does not tell.
+        kind: the format, if the file's name does not show it.
 
     Raises:
-        LaresError: for a missing file, an unknown format, a missing column or a value that can't be read; names the row.
+        LaresError: for a missing file, an unknown format, a missing column or an invalid value; the message names the row.
     """
     if kind is None and not _parquet_files(path) and (parts := benchmark_files(path)) is not None:
         yield join_parts((part, _benchmark_rows(part, columns)) for part in parts)
         return
     empty = True
-    dates: bool | None = None  # whether times are written as dates; the first piece decides
+    dates: bool | None = None  # whether times are written as dates; the first chunk decides
     for file in source_files(path, kind):
         rows = 0
         for table in _pieces(file, kind):
@@ -62,7 +62,7 @@ def read_interactions(path: Path, columns: Columns, kind: Format | None = None) 
 
 
 def source_files(path: Path, kind: Format | None = None) -> list[Path]:
-    """The files that `read_interactions` reads for this path, in order.
+    """Return the files that `read_interactions` reads for this path, in order.
 
     Raises:
         LaresError: for a folder with neither Parquet files nor a benchmark in it.
@@ -71,7 +71,7 @@ def source_files(path: Path, kind: Format | None = None) -> list[Path]:
 
 
 def _parquet_files(path: Path) -> list[Path]:
-    """Those of a folder, in the order of their names."""
+    """The Parquet files of a folder, ordered by name."""
     return sorted(path.glob("*.parquet")) if path.is_dir() else []
 
 
@@ -91,14 +91,14 @@ def _benchmark_rows(path: Path, columns: Columns) -> pd.DataFrame:
 
 
 def read_table(path: Path, kind: Format | None = None) -> pd.DataFrame:
-    """A whole file as it is, columns under their own names.
+    """Read a whole file, with columns under their own names.
 
     Args:
         path: the file.
-        kind: the format, where the file's name does not tell.
+        kind: the format, if the file's name does not show it.
 
     Raises:
-        LaresError: for a missing file, an unknown format, or a file that can't be read.
+        LaresError: for a missing file, an unknown format, or a file that cannot be read.
     """
     pieces = list(_pieces(path, kind))
     if not pieces:
@@ -107,20 +107,20 @@ def read_table(path: Path, kind: Format | None = None) -> pd.DataFrame:
 
 
 def _pieces(path: Path, kind: Format | None) -> Iterator[pd.DataFrame]:
-    """A file as it is, piece by piece, at least one; raises as `read_table`."""
+    """Yield a file in chunks, at least one; raises as `read_table`."""
     kind = _resolved(path, kind)
     try:
         yield from _READERS[kind](path)
     except LaresError:
         raise
     except pd.errors.ParserWarning as error:
-        raise LaresError(f"{path}: its rows have more fields than its header; mend the header or the rows") from error
+        raise LaresError(f"{path}: its rows have more fields than its header; correct the header or the rows") from error
     except Exception as error:  # pandas, pyarrow and zlib raise whatever damaged bytes lead to
-        raise LaresError(f"{path}: can't be read as {kind}: {error}. Name another --format if it is another one.") from error
+        raise LaresError(f"{path}: cannot be read as {kind}: {error}. Set --format if it has another format.") from error
 
 
 def _resolved(path: Path, kind: Format | None) -> Format:
-    """The format of a file that is there."""
+    """The format of an existing file."""
     if not path.is_file():
         raise LaresError(f"no such file: {path}. Give the path of a file in one of the formats {', '.join(_READERS)}.")
     return _format_of(path) if kind is None else kind
@@ -129,7 +129,7 @@ def _resolved(path: Path, kind: Format | None) -> Format:
 def _format_of(path: Path) -> Format:
     name = path.name.removesuffix(".gz")
     if name != path.name and name.endswith((".parquet", ".pq")):
-        raise LaresError(f"{path}: Parquet is compressed inside already; unpack the .gz first")
+        raise LaresError(f"{path}: Parquet files are already compressed; unpack the .gz first")
     suffix = Path(name).suffix.lower()
     known: dict[str, Format] = {
         ".inter": "inter",
@@ -141,7 +141,7 @@ def _format_of(path: Path) -> Format:
         ".txt": "lines",
     }
     if suffix not in known:
-        raise LaresError(f"{path}: can't tell the format from the ending {suffix!r}; name it: --format {'|'.join(_READERS)}")
+        raise LaresError(f"{path}: unknown file extension {suffix!r}; give the format: --format {'|'.join(_READERS)}")
     return known[suffix]
 
 
@@ -176,7 +176,7 @@ def _read_csv(path: Path) -> Iterator[pd.DataFrame]:
 
 
 def _read_tsv(path: Path) -> Iterator[pd.DataFrame]:
-    return _read_delimited(path, "\t", csv.QUOTE_NONE)  # a quote is a character there: 3" bolts
+    return _read_delimited(path, "\t", csv.QUOTE_NONE)  # quotes are ordinary characters: 3" bolts
 
 
 def _read_parquet(path: Path) -> Iterator[pd.DataFrame]:
@@ -184,7 +184,7 @@ def _read_parquet(path: Path) -> Iterator[pd.DataFrame]:
         if file.metadata.num_rows == 0:
             yield file.schema_arrow.empty_table().to_pandas()
         for batch in file.iter_batches(batch_size=ROWS):
-            batch.validate(full=True)  # text that is no UTF-8
+            batch.validate(full=True)  # text that is not UTF-8
             yield pa.Table.from_batches([batch]).to_pandas()
 
 
