@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 BUILD = ROOT / "build"
 PACKAGE = ROOT / "src" / "lares_pl"
-FIRST = ["trainer.yaml", "spt.yaml", "rpt.yaml", "spt-continued.yaml", "sasrec.yaml"]  # configs shown before the others
+GROUPS = ["configs", "stages", "released", "blocks", "budgets", "hardware"]  # directories of configs, in the order of the page
 TITLES = {"cli": "Command line", "other": "Other modules"}  # of pages of the API, where not their package's name
 _DIRECTIVE = re.compile(r"^<!-- (?:include: (\S+)|configs) -->$", re.MULTILINE)
 _OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./[^)]+\)")
@@ -50,16 +50,14 @@ def shown(path: Path) -> str:
 
 
 def all_configs() -> str:
-    """Every shipped config under its name: those in configs/ itself, then those of each directory in it."""
-    top = ROOT / "configs"
+    """Every shipped config under its name, by directory."""
     parts: list[str] = []
-    group = top
-    names = [*FIRST, *sorted({path.name for path in top.rglob("*.yaml")} - set(FIRST))]
-    for path in sorted(top.rglob("*.yaml"), key=lambda path: (path.parent, names.index(path.name))):
-        if path.parent != group:
-            group = path.parent
-            parts.append(f"## {group.name.capitalize()}")
-        parts.append(f"### {path.name} {{ #{path.name.replace('.', '-')} }}\n\n{shown(path)}")
+    for group in GROUPS:
+        directory = ROOT / "configs" if group == "configs" else ROOT / "configs" / group
+        heading = "Common to all" if group == "configs" else group.capitalize()
+        parts.append(f"## {heading}")
+        for path in sorted(directory.glob("*.yaml")):
+            parts.append(f"### {path.name} {{ #{path.name.replace('.', '-')} }}\n\n{shown(path)}")
     return "\n\n".join(parts)
 
 
