@@ -5,16 +5,27 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from inspect import Parameter, Signature
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, _typehints, set_parsing_settings
 
 from lares_pl.errors import LaresError
-from lares_pl.serialization import import_class
+from lares_pl.serialization import import_class, to_plain
 
 # a value for an option without a type is not instantiated; otherwise a checkpoint could name any class there
 set_parsing_settings(instantiate_subclass_spec_in_any=False)
+
+_normalize_default: Callable[[Any, Any], Any] = _typehints.ActionTypeHint.normalize_default
+
+
+def _with_options(action: Any, default: Any) -> Any:
+    """Read a default such as `partial(Adam, lr=0.002)` as the class with its options; jsonargparse knows plain classes only."""
+    return _normalize_default(action, to_plain(default) if isinstance(default, partial) else default)
+
+
+_typehints.ActionTypeHint.normalize_default = _with_options  # type: ignore[method-assign]
 
 
 class PlainParser(ArgumentParser):

@@ -1,4 +1,4 @@
-"""Python and YAML agree: a stage made in Python with no arguments is the one that its shipped config describes."""
+"""Python and YAML agree: a stage made with no arguments is the one that its config describes; and what the paper's configs say."""
 
 from __future__ import annotations
 
@@ -10,26 +10,139 @@ import pytest
 from lares_pl.cli.options import flat
 from tests.cli.test_shipped_configs import resolved
 
-# what still differs, to be settled: key by key, the constructor's value or the config's changes, and the line goes
-UNSETTLED = {
-    "spt.yaml": {"model.backbone.dropout", "data.batch_size"},
-    "rpt.yaml": {"model.group_size", "model.optimizer.lr", "data.batch_size"},
-}
 DELIBERATE = {
     "data.dataset",  # the config names a folder; in Python there is none to assume
     "data.max_length",  # None means 20, or the checkpoint's
 }
+SASREC = {  # what makes the baseline, and the options that its choices don't have; all else is as in spt.yaml
+    "model.backbone.pre_layers": 2,
+    "model.backbone.core_layers": 0,
+    "model.backbone.pre_block": "TransformerBlock",
+    "model.backbone.pre_block.width": None,
+    "model.backbone.depth": "ConstantDepth",
+    "model.backbone.depth.depth": 0,
+    "model.backbone.depth.mean": None,
+    "model.backbone.repeat_bias": False,
+    "model.supervision": "LastStep",
+    "model.supervision.last_probability": None,
+}
+PAPER = {  # docs/method.md, "Released run" for Musical Instruments
+    "model.alpha": 0.1,
+    "model.gamma": 0.5,
+    "model.alignment.cosine": False,
+    "model.alignment.tau": 1.0,
+    "model.alignment.mask_same_target": False,
+    "model.supervision": "LastStep",
+    "model.loss": "FullSoftmax",
+    "model.ema": 0.0,
+    "model.exclude_seen": False,
+    "model.backbone.hidden_size": 64,
+    "model.backbone.embedder": "ItemEmbedder",
+    "model.backbone.embedder.positions": True,
+    "model.backbone.pre_layers": 2,
+    "model.backbone.pre_block": "TransformerBlock",
+    "model.backbone.pre_block.heads": 2,
+    "model.backbone.pre_block.inner_size": 256,
+    "model.backbone.pre_block.dropout": None,  # the backbone's
+    "model.backbone.pre_block.attention_dropout": None,
+    "model.backbone.core_layers": 2,
+    "model.backbone.core_block": "TransformerBlock",
+    "model.backbone.core_block.heads": 2,
+    "model.backbone.core_block.inner_size": 256,
+    "model.backbone.core_block.dropout": None,
+    "model.backbone.core_block.attention_dropout": None,
+    "model.backbone.dropout": 0.5,
+    "model.backbone.injection": "AddInjection",
+    "model.backbone.initial_state": "NormalState",
+    "model.backbone.initial_state.std": 1.0,
+    "model.backbone.initial_state.scale": 3.0,
+    "model.backbone.depth": "PoissonLogNormal",
+    "model.backbone.depth.mean": 4,
+    "model.backbone.depth.sigma": 0.5,
+    "model.backbone.similarity": "DotSimilarity",
+    "model.backbone.policy_similarity": None,  # as in ranking
+    "model.backbone.repeat_bias": False,
+    "model.backbone.initializer_range": 0.02,
+    "model.backbone.layer_norm_eps": 1e-12,
+    "model.optimizer": "Adam",
+    "model.optimizer.lr": 1e-3,
+    "model.optimizer.weight_decay": 0.0,
+    "model.scheduler": None,
+    "data.max_length": 20,
+    "data.instances": "prefix",
+    "data.batch_size": 1024,
+}
+PAPER_RPT = {
+    "model.group_size": 4,
+    "model.reward": "RecallReward",
+    "model.reward.k": 10,
+    "model.advantage": "GroupAdvantage",
+    "model.actions": "WholeCatalogue",
+    "model.beta": 1.0,
+    "model.anchor": 0.0,
+    "model.dropout": 0.1,
+    "model.pruning.passes": 3,
+    "model.pruning.top": 100,
+    "model.ema": 0.0,
+    "model.exclude_seen": False,
+    "model.optimizer": "Adam",
+    "model.optimizer.lr": 5e-4,
+    "model.optimizer.weight_decay": 0.0,
+    "model.scheduler": None,
+    "data.instances": "prefix",
+    "data.batch_size": 400,
+}
 
 
 def values(config: dict[str, Any]) -> dict[str, Any]:
-    """Model and data by whole key, choices written out."""
-    found = flat({"model": config["model"], "data": config["data"]})
-    return {key: value for key, value in found.items() if not isinstance(value, dict)}
+    """Model and data by whole key; the value of a chosen class is its name, its options have keys of their own."""
+    found = {}
+    for key, value in flat({"model": config["model"], "data": config["data"]}).items():
+        if not isinstance(value, dict):
+            found[key] = value
+        elif "class_path" in value:
+            found[key] = value["class_path"].rsplit(".", 1)[-1]
+    return found
 
 
-@pytest.mark.parametrize(("name", "stage"), [("spt.yaml", "lares_pl.SPT"), ("rpt.yaml", "lares_pl.RPT")])
-def test_a_config_says_what_the_constructors_default_to(tmp_path: Path, name: str, stage: str) -> None:
-    bare = ["--model", stage, "--model.optimizer", "torch.optim.Adam"]  # the default optimiser, its own defaults written out
-    of_python, of_yaml = (values(resolved(tmp_path, *how)) for how in (bare, ["--config", name]))
-    differ = {key for key in of_python | of_yaml if of_python.get(key) != of_yaml.get(key)}
-    assert differ - DELIBERATE == UNSETTLED[name], {key: (of_python.get(key), of_yaml.get(key)) for key in differ}
+def of_config(folder: Path, *names: str) -> dict[str, Any]:
+    """The values that configs give together."""
+    return values(resolved(folder, *(word for name in names for word in ("--config", name))))
+
+
+def of_python(folder: Path, stage: str) -> dict[str, Any]:
+    """The values that the constructors default to."""
+    return values(resolved(folder, "--model", f"lares_pl.{stage}"))
+
+
+def changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """What is another value after; None where there is no such key any more."""
+    return {key: after.get(key) for key in before | after if before.get(key, ...) != after.get(key, ...)}
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "changed"), [("spt.yaml", "SPT", {}), ("rpt.yaml", "RPT", {}), ("sasrec.yaml", "SPT", SASREC)]
+)
+def test_a_config_says_what_the_constructors_default_to(name: str, stage: str, changed: dict[str, Any], tmp_path: Path) -> None:
+    found = changes(of_python(tmp_path, stage), of_config(tmp_path, name))
+    assert {key: value for key, value in found.items() if key not in DELIBERATE} == changed
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overlay", "released"), [("spt.yaml", "paper.yaml", PAPER), ("rpt.yaml", "paper-rpt.yaml", PAPER_RPT)]
+)
+def test_the_papers_configs_give_the_released_run(recipe: str, overlay: str, released: dict[str, Any], tmp_path: Path) -> None:
+    found = of_config(tmp_path, recipe, overlay)
+    assert {key: found[key] for key in released} == released
+    changed = changes(of_config(tmp_path, recipe), found)
+    assert {key for key in changed if key in found} <= released.keys()  # nothing else is changed
+
+
+@pytest.mark.parametrize(("stage", "overlay"), [("spt.yaml", "paper.yaml"), ("rpt.yaml", "paper-rpt.yaml")])
+def test_the_released_run_is_selected_by_validation_ndcg(stage: str, overlay: str, tmp_path: Path) -> None:
+    callbacks = resolved(tmp_path, "--config", stage, "--config", overlay)["callbacks"]
+    assert (callbacks["early_stopping"]["init_args"]["monitor"], callbacks["early_stopping"]["init_args"]["patience"]) == (
+        "val/ndcg@10",
+        10,
+    )
+    assert callbacks["best_checkpoint"]["init_args"]["monitor"] == "val/ndcg@10"

@@ -108,7 +108,7 @@ STAGES = {
         {
             "": ("help", "config", "run", "ckpt_path", "depth", "stage", "test_after_fit", "seed_everything"),
             "model": (
-                *("alpha", "gamma", "tau", "loss", "gather_negatives"),  # SPT
+                *("alpha", "gamma", "loss", "gather_negatives"),  # SPT
                 *("group_size", "reward", "beta", "dropout", "pruning"),  # RPT
                 *("init_from", "optimizer", "scheduler", "exclude_seen"),
             ),

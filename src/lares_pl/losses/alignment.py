@@ -37,14 +37,14 @@ class Alignment:
     gradients dominate the cross-entropy; cosines at tau 0.1 are not.
 
     Args:
-        cosine: compare by cosines; by dot products otherwise.
-        tau: temperature, above 0.
-        mask_same_target: instances with the same target are not each other's negatives.
+        cosine: compare by cosines; by dot products, as the paper does, otherwise.
+        tau: temperature, above 0; 1 in the paper.
+        mask_same_target: instances with the same target are not each other's negatives; they are in the paper.
     """
 
-    cosine: bool = False
-    tau: float = 1.0
-    mask_same_target: bool = False
+    cosine: bool = True
+    tau: float = 0.1
+    mask_same_target: bool = True
 
     def __post_init__(self) -> None:
         if not self.tau > 0:

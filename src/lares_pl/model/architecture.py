@@ -8,10 +8,10 @@ from functools import partial
 
 from lares_pl.errors import LaresError
 from lares_pl.model.blocks import BlockFactory
-from lares_pl.model.blocks.transformer import TransformerBlock
-from lares_pl.model.depth import DepthSchedule, PoissonLogNormal
+from lares_pl.model.blocks.conv_transformer import ConvTransformerBlock
+from lares_pl.model.depth import DepthSchedule, UniformDepth
 from lares_pl.model.embedding import Embedder, ItemEmbedder
-from lares_pl.model.recurrence import AddInjection, InitialState, Injection, NormalState
+from lares_pl.model.recurrence import AddInjection, InitialState, Injection, ZeroState
 from lares_pl.model.similarity import DotSimilarity, Similarity
 from lares_pl.serialization import class_of
 
@@ -20,17 +20,19 @@ from lares_pl.serialization import class_of
 class BackboneConfig:
     """Architecture of a backbone.
 
+    The defaults are those of `spt.yaml`; `paper.yaml` has the paper's.
+
     Args:
         hidden_size: size d of item embeddings and states.
         embedder: what turns a history into token states.
-        pre_block: block that encodes the history.
-        pre_layers: number of pre-blocks, one after the other.
-        core_block: block that is repeated.
-        core_layers: number of core-blocks in one step; 0 (with depth 0) leaves recurrence out.
+        pre_block: block that encodes the history; the paper's is `TransformerBlock`.
+        pre_layers: number of pre-blocks, one after the other; 2 in the paper.
+        core_block: block that is repeated; the paper's is `TransformerBlock`.
+        core_layers: number of core-blocks in one step, 2 in the paper; 0 (with depth 0) leaves recurrence out.
         dropout: dropout of the embeddings, and of every block that does not set its own.
         injection: how the encoded history joins the state before each step.
-        initial_state: what a trajectory starts from.
-        depth: how many steps a training pass makes; its mean is the depth of evaluation.
+        initial_state: what a trajectory starts from; noise, `NormalState`, in the paper.
+        depth: how many steps a training pass makes, `PoissonLogNormal` in the paper; its mean is the depth of evaluation.
         similarity: how user states and items are compared in training's cross-entropy and in ranking.
         policy_similarity: how they are compared in the policy of RPT; as in ranking where None. (The authors' release
             uses plain dot products there, whatever ranks.)
@@ -42,17 +44,17 @@ class BackboneConfig:
 
     hidden_size: int = 64
     embedder: Embedder = field(default_factory=ItemEmbedder)
-    pre_block: BlockFactory = TransformerBlock
-    pre_layers: int = 2
-    core_block: BlockFactory = TransformerBlock
-    core_layers: int = 2
+    pre_block: BlockFactory = ConvTransformerBlock
+    pre_layers: int = 0
+    core_block: BlockFactory = ConvTransformerBlock
+    core_layers: int = 1
     dropout: float = 0.5
     injection: Injection = field(default_factory=AddInjection)
-    initial_state: InitialState = field(default_factory=NormalState)
-    depth: DepthSchedule = field(default_factory=PoissonLogNormal)
+    initial_state: InitialState = field(default_factory=ZeroState)
+    depth: DepthSchedule = field(default_factory=UniformDepth)
     similarity: Similarity = field(default_factory=DotSimilarity)
     policy_similarity: Similarity | None = None
-    repeat_bias: bool = False
+    repeat_bias: bool = True
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from torch import Tensor
+from torch.optim import Adam
 
 from lares_pl.atomic_io import check_free
 from lares_pl.data.dataset.prepared import SequenceDataset
@@ -16,7 +18,7 @@ from lares_pl.errors import LaresError
 from lares_pl.losses.alignment import Alignment
 from lares_pl.losses.supervision import LastStep
 from lares_pl.reference.files import read_reference, read_settings
-from lares_pl.reference.names import family_of, from_reference, to_reference
+from lares_pl.reference.names import Family, family_of, from_reference, to_reference
 from lares_pl.reference.settings import backbone_config, complete_settings, reference_settings
 from lares_pl.stages.base import BaseStage
 from lares_pl.stages.checkpoint import read_checkpoint
@@ -75,9 +77,7 @@ def import_reference(
         vectors = weights["embedding.text.vectors"]
         catalogue["text"] = {"size": vectors.shape[1], "precision": str(vectors.dtype).removeprefix("torch.")}
 
-    alignment = Alignment(cosine=complete["sem_func"] == "cos", tau=complete["tau"])  # the release aligns as it scores
-    released: dict[str, Any] = {"supervision": LastStep(), "scheduler": None, "ema": 0.0}
-    stage = SPT(backbone_config(complete, family), complete["alpha"], complete["gamma"], alignment, **released)
+    stage = _stage(complete, family)
     stage.adopt_catalogue(catalogue)
     missing, _ = stage.backbone.load_state_dict(_fitting(source, stage, weights), strict=False)
     if missing:
@@ -96,6 +96,20 @@ def import_reference(
     stage.on_save_checkpoint(checkpoint)
     write_checkpoint(checkpoint, Path(output))
     print(_report(source, output, family, catalogue, assumed, unknown, ordered=items is not None, known=known is not None))
+
+
+def _stage(settings: dict[str, Any], family: Family) -> SPT:
+    """Our stage for the release's settings; the release compares states as it scores items."""
+    return SPT(
+        backbone_config(settings, family),
+        alpha=settings["alpha"],
+        gamma=settings["gamma"],
+        alignment=Alignment(cosine=settings["sem_func"] == "cos", tau=settings["tau"], mask_same_target=False),
+        supervision=LastStep(),
+        optimizer=partial(Adam, lr=1e-3),
+        scheduler=None,
+        ema=0.0,
+    )
 
 
 def _catalogue(state: dict[str, Tensor], dataset: SequenceDataset | None) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -158,6 +158,7 @@ def backbone_config(settings: Mapping[str, Any], family: Family) -> BackboneConf
         similarity=CosineSimilarity(settings["tau"]) if is_cosine else DotSimilarity(),
         # the release's per-step log-probabilities: plain dot products, TedRec's cosines, whatever ranks
         policy_similarity=CosineSimilarity(1.0) if family == "tedrec" else DotSimilarity(),
+        repeat_bias=False,
         initializer_range=settings["initializer_range"],
         layer_norm_eps=settings["layer_norm_eps"],
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, Self, cast
 
@@ -60,7 +61,7 @@ class Ranked(NamedTuple):
     scores: Tensor  # [B, k]
 
 
-class BaseStage(L.LightningModule):
+class BaseStage(L.LightningModule, ABC):
     """Base of the stages: owns backbone, optimiser, evaluation and logging; a stage adds its loss.
 
     The network is built when the data is known (`configure_model`), from catalogue size and history length.
@@ -350,6 +351,10 @@ class BaseStage(L.LightningModule):
 
     # ------------------------------------------------------------ training
 
+    @abstractmethod
+    def training_step(self, batch: Batch) -> Tensor:
+        """The loss of one batch."""
+
     def configure_optimizers(self) -> Any:
         """The optimiser and, where there is one, its schedule by update.
 
@@ -377,7 +382,7 @@ class BaseStage(L.LightningModule):
             updates = self.expected_updates()
             if not 0 < updates < math.inf:
                 raise LaresError("model.scheduler.total: training has no end; set it, or trainer.max_epochs or max_steps")
-            schedule.total = int(updates)
+            schedule.end_at(int(updates))
         elif most not in (-1, schedule.total):
             rank_zero_warn(
                 f"model.scheduler.total is {schedule.total:,} updates, trainer.max_steps {most:,}: the "

@@ -19,9 +19,9 @@ from torch.optim import Adam
 from lares_pl.data.loading.batches import Batch
 from lares_pl.data.module import SequenceDataModule
 from lares_pl.errors import LaresError
-from lares_pl.losses.actions import Actions, WholeCatalogue
+from lares_pl.losses.actions import Actions, TargetAmongBest
 from lares_pl.losses.advantages import Advantage, GroupAdvantage
-from lares_pl.losses.rewards import RecallReward, Reward
+from lares_pl.losses.rewards import NDCGReward, Reward
 from lares_pl.model.architecture import BackboneConfig, with_dropout
 from lares_pl.parsing import from_plain
 from lares_pl.stages.base import BaseStage, OptimizerFactory, SchedulerFactory, arguments
@@ -35,23 +35,25 @@ from lares_pl.stages.starting_point import StartingPoint
 class RPT(BaseStage):
     """Reinforcement post-training of an SPT model.
 
-    Architecture and weights come from `init_from`; the same weights, frozen, are the reference policy.
+    Architecture and weights come from `init_from`; the same weights, frozen, are the reference policy. The defaults are those
+    of `rpt.yaml`; `paper-rpt.yaml` has the released run's.
 
     Args:
         init_from: checkpoint of the SPT stage to start from.
         backbone: the architecture, where no checkpoint is to be read for it.
         group_size: trajectories of each instance (G).
-        reward: reward of a trajectory.
+        reward: reward of a trajectory: `RecallReward` (the paper's), `NDCGReward`, `LogProbReward`.
         advantage: what a reward is compared with: `GroupAdvantage` (the paper's), `BatchAdvantage`.
         actions: what the policy chooses from: `WholeCatalogue` (the paper's), `TargetAmongBest`.
         beta: weight of the KL term.
         anchor: weight of the cross-entropy of the target at the end of each trajectory. Within a group advantages sum to zero,
-            so that without it nothing raises the target's probability as such.
-        dropout: dropout of the policy everywhere, instead of the checkpoint's; None keeps the checkpoint's.
+            so that without it (0, as in the paper) nothing raises the target's probability as such.
+        dropout: dropout of the policy everywhere, instead of the checkpoint's, 0.1 in the paper; None keeps the checkpoint's.
         pruning: which training instances to keep; None keeps all.
-        optimizer: the optimiser.
-        scheduler: learning-rate schedule, stepped after every update.
-        ema: decay of an average of the weights that is validated, saved and tested instead of them; 0 keeps none.
+        optimizer: the optimiser; Adam at 5e-4 in the paper.
+        scheduler: learning-rate schedule, stepped after every update; None keeps the learning rate.
+        ema: decay of an average of the weights that is validated, saved and tested instead of them; 0, as in the paper, keeps
+            none.
         exclude_seen: leave items of the history out of rankings and recommendations (the paper ranks them).
         compile_core: compile the policy's core-blocks with `torch.compile`, as in SPT.
         on_nonfinite: what to do with an update whose gradient is not finite: `stop` the run, or `skip` and count it.
@@ -61,17 +63,17 @@ class RPT(BaseStage):
         self,
         init_from: str | None = None,
         backbone: BackboneConfig | None = None,
-        group_size: int = 8,
-        reward: Reward = RecallReward(),
+        group_size: int = 4,
+        reward: Reward = NDCGReward(),
         advantage: Advantage = GroupAdvantage(),
-        actions: Actions = WholeCatalogue(),
+        actions: Actions = TargetAmongBest(),
         beta: float = 1.0,
-        anchor: float = 0.0,
-        dropout: float | None = 0.1,
+        anchor: float = 1.0,
+        dropout: float | None = None,
         pruning: Pruning | None = Pruning(),
-        optimizer: OptimizerFactory = Adam,
+        optimizer: OptimizerFactory = partial(Adam, lr=1e-4),
         scheduler: SchedulerFactory | None = None,
-        ema: float = 0.0,
+        ema: float = 0.99,
         exclude_seen: bool = False,
         compile_core: bool = False,
         on_nonfinite: Literal["stop", "skip"] = "stop",

@@ -16,7 +16,8 @@ class WarmupCosine(LambdaLR):
     Args:
         optimizer: the optimiser.
         warmup: number of updates of the warm-up.
-        total: number of updates after which the lowest rate is reached; None: as many as the trainer will make.
+        total: number of updates after which the lowest rate is reached. None: as many as the trainer will make, of which the
+            warm-up takes at most half.
         floor: the lowest rate as a fraction of the optimiser's.
     """
 
@@ -28,6 +29,16 @@ class WarmupCosine(LambdaLR):
             )
         self.warmup, self.total, self.floor = warmup, total, floor
         super().__init__(optimizer, lambda update: self._factor(update))  # a bound method would be saved with the state
+
+    def end_at(self, total: int) -> None:
+        """Reach the lowest rate after this many updates; a warm-up longer than half of them is cut to half.
+
+        For a schedule without a total, before its first update.
+        """
+        self.total, self.warmup = total, min(self.warmup, total // 2)
+        self._last_lr = [rate * self._factor(self.last_epoch) for rate in self.base_lrs]
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
 
     def _factor(self, update: int) -> float:
         """Share of the optimiser's learning rate in an update, counted from 0."""

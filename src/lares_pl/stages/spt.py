@@ -20,29 +20,32 @@ from lares_pl.data.loading.batches import Batch
 from lares_pl.errors import LaresError
 from lares_pl.losses.alignment import Alignment, alignment_losses
 from lares_pl.losses.next_item import FullSoftmax, NextItemLoss, Proposal
-from lares_pl.losses.supervision import LastStep, Supervision
+from lares_pl.losses.supervision import StepPerInstance, Supervision
 from lares_pl.model.architecture import BackboneConfig
 from lares_pl.parsing import from_plain
 from lares_pl.stages.base import BaseStage, OptimizerFactory, SchedulerFactory, arguments, step_residual
 from lares_pl.stages.distributed import all_gather_rows, row_weight
+from lares_pl.stages.schedules import WarmupCosine
 
 
 class SPT(BaseStage):
     """Self-supervised pre-training: predict the target, align trajectories of one target and steps of one trajectory.
 
-    With `alpha: 0`, `gamma: 0` and depth 0 this is the supervised baseline without recurrence (SASRec).
+    The defaults are those of `spt.yaml`: no alignment, all depths trained at once. `paper.yaml` has the released run's. Without
+    alignment and at depth 0 this is the supervised baseline without recurrence (SASRec, `sasrec.yaml`).
 
     Args:
         backbone: the architecture.
-        alpha: weight of trajectory-level alignment (TLA); 0 leaves its pass out.
-        gamma: weight of step-level alignment (SLA).
+        alpha: weight of trajectory-level alignment (TLA), 0.1 in the paper; 0 leaves its pass out.
+        gamma: weight of step-level alignment (SLA), 0.5 in the paper.
         alignment: how both compare states.
         supervision: which steps the loss of the target reads: `LastStep` (the paper's), `EveryStep`, `LastAndRandomStep`,
             `StepPerInstance`.
         loss: of predicting the target: `FullSoftmax`, or `SampledSoftmax` for catalogues too large for it.
-        optimizer: the optimiser.
-        scheduler: learning-rate schedule, stepped after every update.
-        ema: decay of an average of the weights that is validated, saved and tested instead of them; 0 keeps none.
+        optimizer: the optimiser; Adam at 1e-3 in the paper.
+        scheduler: learning-rate schedule, stepped after every update; None, as in the paper, keeps the learning rate.
+        ema: decay of an average of the weights that is validated, saved and tested instead of them; 0, as in the paper, keeps
+            none.
         exclude_seen: leave items of the history out of rankings and recommendations (the paper ranks them).
         init_from: checkpoint whose backbone weights to start from (in a config also a stage of the same run by name, whose
             architecture is taken too); to go on with an interrupted run use `--ckpt_path`.
@@ -56,14 +59,14 @@ class SPT(BaseStage):
     def __init__(
         self,
         backbone: BackboneConfig = BackboneConfig(),
-        alpha: float = 0.1,
-        gamma: float = 0.5,
+        alpha: float = 0.0,
+        gamma: float = 0.0,
         alignment: Alignment = Alignment(),
-        supervision: Supervision = LastStep(),
+        supervision: Supervision = StepPerInstance(),
         loss: NextItemLoss = FullSoftmax(),
-        optimizer: OptimizerFactory = Adam,
-        scheduler: SchedulerFactory | None = None,
-        ema: float = 0.0,
+        optimizer: OptimizerFactory = partial(Adam, lr=2e-3),
+        scheduler: SchedulerFactory | None = WarmupCosine,
+        ema: float = 0.999,
         exclude_seen: bool = False,
         init_from: str | None = None,
         gather_negatives: bool = True,
