@@ -1,4 +1,4 @@
-"""Python and YAML agree: a stage made with no arguments is the one that its config describes; and what the paper's configs say."""
+"""Python and YAML agree: a stage made with no arguments is the one that its config describes; and what paper.yaml says."""
 
 from __future__ import annotations
 
