@@ -74,5 +74,5 @@ def test_spark_names_the_row_of_a_bad_value(tmp_path: Path) -> None:
     with pytest.raises(LaresError, match=r"data row 3 of file 1 has no usable 'user_id'"):
         prepare(str(tmp_path / "x.parquet"), str(tmp_path / "out"), engine=Spark("local[1]"))
     (tmp_path / "x.csv").write_text("user_id,item_id\nu,i\n")
-    with pytest.raises(LaresError, match="on Spark the log is a Parquet file or a folder of such"):
+    with pytest.raises(LaresError, match="on Spark the log must be a Parquet file or a folder of them"):
         prepare(str(tmp_path / "x.csv"), str(tmp_path / "out"), engine=Spark("local[1]"))
