@@ -58,7 +58,7 @@ def run_cell(folder: Path, data: Path, dataset: str, name: str, seed: int, devic
     cpu = {stage.name: train(place, data, dataset, model, stage, seed, device) for stage in model.stages}
     checkpoint = place / "runs" / model.run / model.stages[-1].name / "checkpoints" / "best.ckpt"
     stage = load_stage(checkpoint).to("cuda" if device == "gpu" else "cpu")
-    found = evaluate(stage, SequenceDataModule(str(data)))
+    found = evaluate(stage, SequenceDataModule(str(data), max_length=stage.backbone.max_length))
     learned = sum(p.numel() for p in stage.backbone.parameters())
     blocks = learned - stage.backbone.item_vectors.numel()
     return {

@@ -13,22 +13,45 @@ from study_grid import BUDGETS, MODELS
 from study_runs import DEPTHS, PROTOCOLS, results
 
 START, END = "<!-- study: written by benchmarks/study.py -->", "<!-- end of study -->"
+FRONT_PAGE = ("sasrec", "sasrec4", "recipe")
 BASELINE = "sasrec"
 Lines = Sequence[dict[str, Any]]
 
 
 def write_results(record: Path, output: Path) -> None:
-    """Replace the study's part of `results.md`, and draw `assets/depth.svg`."""
+    """Replace the study's part of `results.md` and of the README beside the folder, and draw `assets/depth.svg`."""
     lines = results(record)
-    page = output / "results.md"
+    replace_part(output / "results.md", "\n\n".join([quality(lines), by_depth(lines), cost(lines)]))
+    replace_part(output.parent / "README.md", front_page(lines))
+    draw(lines, output / "assets" / "depth.svg")
+
+
+def replace_part(page: Path, part: str) -> None:
+    """Replace what stands between the two marks of a page."""
     text = page.read_text()
     if START not in text or END not in text:
         raise SystemExit(f"{page}: expected the lines {START} and {END}")
     before, rest = text.split(START)
-    after = rest.split(END)[1]
-    parts = [quality(lines), by_depth(lines), cost(lines)]
-    page.write_text(f"{before}{START}\n\n" + "\n\n".join(parts) + f"\n\n{END}{after}")
-    draw(lines, output / "assets" / "depth.svg")
+    page.write_text(f"{before}{START}\n\n{part}\n\n{END}{rest.split(END)[1]}")
+
+
+def front_page(lines: Lines) -> str:
+    """Test NDCG@10 of a few models, both protocols in one cell: items seen before ranked / left out."""
+    datasets = found(lines)[0]
+    rows = ["| test NDCG@10, seen items ranked / left out | parameters* | " + " | ".join(datasets) + " |"]
+    rows += ["|---|---|" + "---|" * len(datasets)]
+    for model in FRONT_PAGE:
+        own = [line for line in lines if line["model"] == model]
+        if not own:
+            continue
+        texts = []
+        for dataset in datasets:
+            of_dataset = cells(lines, dataset, model)
+            means = [np.mean([value(line, protocol) for line in of_dataset]) for protocol in PROTOCOLS] if of_dataset else []
+            texts.append(" / ".join(f"{mean:.4f}" for mean in means) or "not run")
+        rows.append(f"| {MODELS[model].label} | {own[0]['parameters_without_items']:,} | " + " | ".join(texts) + " |")
+    seeds = sorted({line["seed"] for line in lines})
+    return "\n".join([*rows, "", f"\\* beside the item embeddings. Means over up to {len(seeds)} seeds."])
 
 
 def cells(lines: Lines, dataset: str, model: str) -> Lines:
