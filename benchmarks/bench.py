@@ -35,6 +35,8 @@ from lares_pl import (
     AddInjection,
     BackboneConfig,
     DotSimilarity,
+    NormalState,
+    PoissonLogNormal,
     Pruning,
     RecallReward,
     RecurrentBackbone,
@@ -59,6 +61,7 @@ L = 20
 DEVICE = torch.device("cpu")
 REAL_DATA = Path(os.environ.get("LARES_DATA_DIR", Path(__file__).resolve().parents[2] / "shared" / "data"))
 BEAUTY = REAL_DATA / "beauty" / "Beauty.txt"
+# as released (paper.yaml)
 CONFIG = BackboneConfig(
     hidden_size=64,
     pre_layers=2,
@@ -66,7 +69,13 @@ CONFIG = BackboneConfig(
     dropout=0.5,
     pre_block=partial(TransformerBlock, heads=2, inner_size=256),
     core_block=partial(TransformerBlock, heads=2, inner_size=256),
+    injection=AddInjection(),
+    initial_state=NormalState(std=1.0, scale=3.0),
+    depth=PoissonLogNormal(mean=4, sigma=0.5),
+    similarity=DotSimilarity(),
+    repeat_bias=False,
 )
+ALIGNMENT = Alignment(cosine=False, tau=1.0, mask_same_target=False)
 
 Side = Callable[[int], object]
 
@@ -147,7 +156,7 @@ def spt_step(data: SequenceDataset) -> Case:
         assert batch.partners is not None
         prediction, a, b = model.rollout([batch.histories, batch.histories, batch.partners], [depth, pair, pair])
         cross_entropy = model.head().cross_entropy(prediction[-1], batch.targets)
-        trajectory, step = alignment_losses(Alignment(), a, b, repetition % pair, batch.targets)
+        trajectory, step = alignment_losses(ALIGNMENT, a, b, repetition % pair, batch.targets)
         update(cross_entropy + 0.1 * trajectory + 0.5 * step)
 
     assert batch.partners is not None
@@ -225,7 +234,7 @@ def epoch(whole: SequenceDataset) -> Case:
             assert batch.partners is not None
             histories = [batch.histories, batch.aligned, batch.partners]
             prediction, a, b = model.rollout(histories, [depth, pair, pair], read=[batch.target_positions, None, None])
-            trajectory, step = alignment_losses(Alignment(), a, b, repetition % pair, batch.targets)
+            trajectory, step = alignment_losses(ALIGNMENT, a, b, repetition % pair, batch.targets)
             update(model.head().cross_entropy(prediction[-1], batch.targets) + 0.1 * trajectory + 0.5 * step)
 
     what = f"SPT over {len(instances):,} training targets (a sixteenth of the users), sequence against prefix instances"

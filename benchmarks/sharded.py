@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,8 +21,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor  # noqa: F401  (imported before memory is measured)
 from torch.multiprocessing.spawn import spawn
 
-from bench import resident
-from lares_pl import BackboneConfig, Histories, RecurrentBackbone
+from bench import CONFIG, resident
+from lares_pl import Histories, RecurrentBackbone
 from lares_pl.model.sharding import local
 from lares_pl.stages.distributed import average_gradients
 
@@ -33,7 +34,7 @@ def trained(items: int, hidden: int, processes: int, updates: int) -> dict[str, 
     mesh = init_device_mesh("cpu", (1, processes), mesh_dim_names=("data_parallel", "tensor_parallel"))
     torch.manual_seed(0)
     idle = resident("VmRSS")
-    backbone = RecurrentBackbone(items, 20, BackboneConfig(hidden_size=hidden, dropout=0.0))
+    backbone = RecurrentBackbone(items, 20, replace(CONFIG, hidden_size=hidden, dropout=0.0))
     if processes > 1:
         backbone.shard(mesh["tensor_parallel"])
     built = resident("VmHWM") - idle

@@ -174,7 +174,8 @@ def spt_outcome(golden: Golden) -> dict[str, Tensor]:
     )
     tau, alpha, gamma = (float(golden[f"spt/{name}"]) for name in ("tau", "alpha", "gamma"))
     cross_entropy = backbone.head().cross_entropy(prediction[-1], golden.targets)
-    alignment = Alignment(isinstance(backbone.config.similarity, CosineSimilarity), tau)  # the release compares as it scores
+    as_scored = isinstance(backbone.config.similarity, CosineSimilarity)  # the release compares states as it scores items
+    alignment = Alignment(as_scored, tau, mask_same_target=False)
     trajectory, step = alignment_losses(alignment, a, b, int(golden["spt/step_index"]), golden.targets)
     loss = cross_entropy + alpha * trajectory + gamma * step
     loss.backward()

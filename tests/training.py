@@ -1,4 +1,4 @@
-"""A small architecture, a fast optimiser, and a trainer that prints and writes nothing: what tests that train share."""
+"""Small stages of the released method, and a trainer that prints and writes nothing: what tests that train share."""
 
 from __future__ import annotations
 
@@ -9,17 +9,59 @@ from typing import Any
 import lightning as L
 import torch
 
-from lares_pl import BackboneConfig, SequenceDataModule, TransformerBlock
+from lares_pl import (
+    RPT,
+    SPT,
+    Alignment,
+    BackboneConfig,
+    FullSoftmax,
+    GroupAdvantage,
+    LastStep,
+    Pruning,
+    RecallReward,
+    SequenceDataModule,
+    TransformerBlock,
+    WholeCatalogue,
+)
+from tests.released import released_backbone
 
-SMALL = BackboneConfig(
+SMALL = released_backbone(
     hidden_size=16,
     pre_block=partial(TransformerBlock, inner_size=32),
-    core_block=partial(TransformerBlock, inner_size=32),
     pre_layers=1,
+    core_block=partial(TransformerBlock, inner_size=32),
     core_layers=1,
     dropout=0.1,
 )
 FAST = partial(torch.optim.Adam, lr=5e-3)
+
+
+def released_spt(backbone: BackboneConfig = SMALL, **options: Any) -> SPT:
+    """SPT with the released losses, neither schedule nor average, and a fast optimiser."""
+    losses = {
+        "alpha": 0.1,
+        "gamma": 0.5,
+        "alignment": Alignment(cosine=False, tau=1.0, mask_same_target=False),
+        "supervision": LastStep(),
+        "loss": FullSoftmax(),
+    }
+    return SPT(backbone, **{**losses, "optimizer": FAST, "scheduler": None, "ema": 0.0, **options})
+
+
+def released_rpt(init_from: str | Path | None = None, **options: Any) -> RPT:
+    """RPT with the released losses, neither schedule nor average, and a fast optimiser."""
+    losses = {
+        "group_size": 2,
+        "reward": RecallReward(10),
+        "advantage": GroupAdvantage(),
+        "actions": WholeCatalogue(),
+        "beta": 1.0,
+        "anchor": 0.0,
+        "dropout": 0.1,
+        "pruning": Pruning(passes=3, top=100),
+    }
+    source = None if init_from is None else str(init_from)
+    return RPT(source, **{**losses, "optimizer": FAST, "scheduler": None, "ema": 0.0, **options})
 
 
 def trainer(folder: Path, **options: Any) -> L.Trainer:

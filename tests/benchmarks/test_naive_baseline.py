@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import bench
-from lares_pl import BackboneConfig, Histories, RecallReward, RecurrentBackbone
-from lares_pl.losses.alignment import Alignment, alignment_losses
+from lares_pl import Histories, RecallReward, RecurrentBackbone
+from lares_pl.losses.alignment import alignment_losses
 from lares_pl.stages.group_loss import GroupObjective, group_loss
 from naive_baseline import NaiveBaseline
+from tests.released import released_backbone
 
 ITEMS, LENGTH = 15, 7
 histories = st.lists(st.lists(st.integers(1, ITEMS), min_size=1, max_size=LENGTH), min_size=2, max_size=5)
@@ -29,7 +30,7 @@ def padded_rows(lists: list[list[int]]) -> tuple[Tensor, Tensor]:
 
 def backbone(seed: int) -> RecurrentBackbone:
     torch.manual_seed(seed)
-    config = BackboneConfig(hidden_size=8, pre_layers=1, core_layers=2, dropout=0.0, initializer_range=0.3)
+    config = released_backbone(hidden_size=8, pre_layers=1, core_layers=2, dropout=0.0, initializer_range=0.3)
     return RecurrentBackbone(ITEMS, LENGTH, config).double()
 
 
@@ -73,7 +74,7 @@ def test_spt(lists: list[list[int]], depth: int, pair: int, data: st.DataObject)
     prediction, a, b = model.rollout(
         [mine, mine, Histories.from_lists(partners)], [depth, pair, pair], initial_states=[*own_packed, *other_packed]
     )
-    trajectory, step_level = alignment_losses(Alignment(), a, b, step, targets)
+    trajectory, step_level = alignment_losses(bench.ALIGNMENT, a, b, step, targets)
     fast = model.head().cross_entropy(prediction[-1], targets) + 0.1 * trajectory + 0.5 * step_level
     assert_same(model, slow, fast)
 

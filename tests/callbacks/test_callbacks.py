@@ -10,15 +10,14 @@ from urllib.parse import urlparse
 import pytest
 import wandb
 
-from lares_pl import SPT, SequenceDataModule
 from lares_pl.callbacks.progress import Progress, clock, total_updates
 from lares_pl.callbacks.tracking import Wandb, has_account
-from tests.training import FAST, SMALL, trainer
+from tests.training import data, released_spt, trainer
 
 
 def run(dataset: Path, folder: Path) -> None:
     fit = trainer(folder, callbacks=[Progress(every=0.0)], enable_progress_bar=True, max_epochs=2)
-    fit.fit(SPT(SMALL, optimizer=FAST), SequenceDataModule(str(dataset), max_length=8, batch_size=64))
+    fit.fit(released_spt(), data(dataset))
 
 
 def test_plain_lines_in_a_log_file(toy_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,26 +15,27 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.multiprocessing.spawn import spawn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lares_pl import RPT, SPT, BackboneConfig, ConstantDepth, LaresError, Pruning, SequenceDataModule
+from lares_pl import SPT, ConstantDepth, LaresError, Pruning, SequenceDataModule
 from lares_pl.callbacks import flop_budget as module
 from lares_pl.callbacks.flop_budget import FlopBudget, spent
 from lares_pl.runs import StageFolder
 from lares_pl.stages.checkpoint import read_checkpoint
 from tests.console import SMALL as NARROW
 from tests.console import error, lares
-from tests.training import FAST, SMALL, trainer
+from tests.released import released_backbone
+from tests.training import released_rpt, released_spt, trainer
 
 BATCH, SIZE = 16, 8
 
 
 def flat() -> SPT:
     """No layers and no alignment: nothing but the softmax over the catalogue multiplies matrices."""
-    config = BackboneConfig(hidden_size=SIZE, pre_layers=0, core_layers=0, depth=ConstantDepth(0))
-    return SPT(config, alpha=0.0, gamma=0.0, optimizer=FAST)
+    config = released_backbone(hidden_size=SIZE, pre_layers=0, core_layers=0, depth=ConstantDepth(0))
+    return released_spt(config, alpha=0.0, gamma=0.0)
 
 
 def data(dataset: Path) -> SequenceDataModule:
-    return SequenceDataModule(str(dataset), max_length=8, batch_size=BATCH)
+    return SequenceDataModule(str(dataset), max_length=8, batch_size=BATCH, instances="prefix")
 
 
 def of_an_update(dataset: Path) -> int:
@@ -106,13 +107,13 @@ def test_of_accumulated_batches_each_counts(toy_dataset: Path, tmp_path: Path) -
 def test_what_comes_before_the_first_update_counts(toy_dataset: Path, tmp_path: Path) -> None:
     """RPT prunes with the SPT model first."""
     fit = trainer(tmp_path, max_steps=1)
-    fit.fit(SPT(SMALL, optimizer=FAST), data(toy_dataset))
+    fit.fit(released_spt(), data(toy_dataset))
     fit.save_checkpoint(tmp_path / "spt.ckpt")
     costs = []
     for pruning in (None, Pruning(passes=1, top=40), Pruning(passes=3, top=40)):
         L.seed_everything(1)
         cost = FlopBudget(1)
-        rpt = RPT(str(tmp_path / "spt.ckpt"), group_size=2, pruning=pruning, optimizer=FAST)
+        rpt = released_rpt(tmp_path / "spt.ckpt", pruning=pruning)
         trainer(tmp_path, callbacks=[cost], max_steps=1).fit(rpt, data(toy_dataset))
         costs.append(cost.flops or 0.0)
     none, once, thrice = costs
@@ -131,7 +132,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_budget_is_said_before_the_former_run_is_moved_aside(toy_dataset: Path, tmp_path: Path) -> None:
-    trainer(tmp_path, max_steps=1).fit(model := SPT(SMALL, optimizer=FAST), data(toy_dataset))
+    trainer(tmp_path, max_steps=1).fit(model := released_spt(), data(toy_dataset))
     best = tmp_path / "runs" / "a" / "spt" / "checkpoints" / "best.ckpt"
     model.trainer.save_checkpoint(best)
     former = StageFolder(tmp_path / "runs" / "a" / "spt-continued")
@@ -198,7 +199,7 @@ def _spend(rank: int, port: str, dataset: str, folder: Path) -> None:
     cost = FlopBudget(3, match=str(folder / "budget.json"))
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=30))  # a wait for nobody is an error
     fit = trainer(folder, callbacks=[cost], max_epochs=-1, max_steps=60, devices=2, strategy=strategy)
-    fit.fit(SPT(SMALL, optimizer=FAST), data(Path(dataset)))
+    fit.fit(released_spt(), data(Path(dataset)))
     outcome = {"updates": fit.global_step, "flops": cost.flops, "own": own}
     (folder / f"{rank}.json").write_text(json.dumps(outcome))
 
@@ -214,7 +215,7 @@ def test_a_compiled_core_stays_compiled_and_costs_as_much(toy_dataset: Path, tmp
         L.seed_everything(1)
         cost = FlopBudget(every)
         fit = trainer(tmp_path, callbacks=[cost], max_steps=4, limit_val_batches=0)
-        fit.fit(SPT(SMALL, optimizer=FAST, compile_core=compile_core), data(toy_dataset))
+        fit.fit(released_spt(compile_core=compile_core), data(toy_dataset))
         assert (counters["stats"]["unique_graphs"] > 0) == (compile_core and every > 1)
         costs.append(cost.flops or 0.0)
     assert costs[0] == pytest.approx(costs[1])

@@ -35,10 +35,13 @@ def work(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cluster")
     (folder / "prepared").symlink_to(toy_dataset)
     budget = {"trainer": {"max_epochs": 3, "logger": False, "accelerator": "cpu"}}
-    size = {"hidden_size": 16, "pre_layers": 1, "core_layers": 1}
+    size, prefix = {"hidden_size": 16, "pre_layers": 1, "core_layers": 1}, {"instances": "prefix"}
     of_stage: dict[str, dict[str, Any]] = {
-        "spt.yaml": {"model": {"init_args": {"backbone": size}}, "data": {"batch_size": 16, "max_length": 8}},
-        "rpt.yaml": {"model": {"init_args": {"group_size": 2, "pruning": {"passes": 1, "top": 20}}}, "data": {"batch_size": 8}},
+        "spt.yaml": {"model": {"init_args": {"backbone": size}}, "data": {**prefix, "batch_size": 16, "max_length": 8}},
+        "rpt.yaml": {
+            "model": {"init_args": {"group_size": 2, "pruning": {"passes": 1, "top": 20}}},
+            "data": {**prefix, "batch_size": 8},
+        },
     }
     for name, own in of_stage.items():
         config = yaml.safe_load(shipped_configs()[name].read_text())

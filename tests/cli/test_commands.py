@@ -151,7 +151,7 @@ def test_a_second_run_moves_the_first_aside_and_overlays_apply_in_order(work: Pa
     base += ["--trainer.logger", "false", "--test_after_fit", "false", "--trainer.limit_train_batches", "2"]
     lares(tmp_path, *base, "--model.alpha", "0.5")
     config = yaml.safe_load((tmp_path / "runs" / "default" / "spt" / "config.yaml").read_text())["model"]["init_args"]
-    assert (config["alpha"], config["gamma"], config["tau"]) == (0.5, 0.25, 1.0)
+    assert (config["alpha"], config["gamma"], config["alignment"]["tau"]) == (0.5, 0.25, 0.1)
     assert not (tmp_path / "runs" / "default" / "spt" / "wandb").exists()
     assert list((tmp_path / "runs" / "default" / "spt" / "metrics").rglob("metrics.csv"))
     kept = (tmp_path / "runs" / "default" / "spt" / "checkpoints" / "best.ckpt").read_bytes()

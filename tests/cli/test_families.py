@@ -94,7 +94,7 @@ class Careless(nn.Module):
 
 
 def test_a_block_in_place_of_another_starts_from_its_own_defaults(few: Path, tmp_path: Path) -> None:
-    """`heads: 2, inner_size: 256` of spt.yaml belong to the TransformerBlock; another block's own defaults count."""
+    """`heads: 2, inner_size: 256` of spt.yaml belong to the ConvTransformerBlock; another block's own defaults count."""
     code = """
 from torch import nn
 from lares_pl import LaresError
@@ -129,4 +129,4 @@ def test_own_stages_keep_the_options_of_the_stage_they_replace(tmp_path: Path) -
     (tmp_path / "my_stage.py").write_text("from lares_pl import SPT\n\n\nclass MySPT(SPT):\n    pass\n")
     printed = lares(tmp_path, "fit", "--config", "spt.yaml", "--model", "my_stage.MySPT", "--print_config").stdout
     init_args = yaml.safe_load(printed)["model"]["init_args"]
-    assert init_args["backbone"]["dropout"] == 0.2  # spt.yaml's
+    assert init_args["optimizer"]["init_args"]["lr"] == 0.002  # spt.yaml's

@@ -24,7 +24,7 @@ from lares_pl.stages.checkpoint import read_checkpoint
 from lares_pl.stages.checkpoint_io import AtomicCheckpointIO
 from tests.console import SMALL as SMALL_OPTIONS
 from tests.console import Running, lares
-from tests.training import FAST, SMALL, data, trainer
+from tests.training import FAST, SMALL, data, released_spt, trainer
 
 
 class Poisoned(SPT):
@@ -50,7 +50,7 @@ def test_such_updates_can_be_skipped_and_are_counted(toy_dataset: Path, tmp_path
     assert fit.callback_metrics["train/skipped_updates"] == 1
     assert all(bool(value.isfinite().all()) for value in model.backbone.state_dict().values())
     with pytest.raises(LaresError, match="stop or skip"):
-        SPT(SMALL, on_nonfinite="go on")  # type: ignore[arg-type]
+        released_spt(on_nonfinite="go on")
 
 
 def test_a_save_that_fails_leaves_the_former_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

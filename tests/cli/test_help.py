@@ -82,7 +82,7 @@ def test_help_shows_the_values_of_a_config() -> None:
     text = said("fit", "--config", "spt.yaml", "--help", "--model.alpha", "0.75")
     assert "model: SPT." in text
     assert "model: RPT." not in text
-    for line in ("weight of step-level alignment (SLA) [0.5]", "0 leaves its pass out", "[0.75]", "[Adam(lr=0.001)]"):
+    for line in ("weight of step-level alignment (SLA) [0.0]", "[0.75]", "[Adam(lr=0.002)]"):
         assert line in text
     without = said("fit", "-h")
     assert "model: SPT." in without
@@ -93,7 +93,7 @@ def test_help_shows_the_values_of_a_config() -> None:
 def test_anything_is_shown_in_full_on_request(tmp_path: Path) -> None:
     assert "--trainer.sync_batchnorm true|false" in said("fit", "--help", "trainer")
     of_depth = said("fit", "--config", "spt.yaml", "--help", "model.backbone.depth")
-    assert "--model.backbone.depth.sigma FLOAT" in of_depth
+    assert "--model.backbone.depth.mean INT" in of_depth
     assert "lares_pl.ConstantDepth" in of_depth
     assert "--model.backbone.hidden_size" not in of_depth
     rate = said("fit", "--config", "spt.yaml", "--config", "small.yaml", "--help", "model.optimizer.lr")
@@ -145,7 +145,7 @@ CASES = {
     "lares fit --config mi": ["mine.yaml"],
     "lares fit --run ": ["beauty", "my-run"],
     "lares test --ckpt_path runs/my-run/spt/checkpoints/b": ["runs/my-run/spt/checkpoints/best.ckpt"] * 2,  # a run's, a file
-    "lares fit --data.instances ": ["prefix", "sequence"],
+    "lares fit --data.instances ": ["auto", "prefix", "sequence"],
     "lares fit --model.backbone.core_block lares_pl.L": ["lares_pl.LRUBlock"],
     "lares prepare --text.enc": ["--text.encoder"],
     "lares config cl": ["cluster.yaml"],

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from lares_pl import SPT, Recommender
+from lares_pl import Recommender
 from lares_pl.cli.commands import TEXTS
 from lares_pl.cli.shipped_configs import shipped_configs, shipped_files
 from tests.conftest import ROOT
 from tests.docs.examples import PAGES, blocks, commands, script, scripts, statements, text
-from tests.training import FAST, SMALL, data, trainer
+from tests.training import data, released_spt, trainer
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def checkpoint(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("trained")
     fitted = trainer(folder, max_epochs=3)
-    fitted.fit(SPT(SMALL, optimizer=FAST), data(toy_dataset, max_length=20))
+    fitted.fit(released_spt(), data(toy_dataset, max_length=20))
     fitted.save_checkpoint(folder / "spt.ckpt")
     return folder / "spt.ckpt"
 

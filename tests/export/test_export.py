@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lares_pl import (
-    SPT,
     BackboneConfig,
     BSARecBlock,
     ConcatInjection,
@@ -49,6 +48,8 @@ from lares_pl.stages.checkpoint_io import write_checkpoint
 from tests.conftest import ROOT
 from tests.console import error
 from tests.docs.examples import script as script_of_page
+from tests.released import released_backbone
+from tests.training import released_spt
 
 LENGTH, K = 7, 5
 
@@ -78,7 +79,7 @@ def write_stage(config: BackboneConfig, dataset: Path, path: Path) -> Path:
     """A checkpoint of an SPT stage that was never trained; its weights are large enough to tell items apart."""
     torch.manual_seed(0)
     data = SequenceDataset.load(dataset)
-    stage = SPT(config, exclude_seen=True)
+    stage = released_spt(config, exclude_seen=True)
     catalogue: dict[str, Any] = {
         "items": data.catalogue_size,
         "max_length": LENGTH,
@@ -103,7 +104,7 @@ def write_stage(config: BackboneConfig, dataset: Path, path: Path) -> Path:
 
 def small(**options: Any) -> BackboneConfig:
     defaults = {"hidden_size": 8, "pre_layers": 1, "core_layers": 1, "initializer_range": 0.5, "depth": ConstantDepth(2)}
-    return BackboneConfig(**{**defaults, **options})
+    return released_backbone(**{**defaults, **options})
 
 
 def same(checkpoint: Path, folder: Path, depths: tuple[int, ...], format: Onnx | Torch, dataset: Path) -> Parity:

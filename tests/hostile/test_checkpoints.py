@@ -23,14 +23,14 @@ from lares_pl.stages.checkpoint import read_checkpoint
 from lares_pl.stages.checkpoint_io import write_checkpoint
 from tests.console import error
 from tests.hostile.fuzz import EXAMPLES, Harm, flip, fuzz, fuzzed, outcome
-from tests.training import FAST, SMALL, data, trainer
+from tests.training import data, released_spt, trainer
 
 
 @pytest.fixture(scope="module")
 def checkpoint(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "spt.ckpt"
     fit = trainer(path.parent, max_steps=1)
-    fit.fit(SPT(SMALL, optimizer=FAST), data(toy_dataset))
+    fit.fit(released_spt(), data(toy_dataset))
     fit.save_checkpoint(path)
     return path
 

@@ -29,7 +29,7 @@ def test_info_nce_by_hand() -> None:
     assert float(info_nce(a, b, 0.5)) == pytest.approx((first + second) / 2, rel=1e-6)
     # the other way round: [[4, 4], [0, 4]]
     assert float(info_nce(b, a, 0.5)) == pytest.approx((math.log(2) + first) / 2, rel=1e-6)
-    assert float(Alignment(tau=0.5)(a, b)) == pytest.approx((first + second) / 2, rel=1e-6)
+    assert float(Alignment(cosine=False, tau=0.5)(a, b)) == pytest.approx((first + second) / 2, rel=1e-6)
 
 
 def test_group_advantages_by_hand() -> None:
@@ -91,14 +91,14 @@ def test_alignment_masks_rows_with_the_same_target() -> None:
     logits[0, 2] = logits[2, 0] = -torch.inf  # targets 5 and 5
     expected = -(logits.log_softmax(1).diagonal().mean() + logits.T.log_softmax(1).diagonal().mean()) / 2
     torch.testing.assert_close(masked(a, b, torch.tensor([5, 6, 5])), expected)
-    plain = Alignment(cosine=True, tau=0.1)
+    plain = Alignment(cosine=True, tau=0.1, mask_same_target=False)
     torch.testing.assert_close(masked(a, b, torch.tensor([5, 6, 7])), plain(a, b))
     assert masked(a, b, torch.tensor([5, 6, 5])) < plain(a, b)
 
 
 def test_alignment_losses_pick_the_step_and_leave_one_step_alone() -> None:
     a, b, targets = torch.randn(3, 5, 4), torch.randn(3, 5, 4), torch.arange(5)
-    alignment = Alignment(tau=2.0)
+    alignment = Alignment(cosine=False, tau=2.0, mask_same_target=False)
     trajectory, step = alignment_losses(alignment, a, b, 1, targets)
     torch.testing.assert_close(trajectory, alignment(a[2], b[2]))
     torch.testing.assert_close(step, alignment(a[2], a[1]))

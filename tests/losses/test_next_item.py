@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lares_pl import SPT, CosineSimilarity, FullSoftmax, Histories, LaresError, RecurrentBackbone, SampledSoftmax, load_stage
 from lares_pl.losses.next_item import Proposal, sampled_log_probs
-from lares_pl.model.architecture import BackboneConfig
-from tests.training import FAST, SMALL, data, trainer
+from tests.released import released_backbone
+from tests.training import data, released_spt, trainer
 
 READ = Histories.from_lists([[1, 2], [3, 2, 3], [4], [4, 5, 6], [1, 2, 3], [7]])  # 4 and 1 are targets that were read
 COUNTS = torch.tensor([0, 90, 30, 9, 3, 1, 0, 0])  # padding and seven items, two of them never seen
@@ -59,7 +59,7 @@ def test_the_normaliser_is_estimated_without_bias_and_only_so_with_the_correctio
 
 def backbone(items: int, **options: object) -> RecurrentBackbone:
     torch.manual_seed(0)
-    return RecurrentBackbone(items, 5, BackboneConfig(hidden_size=8, initializer_range=0.7, **options))  # type: ignore[arg-type]
+    return RecurrentBackbone(items, 5, released_backbone(hidden_size=8, initializer_range=0.7, **options))
 
 
 def loss_and_gradients(loss: FullSoftmax | SampledSoftmax, model: RecurrentBackbone, counts: Tensor) -> list[Tensor]:
@@ -126,7 +126,7 @@ def test_only_training_targets_are_counted_and_the_choice_comes_back_from_a_chec
     toy_dataset: Path, tmp_path: Path
 ) -> None:
     L.seed_everything(0)
-    model, module = SPT(SMALL, optimizer=FAST, loss=SampledSoftmax(20, 1.0)), data(toy_dataset)
+    model, module = released_spt(loss=SampledSoftmax(20, 1.0)), data(toy_dataset)
     fit = trainer(tmp_path, max_steps=2)
     fit.fit(model, module)
     targets = torch.zeros(41)
@@ -147,7 +147,7 @@ def test_a_sample_trains_nearly_as_well_as_the_catalogue_and_better_than_popular
     reached = {}
     for name, loss in (("full", FullSoftmax()), ("sampled", SampledSoftmax(8, 0.75))):
         L.seed_everything(0)
-        model = SPT(SMALL, optimizer=FAST, loss=loss)
+        model = released_spt(loss=loss)
         fit = trainer(tmp_path, max_epochs=30)
         fit.fit(model, data(toy_dataset))
         reached[name] = fit.callback_metrics["val/ndcg@10"].item()

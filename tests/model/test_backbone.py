@@ -10,7 +10,6 @@ from torch import nn
 
 from lares_pl import (
     AddInjection,
-    BackboneConfig,
     ConcatInjection,
     ConstantDepth,
     FMLPBlock,
@@ -27,6 +26,7 @@ from lares_pl import (
 from lares_pl.model.packed_layout import packed
 from lares_pl.model.padded_layout import padded
 from lares_pl.model.recurrence import Injection, KeyedNoise, RandomNoise
+from tests.released import released_backbone
 
 HISTORIES = Histories.from_lists([[3, 1, 4], [1], [5, 9, 2, 6, 5], [7, 7]])
 
@@ -34,7 +34,7 @@ HISTORIES = Histories.from_lists([[3, 1, 4], [1], [5, 9, 2, 6, 5], [7, 7]])
 def made(**settings: Any) -> RecurrentBackbone:
     torch.manual_seed(0)
     settings = {"hidden_size": 8, "pre_layers": 1, "core_layers": 2, "dropout": 0.0, "initializer_range": 0.5} | settings
-    return RecurrentBackbone(9, 6, BackboneConfig(**settings))
+    return RecurrentBackbone(9, 6, released_backbone(**settings))
 
 
 @pytest.mark.parametrize("injection", [AddInjection(), ConcatInjection(), LinearInjection()])
@@ -117,7 +117,7 @@ def test_too_long_a_history_is_refused() -> None:
 
 def test_initial_weights() -> None:
     torch.manual_seed(0)
-    backbone = RecurrentBackbone(500, 20, BackboneConfig())
+    backbone = RecurrentBackbone(500, 20, released_backbone())
     for name, parameter in backbone.named_parameters():
         if name.endswith("norm.weight"):
             assert (parameter == 1).all(), name

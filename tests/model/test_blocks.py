@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 import lares_pl
 from lares_pl import (
-    BackboneConfig,
     BSARecBlock,
     ConstantDepth,
     FMLPBlock,
@@ -36,6 +35,7 @@ from lares_pl.model.layout import Layout
 from lares_pl.model.packed_layout import packed
 from lares_pl.model.padded_layout import padded
 from tests.model.test_backbone import HISTORIES
+from tests.released import released_backbone
 
 LENGTH, SIZE, ITEMS = 6, 8, 9
 TEXT = torch.randn(ITEMS + 1, 5, generator=torch.Generator().manual_seed(1))
@@ -55,7 +55,7 @@ def made(seed: int = 0, **settings: Any) -> RecurrentBackbone:
     torch.manual_seed(seed)
     settings = {"hidden_size": SIZE, "pre_layers": 1, "core_layers": 2, "dropout": 0.0, "initializer_range": 0.5} | settings
     text = ItemText(TEXT.clone()) if isinstance(settings.get("embedder"), TedRecEmbedder) else None
-    return RecurrentBackbone(ITEMS, LENGTH, BackboneConfig(**settings), text)
+    return RecurrentBackbone(ITEMS, LENGTH, released_backbone(**settings), text)
 
 
 def start(backbone: RecurrentBackbone, histories: Histories = HISTORIES, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -288,7 +288,7 @@ def test_options_that_can_not_be_are_refused() -> None:
     with pytest.raises(LaresError, match="experts"):
         TedRecEmbedder(experts=0)
     with pytest.raises(LaresError, match="reads item text"):
-        RecurrentBackbone(5, 4, BackboneConfig(embedder=TedRecEmbedder()))
+        RecurrentBackbone(5, 4, released_backbone(embedder=TedRecEmbedder()))
 
 
 # ---------------------------------------------------------------- a user's own
@@ -361,13 +361,13 @@ def test_the_check_changes_nothing() -> None:
 
     torch.manual_seed(5)
     backbone = RecurrentBackbone(
-        ITEMS, LENGTH, BackboneConfig(hidden_size=SIZE, pre_block=Counting, core_layers=0, depth=ConstantDepth(0))
+        ITEMS, LENGTH, released_backbone(hidden_size=SIZE, pre_block=Counting, core_layers=0, depth=ConstantDepth(0))
     )
     after = torch.rand(1)
     assert Counting.calls == 6  # of one of its two layers: together, three times alone, twice cut
     assert all(module.training for module in backbone.modules())
     torch.manual_seed(5)
-    RecurrentBackbone(ITEMS, LENGTH, BackboneConfig(hidden_size=SIZE, pre_block=Own, core_layers=0, depth=ConstantDepth(0)))
+    RecurrentBackbone(ITEMS, LENGTH, released_backbone(hidden_size=SIZE, pre_block=Own, core_layers=0, depth=ConstantDepth(0)))
     assert torch.equal(after, torch.rand(1))
 
 
@@ -409,7 +409,7 @@ class Leaky(nn.Module):
 def test_leaks_are_found(kind: str, length: int, size: int, message: str) -> None:
     leaky = partial(Leaky, kind=kind)
     # in company of its own: nothing else asks for the padded form
-    config = BackboneConfig(hidden_size=size, pre_block=leaky, core_block=leaky, pre_layers=1, core_layers=1)
+    config = released_backbone(hidden_size=size, pre_block=leaky, core_block=leaky, pre_layers=1, core_layers=1)
     with pytest.raises(LaresError, match=message):
         RecurrentBackbone(9, length, config)
 
@@ -427,7 +427,7 @@ def test_honest_blocks_pass(length: int) -> None:
             y: Tensor = self.conv(self.batch_norm(nn.functional.pad(x.transpose(1, 2), (2, 0)))).transpose(1, 2)
             return y
 
-    RecurrentBackbone(9, length, BackboneConfig(hidden_size=4, pre_block=Honest, core_block=Honest))
+    RecurrentBackbone(9, length, released_backbone(hidden_size=4, pre_block=Honest, core_block=Honest))
 
 
 def test_layers_without_a_size_are_refused() -> None:

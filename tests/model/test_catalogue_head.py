@@ -8,12 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lares_pl import BackboneConfig, CosineSimilarity, DotSimilarity, Histories, LaresError, RecurrentBackbone
+from lares_pl import CosineSimilarity, DotSimilarity, Histories, LaresError, RecurrentBackbone
 from lares_pl.model import catalogue_head, target_softmax, tiles
 from lares_pl.model.catalogue_head import CatalogueHead
 from lares_pl.model.item_pairs import ItemPairs, items_read
 from lares_pl.model.similarity import Similarity
 from lares_pl.model.tiles import Repeats
+from tests.released import released_backbone
 
 SIMILARITIES = [DotSimilarity(), CosineSimilarity(0.2)]
 
@@ -136,7 +137,7 @@ def test_items_read_against_a_naive_loop(lists: list[list[int]], data: st.DataOb
 
 
 def test_a_model_that_minds_repeats_asks_for_the_histories() -> None:
-    model = RecurrentBackbone(5, 4, BackboneConfig(hidden_size=4, repeat_bias=True))
+    model = RecurrentBackbone(5, 4, released_backbone(hidden_size=4, repeat_bias=True))
     with pytest.raises(ValueError, match="give the histories"):
         model.head()
 

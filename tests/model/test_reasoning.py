@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lares_pl import (
-    BackboneConfig,
     ConstantDepth,
     CosineSimilarity,
     DivergenceStop,
@@ -29,13 +28,14 @@ from lares_pl.model.packed_layout import packed
 from lares_pl.model.padded_layout import padded
 from lares_pl.model.reasoning import StopRule
 from lares_pl.model.recurrence import KeyedNoise
+from tests.released import released_backbone
 
 HISTORIES = Histories.from_lists([[3, 1, 4], [1], [5, 9, 2, 6, 5], [7, 7]])
 
 
 def made(block: type = TransformerBlock, similarity: DotSimilarity | CosineSimilarity | None = None) -> RecurrentBackbone:
     torch.manual_seed(0)
-    config = BackboneConfig(
+    config = released_backbone(
         hidden_size=8,
         pre_layers=1,
         pre_block=block,
@@ -157,7 +157,7 @@ def test_what_is_refused() -> None:
         DivergenceStop(float("nan"))
     with pytest.raises(LaresError, match="trajectories at least 1"):
         Reasoning(2, trajectories=0)
-    flat = RecurrentBackbone(9, 6, BackboneConfig(hidden_size=8, core_layers=0, depth=ConstantDepth(0))).eval()
+    flat = RecurrentBackbone(9, 6, released_backbone(hidden_size=8, core_layers=0, depth=ConstantDepth(0))).eval()
     for stop in (None, ResidualStop()):
         with pytest.raises(LaresError, match="without core-block"):
             Reasoning(2, stop)(flat, HISTORIES)

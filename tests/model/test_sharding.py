@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.multiprocessing.spawn import spawn
 
-from lares_pl import BackboneConfig, CosineSimilarity, DotSimilarity, LaresError, RecurrentBackbone, SampledSoftmax
+from lares_pl import CosineSimilarity, DotSimilarity, LaresError, RecurrentBackbone, SampledSoftmax
 from lares_pl.model import catalogue_head, target_softmax, tiles
 from lares_pl.model.catalogue_head import CatalogueHead
 from lares_pl.model.embedding import ItemTable, ItemText
@@ -20,6 +20,7 @@ from lares_pl.model.item_pairs import ItemPairs
 from lares_pl.model.sharding import local, rows_of, sharded
 from lares_pl.model.similarity import Similarity
 from lares_pl.model.tiles import Repeats
+from tests.released import released_backbone
 
 pytestmark = pytest.mark.slow
 
@@ -172,7 +173,7 @@ def looking_up_is_the_same(rank: int, world: int) -> None:
 def a_sampled_softmax_is_the_same(mesh: DeviceMesh) -> None:
     loss, counts = SampledSoftmax(9, 0.75), torch.arange(12)
     torch.manual_seed(0)
-    model = RecurrentBackbone(11, 5, BackboneConfig(hidden_size=8))
+    model = RecurrentBackbone(11, 5, released_backbone(hidden_size=8))
     results = []
     for shared in (False, True):
         if shared:

@@ -14,7 +14,6 @@ import torch
 
 from lares_pl import (
     SPT,
-    BackboneConfig,
     CosineSimilarity,
     LaresError,
     Reasoning,
@@ -30,7 +29,8 @@ from lares_pl.model import tiles
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.recommender import candidates
 from tests.console import error
-from tests.training import FAST, SMALL, trainer
+from tests.released import released_backbone
+from tests.training import data, released_spt, trainer
 
 IDS = pa.array([f"item-{number}" for number in range(1, 31)])
 HISTORIES = {"ann": ["item-3", "item-1", "item-4"], "bob": ["item-5"], "cleo": [f"item-{n}" for n in range(1, 13)]}
@@ -38,7 +38,7 @@ HISTORIES = {"ann": ["item-3", "item-1", "item-4"], "bob": ["item-5"], "cleo": [
 
 def recommender(**settings: object) -> Recommender:
     torch.manual_seed(0)
-    config = BackboneConfig(hidden_size=8, pre_layers=1, core_layers=1, initializer_range=0.4, **settings)  # type: ignore[arg-type]
+    config = released_backbone(hidden_size=8, pre_layers=1, core_layers=1, initializer_range=0.4, **settings)
     return Recommender(RecurrentBackbone(30, 6, config), IDS, Reasoning(3))
 
 
@@ -245,7 +245,7 @@ def test_arrow_tables_have_the_types_of_the_ids() -> None:
 def checkpoint(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recommender")
     fit = trainer(folder, max_epochs=1)
-    fit.fit(SPT(SMALL, optimizer=FAST), SequenceDataModule(str(toy_dataset), max_length=8, batch_size=64))
+    fit.fit(released_spt(), data(toy_dataset))
     fit.save_checkpoint(folder / "spt.ckpt")
     return folder / "spt.ckpt"
 

@@ -39,6 +39,7 @@ from lares_pl.reference.settings import backbone_config, complete_settings, refe
 from lares_pl.stages.checkpoint import read_checkpoint
 from tests.conftest import golden_files
 from tests.console import error, lares
+from tests.released import released_backbone
 
 SETTINGS: dict[str, Any] = {
     "attn_dropout_prob": 0.1,
@@ -102,22 +103,23 @@ def test_what_is_unknown_is_named() -> None:
 
 def test_architectures_that_the_release_does_not_know_are_refused() -> None:
     for config in (
-        BackboneConfig(pre_block=LRUBlock, core_block=LRUBlock),
-        BackboneConfig(pre_block=TransformerBlock, core_block=FMLPBlock),
-        BackboneConfig(pre_block=TransformerBlock, core_block=partial(TransformerBlock, heads=4)),
+        released_backbone(pre_block=LRUBlock, core_block=LRUBlock),
+        released_backbone(pre_block=TransformerBlock, core_block=FMLPBlock),
+        released_backbone(pre_block=TransformerBlock, core_block=partial(TransformerBlock, heads=4)),
     ):
         with pytest.raises(LaresError, match="the release has no model of pre-block"):
             reference_settings(config)
     fmlp = partial(FMLPBlock, inner_size=20)
     for config, lost in (
-        (BackboneConfig(embedder=ItemEmbedder(positions=False)), r"embedder\.positions=False"),
-        (BackboneConfig(pre_block=fmlp, core_block=fmlp), r"pre_block\.inner_size=20"),
-        (BackboneConfig(layer_norm_eps=1e-6), r"pre_block\.layer_norm_eps=1e-12"),
-        (BackboneConfig(depth=PoissonLogNormal(sigma=0.9)), r"depth\.sigma=0\.9"),
+        (released_backbone(embedder=ItemEmbedder(positions=False)), r"embedder\.positions=False"),
+        (released_backbone(pre_block=fmlp, core_block=fmlp), r"pre_block\.inner_size=20"),
+        (released_backbone(repeat_bias=True), r"repeat_bias=True"),
+        (released_backbone(layer_norm_eps=1e-6), r"pre_block\.layer_norm_eps=1e-12"),
+        (released_backbone(depth=PoissonLogNormal(sigma=0.9)), r"depth\.sigma=0\.9"),
     ):
         with pytest.raises(LaresError, match=f"the release can't express .*{lost}"):
             reference_settings(config)
-    settings, family = reference_settings(BackboneConfig(pre_block=BSARecBlock, core_block=BSARecBlock))
+    settings, family = reference_settings(released_backbone(pre_block=BSARecBlock, core_block=BSARecBlock))
     assert (family, settings["a"], settings["c"], settings["n_heads"]) == ("bsarec", 0.7, 3, 2)
 
 

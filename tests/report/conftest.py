@@ -13,9 +13,6 @@ import yaml
 from lightning.pytorch.loggers import CSVLogger
 
 from lares_pl import (
-    RPT,
-    SPT,
-    BackboneConfig,
     ConstantDepth,
     Pruning,
     prepare,
@@ -23,7 +20,8 @@ from lares_pl import (
 from lares_pl.report import study
 from lares_pl.report.command import report
 from lares_pl.report.latency import time_inference
-from tests.training import FAST, SMALL, data, trainer
+from tests.released import released_backbone
+from tests.training import data, released_rpt, released_spt, trainer
 
 EVIL = "<img src=x onerror=alert(1)>"
 
@@ -44,12 +42,12 @@ def runs(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three seeds of SPT, RPT from the first, and a model without recurrence."""
     folder = tmp_path_factory.mktemp("report") / "runs"
     for seed in (1, 2, 3):
-        train(folder / f"seed{seed}" / "spt", SPT(SMALL, optimizer=FAST), toy_dataset, seed)
+        train(folder / f"seed{seed}" / "spt", released_spt(), toy_dataset, seed)
     spt = folder / "seed1" / "spt" / "checkpoints" / "best.ckpt"
-    rpt = RPT(str(spt), group_size=2, optimizer=FAST, pruning=Pruning(2, 20))
+    rpt = released_rpt(spt, pruning=Pruning(2, 20))
     train(folder / "seed1" / "rpt", rpt, toy_dataset, 1, max_epochs=1)
-    flat = BackboneConfig(hidden_size=16, pre_layers=1, core_layers=0, depth=ConstantDepth(0))
-    train(folder / EVIL / "sasrec", SPT(flat, alpha=0, gamma=0, optimizer=FAST), toy_dataset, 1)
+    flat = released_backbone(hidden_size=16, pre_layers=1, core_layers=0, depth=ConstantDepth(0))
+    train(folder / EVIL / "sasrec", released_spt(flat, alpha=0, gamma=0), toy_dataset, 1)
     return folder
 
 

@@ -11,8 +11,6 @@ import pytest
 import torch
 
 from lares_pl import (
-    SPT,
-    BackboneConfig,
     CosineSimilarity,
     DotSimilarity,
     FMLPBlock,
@@ -27,8 +25,9 @@ from lares_pl.report.distributions import movement, residuals
 from lares_pl.report.latency import summarise
 from lares_pl.report.measure import Measured, batches, measure
 from lares_pl.report.study import GroupFindings, population, usual_depths
+from tests.released import released_backbone
 from tests.report.conftest import EVIL, train, with_text
-from tests.training import FAST, data, trainer
+from tests.training import data, released_spt, trainer
 
 
 @pytest.mark.parametrize("kind", ["spt", "rpt", "exclude_seen", "sasrec", "fmlp", "tedrec"])
@@ -37,11 +36,11 @@ def test_the_numbers_are_those_of_lares_test(kind: str, runs: Path, toy_dataset:
     if kind in ("fmlp", "tedrec"):
         shape = {"hidden_size": 16, "pre_layers": 1, "core_layers": 1}
         config = (
-            BackboneConfig(**shape, pre_block=FMLPBlock, core_block=FMLPBlock)  # type: ignore[arg-type]
+            released_backbone(**shape, pre_block=FMLPBlock, core_block=FMLPBlock)
             if kind == "fmlp"
-            else BackboneConfig(**shape, embedder=TedRecEmbedder())  # type: ignore[arg-type]
+            else released_backbone(**shape, embedder=TedRecEmbedder())
         )
-        place = train(tmp_path / kind, SPT(config, optimizer=FAST), dataset, 1, max_steps=2)
+        place = train(tmp_path / kind, released_spt(config), dataset, 1, max_steps=2)
     else:
         place = runs / {"rpt": "seed1/rpt", "sasrec": f"{EVIL}/sasrec"}.get(kind, "seed2/spt")
     stage = load_stage(place / "checkpoints" / "best.ckpt")

@@ -14,14 +14,13 @@ import pytest
 
 from lares_pl import (
     RPT,
-    SPT,
     LaresError,
     load_stage,
 )
 from lares_pl.report import command
 from lares_pl.report.command import report
 from tests.report.conftest import EVIL, train, with_text
-from tests.training import FAST, SMALL, data, trainer
+from tests.training import data, released_spt, trainer
 
 
 def test_the_folder_holds_page_charts_and_tables(written: Path) -> None:
@@ -129,7 +128,7 @@ def test_a_report_appears_whole_or_not_at_all(
 
 
 def test_runs_of_different_datasets_are_refused(runs: Path, tmp_path: Path) -> None:
-    other = train(tmp_path / "b" / "spt", SPT(SMALL, optimizer=FAST), with_text(tmp_path), 1, max_steps=1)
+    other = train(tmp_path / "b" / "spt", released_spt(), with_text(tmp_path), 1, max_steps=1)
     quick: dict[str, Any] = {"timing": False, "device": "cpu"}
     with pytest.raises(LaresError, match="different datasets"):
         report([str(runs / "seed1" / "spt"), str(other)], str(tmp_path / "report"), **quick)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from lares_pl import BackboneConfig, DivergenceStop, Histories, Reasoning, RecurrentBackbone, ResidualStop
+from lares_pl import DivergenceStop, Histories, Reasoning, RecurrentBackbone, ResidualStop
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.report.distributions import movement, residuals
 from lares_pl.report.statistics import (
@@ -24,6 +24,7 @@ from lares_pl.report.statistics import (
     sign_flip_test,
 )
 from lares_pl.report.stopping import stopped_at
+from tests.released import released_backbone
 
 
 def test_the_bootstrap_interval_of_a_mean_is_that_of_normal_theory() -> None:
@@ -143,7 +144,7 @@ def test_spread_needs_two() -> None:
 def test_stopping_in_the_report_is_stopping_in_the_model() -> None:
     """The step read off the changes of a whole rollout is the one at which `Reasoning` ends."""
     torch.manual_seed(0)
-    config = BackboneConfig(hidden_size=8, pre_layers=1, core_layers=1, initializer_range=0.4)
+    config = released_backbone(hidden_size=8, pre_layers=1, core_layers=1, initializer_range=0.4)
     backbone = RecurrentBackbone(9, 6, config).eval()
     histories = Histories.from_lists([[3, 1, 4], [1], [5, 9, 2, 6, 5], [7, 7], [2, 8]])
     with torch.no_grad():

@@ -10,9 +10,9 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from lares_pl import RPT, SPT, LaresError, load_stage
+from lares_pl import SPT, LaresError, load_stage
 from lares_pl.stages.checkpoint import read_checkpoint
-from tests.training import FAST, SMALL, data, trainer
+from tests.training import data, released_rpt, released_spt, trainer
 
 DECAY = 0.9
 
@@ -35,7 +35,7 @@ class Weights(Callback):
 
 def fitted(dataset: Path, folder: Path, **options: Any) -> tuple[SPT, L.Trainer, Weights]:
     L.seed_everything(0)
-    model, weights = SPT(SMALL, optimizer=FAST, ema=DECAY), Weights()
+    model, weights = released_spt(ema=DECAY), Weights()
     fit = trainer(folder, callbacks=[weights], **options)
     fit.fit(model, data(dataset))
     return model, fit, weights
@@ -67,10 +67,10 @@ def test_validated_saved_tested_and_handed_on_are_the_same_weights(toy_dataset: 
     (again,) = trainer(tmp_path).validate(loaded, data(toy_dataset), verbose=False)
     assert again["val/ndcg@10"] == pytest.approx(validated, rel=1e-6)
     (by_path,) = trainer(tmp_path).validate(
-        SPT(SMALL, ema=DECAY), data(toy_dataset), ckpt_path=tmp_path / "x.ckpt", verbose=False
+        released_spt(ema=DECAY), data(toy_dataset), ckpt_path=tmp_path / "x.ckpt", verbose=False
     )
     assert by_path == again
-    rpt = RPT(str(tmp_path / "x.ckpt"), group_size=2, pruning=None, ema=DECAY, optimizer=FAST)
+    rpt = released_rpt(tmp_path / "x.ckpt", pruning=None, ema=DECAY)
     trainer(tmp_path, max_steps=1).fit(rpt, data(toy_dataset))
     assert torch.equal(rpt.reference.item_vectors, model.backbone.item_vectors)
     assert not torch.equal(rpt.learner.item_vectors, rpt.backbone.item_vectors)
@@ -88,4 +88,4 @@ def test_training_goes_on_from_an_average_alone(toy_dataset: Path, tmp_path: Pat
 @pytest.mark.parametrize("ema", [1.0, -0.1])
 def test_a_decay_outside_its_range_is_refused(ema: float) -> None:
     with pytest.raises(LaresError, match=r"ema must be within \[0, 1\)"):
-        SPT(SMALL, ema=ema)
+        released_spt(ema=ema)

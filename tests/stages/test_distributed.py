@@ -107,7 +107,7 @@ def test_training_on_two_processes_equals_training_on_one(
     weights = {}
     for name, devices, batch in (("two", TWO, "16"), ("one", one, "32"), ("other", one, "16")):
         lares(
-            tmp_path, "fit", "--config", "spt.yaml", "--run", name, *SMALL, *same, *choices, *devices,
+            tmp_path, "fit", "--config", "spt.yaml", "--config", "paper.yaml", "--run", name, *SMALL, *same, *choices, *devices,
             "--data.batch_size", batch,
         )  # fmt: skip
         weights[name] = read_checkpoint(tmp_path / "runs" / name / "spt" / "checkpoints" / "last.ckpt").backbone_weights()

@@ -16,7 +16,6 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lares_pl import (
-    RPT,
     SPT,
     Alignment,
     BatchAdvantage,
@@ -30,7 +29,7 @@ from lares_pl import (
 )
 from lares_pl.callbacks.graceful_shutdown import GracefulShutdown
 from lares_pl.stages.base import BaseStage
-from tests.training import FAST, SMALL, trainer
+from tests.training import SMALL, released_rpt, released_spt, trainer
 
 BATCH, EPOCHS = 64, 2
 
@@ -43,15 +42,15 @@ def data(dataset: Path, instances: str) -> SequenceDataModule:
 def stage(kind: str, source: Path) -> BaseStage:
     schedule = partial(WarmupCosine, warmup=3, total=40)
     if kind == "spt":
-        return SPT(SMALL, optimizer=FAST, scheduler=schedule)
+        return released_spt(scheduler=schedule)
     if kind == "spt with every choice":
         backbone = replace(SMALL, repeat_bias=True, initial_state=NormalState(scale=0.5))
         alignment, supervision = Alignment(cosine=True, tau=0.1, mask_same_target=True), StepPerInstance()
-        return SPT(backbone, alignment=alignment, supervision=supervision, ema=0.9, optimizer=FAST, scheduler=schedule)
+        return released_spt(backbone, alignment=alignment, supervision=supervision, ema=0.9, scheduler=schedule)
     if kind == "rpt with every choice":
         choices: dict[str, Any] = {"advantage": BatchAdvantage(), "actions": TargetAmongBest(5), "reward": LogProbReward()}
-        return RPT(str(source), group_size=2, pruning=None, anchor=0.5, ema=0.9, optimizer=FAST, scheduler=schedule, **choices)
-    return RPT(str(source), group_size=2, pruning=Pruning(1, 12), optimizer=FAST, scheduler=schedule)
+        return released_rpt(source, pruning=None, anchor=0.5, ema=0.9, scheduler=schedule, **choices)
+    return released_rpt(source, pruning=Pruning(1, 12), scheduler=schedule)
 
 
 def fit(
@@ -91,7 +90,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     tmp_path: Path,
 ) -> None:
     source = tmp_path / "source.ckpt"
-    first = SPT(SMALL, optimizer=FAST)
+    first = released_spt()
     before = trainer(tmp_path, max_epochs=2)
     before.fit(first, data(toy_dataset, "prefix"))
     before.save_checkpoint(source)
@@ -162,7 +161,7 @@ def test_a_run_that_sigterm_stops_anywhere_loses_nothing(options: dict[str, Any]
         validations = Validations()
         callbacks = [GracefulShutdown(), last, patience, validations, *others]
         fit = trainer(folder, enable_checkpointing=True, callbacks=callbacks, **options)
-        model = SPT(SMALL, optimizer=FAST)
+        model = released_spt()
         try:
             fit.fit(model, data(toy_dataset, "prefix"), ckpt_path=resumed, weights_only=True)
         except SIGTERMException:

@@ -29,9 +29,9 @@ BUDGET += ["--trainer.val_check_interval", "2", "--trainer.check_val_every_n_epo
 
 def fit(folder: Path, config: str, run: str, *options: str, steps: int = 4) -> Path:
     """One run; its folder."""
-    size = SMALL if config == "spt.yaml" else []
+    released = ["--config", "paper.yaml", *SMALL] if config == "spt.yaml" else []
     steps_and_run = ["--trainer.max_steps", str(steps), "--run", run]
-    done = lares(folder, "fit", "--config", config, *size, *BUDGET, *options, *steps_and_run)
+    done = lares(folder, "fit", "--config", config, *released, *BUDGET, *options, *steps_and_run)
     stage = folder / "runs" / run / config.removesuffix(".yaml")
     (stage / "said").write_text(done.said)
     return stage

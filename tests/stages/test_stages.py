@@ -21,7 +21,6 @@ from lares_pl import (
     NDCGReward,
     Pruning,
     RecurrentBackbone,
-    SequenceDataModule,
     SequenceDataset,
     TransformerBlock,
     WarmupCosine,
@@ -30,7 +29,8 @@ from lares_pl import (
 )
 from lares_pl.stages.checkpoint import read_checkpoint
 from lares_pl.stages.pruning import kept_instances
-from tests.training import FAST, SMALL, data, trainer
+from tests.released import released_backbone
+from tests.training import FAST, SMALL, data, released_rpt, released_spt, trainer
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +39,14 @@ def spt_checkpoint(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("spt")
     L.seed_everything(1)
     fit = trainer(folder, max_epochs=6)
-    fit.fit(SPT(SMALL, optimizer=FAST), SequenceDataModule(str(toy_dataset), max_length=8, batch_size=64))
+    fit.fit(released_spt(), data(toy_dataset))
     fit.save_checkpoint(folder / "spt.ckpt")
     return folder / "spt.ckpt"
 
 
 def test_spt_logs_every_part_and_learns(toy_dataset: Path, tmp_path: Path) -> None:
     L.seed_everything(0)
-    model, module = SPT(SMALL, optimizer=FAST), data(toy_dataset)
+    model, module = released_spt(), data(toy_dataset)
     fit = trainer(tmp_path, max_epochs=40)
     fit.fit(model, module)
     logged = {name: float(value) for name, value in fit.callback_metrics.items()}
@@ -60,7 +60,7 @@ def test_spt_logs_every_part_and_learns(toy_dataset: Path, tmp_path: Path) -> No
 
 def test_weights_of_zero_leave_their_pass_out(toy_dataset: Path, tmp_path: Path) -> None:
     for alpha, gamma, passes in ((0.1, 0.5, 3), (0.0, 0.5, 2), (0.0, 0.0, 1)):
-        model = SPT(SMALL, alpha=alpha, gamma=gamma)
+        model = released_spt(alpha=alpha, gamma=gamma)
         fit = trainer(tmp_path, max_steps=1)
         counted: list[int] = []
         module = data(toy_dataset)
@@ -92,8 +92,8 @@ class _Counting:
 
 
 def test_the_baseline_without_recurrence_has_no_idle_parameters(toy_dataset: Path, tmp_path: Path) -> None:
-    config = BackboneConfig(hidden_size=16, pre_layers=2, core_layers=0, depth=ConstantDepth(0))
-    model = SPT(config, alpha=0, gamma=0)
+    config = released_backbone(hidden_size=16, pre_layers=2, core_layers=0, depth=ConstantDepth(0))
+    model = released_spt(config, alpha=0, gamma=0)
     fit = trainer(tmp_path, max_steps=2)
     fit.fit(model, data(toy_dataset))
     assert not any("core" in name or "injection" in name for name, _ in model.named_parameters())
@@ -192,7 +192,7 @@ def test_rpt_takes_architecture_and_weights_and_keeps_its_reference(
 ) -> None:
     L.seed_everything(2)
     spt = load_stage(spt_checkpoint)
-    rpt = RPT(str(spt_checkpoint), group_size=4, reward=NDCGReward(5), dropout=0.0, optimizer=FAST, pruning=Pruning(2, 20))
+    rpt = released_rpt(spt_checkpoint, group_size=4, reward=NDCGReward(5), dropout=0.0, pruning=Pruning(2, 20))
     fit = trainer(tmp_path)
     fit.fit(rpt, data(toy_dataset))
     assert rpt.backbone_config.hidden_size == 16
@@ -222,7 +222,7 @@ def test_beta_holds_the_policy_to_its_reference(spt_checkpoint: Path, toy_datase
     kl = {}
     for beta in (0.0, 10.0):
         L.seed_everything(3)
-        rpt = RPT(str(spt_checkpoint), group_size=4, beta=beta, dropout=0.0, optimizer=FAST, pruning=None)
+        rpt = released_rpt(spt_checkpoint, group_size=4, beta=beta, dropout=0.0, pruning=None)
         fit = trainer(tmp_path, max_epochs=4)
         fit.fit(rpt, data(toy_dataset))
         kl[beta] = float(fit.callback_metrics["train/kl"])
@@ -246,15 +246,15 @@ def test_pruning_keeps_what_ranks_in_any_pass(spt_checkpoint: Path, toy_dataset:
 
 def test_rpt_without_weights_is_refused(toy_dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(LaresError, match="init_from"):
-        RPT()
+        released_rpt()
     with pytest.raises(LaresError, match="init_from"):
-        trainer(tmp_path).fit(RPT(backbone=SMALL), data(toy_dataset))
+        trainer(tmp_path).fit(released_rpt(backbone=SMALL), data(toy_dataset))
     with pytest.raises(LaresError, match="group_size"):
-        RPT(backbone=SMALL, group_size=1)
+        released_rpt(backbone=SMALL, group_size=1)
 
 
 def test_pruning_everything_is_an_error(toy_dataset: Path, tmp_path: Path, spt_checkpoint: Path) -> None:
-    rpt = RPT(str(spt_checkpoint), pruning=Pruning(1, 1))
+    rpt = released_rpt(spt_checkpoint, pruning=Pruning(1, 1))
     fit = trainer(tmp_path)
     module = data(toy_dataset)
     rpt.evaluation_depth = 4
@@ -273,14 +273,14 @@ def rpt_checkpoint(spt_checkpoint: Path, toy_dataset: Path, tmp_path_factory: py
     """An RPT run of one epoch on pruned instances."""
     path = tmp_path_factory.mktemp("rpt") / "rpt.ckpt"
     fit = trainer(path.parent, max_epochs=1)
-    fit.fit(RPT(str(spt_checkpoint), group_size=2, pruning=Pruning(1, 10)), data(toy_dataset))
+    fit.fit(released_rpt(spt_checkpoint, pruning=Pruning(1, 10)), data(toy_dataset))
     fit.save_checkpoint(path)
     return path
 
 
 def prunings_when_resumed(path: Path, dataset: Path, pruning: Pruning = Pruning(1, 10), **options: Any) -> tuple[int, RPT]:
     """How often a resumed run computes the pruned set."""
-    again = RPT(backbone=read_checkpoint(path).settings["backbone"], group_size=2, pruning=pruning)
+    again = released_rpt(backbone=read_checkpoint(path).settings["backbone"], pruning=pruning)
     again.evaluation_depth = options.pop("depth", again.evaluation_depth)
     counted = 0
 
@@ -356,14 +356,14 @@ def test_warmup_cosine() -> None:
 def test_a_schedule_without_a_total_ends_with_training(spt_checkpoint: Path, toy_dataset: Path, tmp_path: Path) -> None:
     schedule = partial(WarmupCosine, warmup=1, floor=0.25)
     fit = trainer(tmp_path, max_epochs=2)
-    fit.fit(SPT(SMALL, optimizer=FAST, scheduler=schedule), data(toy_dataset))
+    fit.fit(released_spt(scheduler=schedule), data(toy_dataset))
     (left,) = (group["lr"] for group in fit.optimizers[0].param_groups)
     assert left == pytest.approx(0.25 * FAST.keywords["lr"])
     with pytest.raises(LaresError, match=r"training has no end"):
-        trainer(tmp_path, max_epochs=-1).fit(SPT(SMALL, scheduler=schedule), data(toy_dataset))
+        trainer(tmp_path, max_epochs=-1).fit(released_spt(scheduler=schedule), data(toy_dataset))
     with pytest.raises(LaresError, match="RPT prunes its instances first"):
-        trainer(tmp_path).fit(RPT(str(spt_checkpoint), scheduler=schedule), data(toy_dataset))
-    rpt = RPT(str(spt_checkpoint), group_size=2, pruning=Pruning(1, 3), scheduler=schedule)
+        trainer(tmp_path).fit(released_rpt(spt_checkpoint, scheduler=schedule), data(toy_dataset))
+    rpt = released_rpt(spt_checkpoint, pruning=Pruning(1, 3), scheduler=schedule)
     pruned = data(toy_dataset)
     trainer(tmp_path, max_steps=2).fit(rpt, pruned)
     assert rpt.kept is not None
@@ -372,15 +372,15 @@ def test_a_schedule_without_a_total_ends_with_training(spt_checkpoint: Path, toy
 
 def test_the_next_stage_trains_on_all_instances_again(spt_checkpoint: Path, toy_dataset: Path, tmp_path: Path) -> None:
     module = data(toy_dataset)
-    trainer(tmp_path, max_steps=1).fit(RPT(str(spt_checkpoint), group_size=2, pruning=Pruning(1, 3)), module)
+    trainer(tmp_path, max_steps=1).fit(released_rpt(spt_checkpoint, pruning=Pruning(1, 3)), module)
     pruned = module.train_dataloader().sampler.count
-    trainer(tmp_path, max_steps=1).fit(SPT(SMALL), module)
+    trainer(tmp_path, max_steps=1).fit(released_spt(), module)
     assert pruned < module.train_dataloader().sampler.count == len(module.sequences.training_instances)
 
 
 def test_the_policys_dropout_reaches_blocks_that_set_their_own(spt_checkpoint: Path) -> None:
     own = partial(TransformerBlock, inner_size=32, dropout=0.5, attention_dropout=0.4)
-    rpt = RPT(backbone=BackboneConfig(hidden_size=16, core_block=own, pre_block=own), dropout=0.25)
+    rpt = released_rpt(backbone=released_backbone(hidden_size=16, core_block=own, pre_block=own), dropout=0.25)
     block: Any = RecurrentBackbone(9, 5, rpt.backbone_config).core_blocks[0]
     assert block.feed_forward.inner.out_features == 32
     assert {block.attention.dropout.p, block.attention.attention_dropout, block.feed_forward.dropout.p} == {0.25}
@@ -396,11 +396,11 @@ class Untyped(TransformerBlock):
 def test_an_untyped_block_comes_back_and_takes_the_policys_dropout(toy_dataset: Path, tmp_path: Path) -> None:
     block = partial(Untyped, dropout=0.05)
     fit = trainer(tmp_path, limit_train_batches=2)
-    fit.fit(SPT(BackboneConfig(hidden_size=16, pre_block=block, core_block=block)), data(toy_dataset))
+    fit.fit(released_spt(released_backbone(hidden_size=16, pre_block=block, core_block=block)), data(toy_dataset))
     fit.save_checkpoint(tmp_path / "spt.ckpt")
     spt: Any = load_stage(tmp_path / "spt.ckpt").backbone.core_blocks[0]
     assert (spt.attention.dropout.p, spt.attention.attention_dropout) == (0.05, 0.3)
-    rpt = RPT(init_from=str(tmp_path / "spt.ckpt"), dropout=0.1)
+    rpt = released_rpt(tmp_path / "spt.ckpt", dropout=0.1)
     policy: Any = RecurrentBackbone(9, 5, rpt.backbone_config).core_blocks[0]
     assert (policy.attention.dropout.p, policy.attention.attention_dropout) == (0.1, 0.1)
 
@@ -418,7 +418,7 @@ def test_what_could_not_be_rebuilt_is_refused_before_training() -> None:
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
 def test_other_precisions_train(precision: str, toy_dataset: Path, tmp_path: Path) -> None:
     fit = trainer(tmp_path, limit_train_batches=2, max_epochs=1, precision=precision)
-    stage = SPT(SMALL)
+    stage = released_spt()
     fit.fit(stage, data(toy_dataset))
     fit.test(stage, data(toy_dataset), verbose=False)
     assert math.isfinite(float(fit.callback_metrics["test/mrr"]))

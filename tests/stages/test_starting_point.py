@@ -11,9 +11,9 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lares_pl import RPT, SPT
+from lares_pl import RPT
 from lares_pl.stages.checkpoint import read_checkpoint
-from tests.training import FAST, SMALL, data, trainer
+from tests.training import SMALL, data, released_rpt, released_spt, trainer
 
 
 @pytest.fixture(scope="module")
@@ -21,14 +21,14 @@ def source(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     L.seed_everything(0)
     path = tmp_path_factory.mktemp("source") / "spt.ckpt"
     fit = trainer(path.parent, max_epochs=20)
-    fit.fit(SPT(SMALL, optimizer=FAST), data(toy_dataset))
+    fit.fit(released_spt(), data(toy_dataset))
     fit.save_checkpoint(path)
     return path
 
 
 def post_trained(source: Path, dataset: Path, folder: Path, lr: float) -> tuple[RPT, ModelCheckpoint]:
     best = ModelCheckpoint(folder, "best", monitor="val/ndcg@10", mode="max", enable_version_counter=False)
-    rpt = RPT(str(source), group_size=2, pruning=None, optimizer=partial(torch.optim.Adam, lr=lr))
+    rpt = released_rpt(source, pruning=None, optimizer=partial(torch.optim.Adam, lr=lr))
     trainer(folder, callbacks=[best], enable_checkpointing=True, max_epochs=2).fit(rpt, data(dataset))
     return rpt, best
 
@@ -36,7 +36,7 @@ def post_trained(source: Path, dataset: Path, folder: Path, lr: float) -> tuple[
 def test_where_nothing_is_gained_the_best_checkpoint_holds_the_start(
     source: Path, toy_dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (start,) = trainer(tmp_path).validate(RPT(str(source)), data(toy_dataset), verbose=False)
+    (start,) = trainer(tmp_path).validate(released_rpt(source), data(toy_dataset), verbose=False)
     with caplog.at_level(logging.INFO):
         rpt, best = post_trained(source, toy_dataset, tmp_path, lr=0.05)  # destroys the model
     assert best.best_model_score == pytest.approx(start["val/ndcg@10"], rel=1e-6)
@@ -50,9 +50,9 @@ def test_a_resumed_run_keeps_the_first_value_and_does_not_validate_again(
     source: Path, toy_dataset: Path, tmp_path: Path
 ) -> None:
     last = ModelCheckpoint(tmp_path, "last", enable_version_counter=False)
-    rpt = RPT(str(source), group_size=2, pruning=None, optimizer=FAST)
+    rpt = released_rpt(source, pruning=None)
     trainer(tmp_path, callbacks=[last], enable_checkpointing=True, max_epochs=1).fit(rpt, data(toy_dataset))
-    again = RPT(backbone=SMALL, group_size=2, pruning=None, optimizer=FAST)
+    again = released_rpt(backbone=SMALL, pruning=None)
     more = trainer(tmp_path, max_epochs=2)
     more.fit(again, data(toy_dataset), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
     starts = [

@@ -116,6 +116,7 @@ STAGES = {
                 *("hidden_size", "pre_block", "pre_layers", "core_block", "core_layers", "dropout"),
                 *("injection", "initial_state", "depth", "similarity"),
             ),
+            "model.alignment": (),
             "data": ("dataset", "max_length", "batch_size", "instances", "aligned_positions", "eval_batch_size"),
             "data.columns": (),
             "callbacks": ("early_stopping", "flop_budget", "depth_sweep"),

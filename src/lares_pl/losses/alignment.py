@@ -37,9 +37,9 @@ class Alignment:
     gradients dominate the cross-entropy; cosines at tau 0.1 are not.
 
     Args:
-        cosine: compare by cosines; by dot products, as the paper does, otherwise.
-        tau: temperature, above 0; 1 in the paper.
-        mask_same_target: instances with the same target are not each other's negatives; they are in the paper.
+        cosine: compare by cosines; by dot products otherwise (the paper).
+        tau: temperature, above 0; the paper's is 1.
+        mask_same_target: instances with the same target are not each other's negatives (in the paper they are).
     """
 
     cosine: bool = True

@@ -20,19 +20,20 @@ from lares_pl.serialization import class_of
 class BackboneConfig:
     """Architecture of a backbone.
 
-    The defaults are those of `spt.yaml`; `paper.yaml` has the paper's.
+    The defaults are those of `spt.yaml`. The paper's (`paper.yaml`): two pre-blocks and two core-blocks of `TransformerBlock`,
+    `NormalState`, `PoissonLogNormal`, no bias of repeats.
 
     Args:
         hidden_size: size d of item embeddings and states.
         embedder: what turns a history into token states.
-        pre_block: block that encodes the history; the paper's is `TransformerBlock`.
-        pre_layers: number of pre-blocks, one after the other; 2 in the paper.
-        core_block: block that is repeated; the paper's is `TransformerBlock`.
-        core_layers: number of core-blocks in one step, 2 in the paper; 0 (with depth 0) leaves recurrence out.
+        pre_block: block that encodes the history.
+        pre_layers: number of pre-blocks, one after the other.
+        core_block: block that is repeated.
+        core_layers: number of core-blocks in one step; 0 (with depth 0) leaves recurrence out.
         dropout: dropout of the embeddings, and of every block that does not set its own.
         injection: how the encoded history joins the state before each step.
-        initial_state: what a trajectory starts from; noise, `NormalState`, in the paper.
-        depth: how many steps a training pass makes, `PoissonLogNormal` in the paper; its mean is the depth of evaluation.
+        initial_state: what a trajectory starts from.
+        depth: how many steps a training pass makes; its mean is the depth of evaluation.
         similarity: how user states and items are compared in training's cross-entropy and in ranking.
         policy_similarity: how they are compared in the policy of RPT; as in ranking where None. (The authors' release
             uses plain dot products there, whatever ranks.)

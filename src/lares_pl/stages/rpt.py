@@ -35,25 +35,26 @@ from lares_pl.stages.starting_point import StartingPoint
 class RPT(BaseStage):
     """Reinforcement post-training of an SPT model.
 
-    Architecture and weights come from `init_from`; the same weights, frozen, are the reference policy. The defaults are those
-    of `rpt.yaml`; `paper-rpt.yaml` has the released run's.
+    Architecture and weights come from `init_from`; the same weights, frozen, are the reference policy.
+
+    The defaults are those of `rpt.yaml`. The paper's (`paper-rpt.yaml`): Recall@10 as reward, the whole catalogue as actions,
+    no anchor, dropout 0.1, Adam at 5e-4 without average.
 
     Args:
         init_from: checkpoint of the SPT stage to start from.
         backbone: the architecture, where no checkpoint is to be read for it.
         group_size: trajectories of each instance (G).
-        reward: reward of a trajectory: `RecallReward` (the paper's), `NDCGReward`, `LogProbReward`.
+        reward: reward of a trajectory.
         advantage: what a reward is compared with: `GroupAdvantage` (the paper's), `BatchAdvantage`.
         actions: what the policy chooses from: `WholeCatalogue` (the paper's), `TargetAmongBest`.
         beta: weight of the KL term.
         anchor: weight of the cross-entropy of the target at the end of each trajectory. Within a group advantages sum to zero,
-            so that without it (0, as in the paper) nothing raises the target's probability as such.
-        dropout: dropout of the policy everywhere, instead of the checkpoint's, 0.1 in the paper; None keeps the checkpoint's.
+            so that without it nothing raises the target's probability as such.
+        dropout: dropout of the policy everywhere, instead of the checkpoint's; None keeps the checkpoint's.
         pruning: which training instances to keep; None keeps all.
-        optimizer: the optimiser; Adam at 5e-4 in the paper.
+        optimizer: the optimiser.
         scheduler: learning-rate schedule, stepped after every update; None keeps the learning rate.
-        ema: decay of an average of the weights that is validated, saved and tested instead of them; 0, as in the paper, keeps
-            none.
+        ema: decay of an average of the weights that is validated, saved and tested instead of them; 0 keeps none.
         exclude_seen: leave items of the history out of rankings and recommendations (the paper ranks them).
         compile_core: compile the policy's core-blocks with `torch.compile`, as in SPT.
         on_nonfinite: what to do with an update whose gradient is not finite: `stop` the run, or `skip` and count it.

