@@ -9,7 +9,7 @@ from lares_pl.data.loading.histories import Histories as Histories
 from lares_pl.data.module import SequenceDataModule as SequenceDataModule
 from lares_pl.data.prepare.command import prepare as prepare
 from lares_pl.data.prepare.engines import DuckDB as DuckDB
-from lares_pl.data.prepare.readers import Columns as Columns
+from lares_pl.data.prepare.source import Columns as Columns
 from lares_pl.data.prepare.spark import Spark as Spark
 from lares_pl.data.prepare.text import TextOptions as TextOptions
 from lares_pl.errors import LaresError as LaresError

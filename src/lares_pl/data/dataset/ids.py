@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,34 @@ def id_text(item_id: Any) -> str:
     if isinstance(item_id, float | np.floating):
         number = float(item_id)
         return str(int(number)) if number.is_integer() else str(number)
+    if isinstance(item_id, Decimal) and item_id.is_finite():
+        return format(item_id.normalize(), "f")
     return str(item_id)
+
+
+def plain_ids(ids: pd.Series) -> pd.Series:
+    """Ids in one of two types: int64 where all are numbers, whole and of 64 bits; else text (`id_text`).
+
+    So an id has one spelling, whether a file has it as a whole number, a floating-point number or a decimal.
+    """
+    if isinstance(ids.dtype, pd.CategoricalDtype):
+        ids = ids.astype(ids.cat.categories.dtype)
+    if isinstance(ids.dtype, pd.StringDtype):
+        return ids.astype("str")
+    try:
+        array = pa.array(ids, from_pandas=True)
+        if pa.types.is_integer(array.type) or pa.types.is_floating(array.type) or pa.types.is_decimal(array.type):
+            return pd.Series(array.cast(pa.int64()).to_numpy(zero_copy_only=False), index=ids.index)
+    except pa.ArrowException:  # of several types, with fractions, too large
+        pass
+    return ids.map(id_text).astype("str")
+
+
+def without_point_zero(ids: pd.Series) -> pd.Series:
+    """Text that is all whole numbers as floating point writes them (`15.0`) without the `.0`; else as it is."""
+    if not isinstance(ids.dtype, pd.StringDtype) or not ids.str.fullmatch(r"-?\d+\.0").all():
+        return ids
+    return ids.str[:-2]
 
 
 def packed_ids(ids: pa.Array) -> dict[str, Tensor]:
@@ -75,9 +103,17 @@ class ItemIndex:
     """
 
     def __init__(self, ids: pa.Array) -> None:
-        self._index = pd.Index([id_text(item_id) for item_id in ids.to_pylist()])
+        self._index = pd.Index([id_text(item_id) for item_id in ids.to_pylist()], dtype="str")
+        self._whole = bool(self._index.str.fullmatch(r"-?\d+").all())  # so that `11.0` can only mean 11
 
     def numbers(self, ids: Iterable[Any]) -> np.ndarray:
-        """Item indices of original ids, compared as text, `[n]` int64; 0 where there is no such item."""
-        found: np.ndarray = self._index.get_indexer(pd.Index([id_text(item_id) for item_id in ids], dtype=self._index.dtype))
+        """Item indices of original ids, compared as text, `[n]` int64; 0 where there is no such item.
+
+        In a catalogue of whole numbers `11.0` is 11: so files have it where a program held ids in floating point.
+        """
+        asked = pd.Index([id_text(item_id) for item_id in ids], dtype="str")
+        found: np.ndarray = self._index.get_indexer(asked)
+        if self._whole and len(asked):
+            floating = (found < 0) & asked.str.fullmatch(r"-?\d+\.0+")
+            found[floating] = self._index.get_indexer(asked[floating].str.replace(r"\.0+$", "", regex=True))
         return found + 1

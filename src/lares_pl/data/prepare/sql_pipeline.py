@@ -98,6 +98,8 @@ def index_log(session: Session, known: set[str], filters: Filters) -> Summary:
     session.make("found", numbered.format("item", "i", rated))
     session.make("coded", f"SELECT u, i, moment, place FROM log JOIN users USING (user_id) JOIN found USING (item_id) {rated}")
     session.make("log", "SELECT 0 AS done")  # its room on the disk is free again
+    _spell(session, "users", "user_id", "u")
+    _spell(session, "found", "item_id", "i")
     if filters.min_rating is not None:
         removed("min_rating")
     if filters.repeats == "drop":
@@ -119,6 +121,13 @@ def index_log(session: Session, known: set[str], filters: Filters) -> Summary:
     )
     _count(session, summary, rows)
     return summary
+
+
+def _spell(session: Session, table: str, of: str, number: str) -> None:
+    """Write ids that are all whole numbers of floating point (`15.0` in text) as whole numbers (`15`)."""
+    floating = f"CAST({of} AS STRING) LIKE '%.0' AND try_cast({of} AS DOUBLE) IS NOT NULL"
+    if session.number(f"SELECT count(*) FROM {table} WHERE NOT ({floating})") == 0:
+        session.make(table, f"SELECT left(CAST({of} AS STRING), length(CAST({of} AS STRING)) - 2) AS {of}, {number} FROM {table}")
 
 
 def _core_step(session: Session, k: int) -> bool:
