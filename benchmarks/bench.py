@@ -42,10 +42,11 @@ from lares_pl import (
     prepare,
 )
 from lares_pl.data.dataset.prepared import Instances, TrainingInstances
-from lares_pl.data.loading.batches import InstanceLoader, SameTargetPartners, WindowLoader
+from lares_pl.data.loading.loaders import InstanceLoader, WindowLoader
+from lares_pl.data.loading.partners import SameTargetPartners
 from lares_pl.data.loading.windows import training_windows
 from lares_pl.losses.alignment import Alignment, alignment_losses
-from lares_pl.model.backbone import with_dropout
+from lares_pl.model.architecture import with_dropout
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.parsing import from_plain
 from lares_pl.serialization import class_of

@@ -29,4 +29,4 @@ def trainer(folder: Path, **options: Any) -> L.Trainer:
 
 
 def data(dataset: Path, **options: Any) -> SequenceDataModule:
-    return SequenceDataModule(str(dataset), **{"max_length": 8, "batch_size": 64, **options})
+    return SequenceDataModule(str(dataset), **{"max_length": 8, "batch_size": 64, "instances": "prefix", **options})

@@ -7,9 +7,9 @@ from lares_pl.callbacks.tracking import Wandb as Wandb
 from lares_pl.data.dataset.prepared import SequenceDataset as SequenceDataset
 from lares_pl.data.loading.histories import Histories as Histories
 from lares_pl.data.module import SequenceDataModule as SequenceDataModule
+from lares_pl.data.prepare.columns import Columns as Columns
 from lares_pl.data.prepare.command import prepare as prepare
 from lares_pl.data.prepare.engines import DuckDB as DuckDB
-from lares_pl.data.prepare.source import Columns as Columns
 from lares_pl.data.prepare.spark import Spark as Spark
 from lares_pl.data.prepare.text import TextOptions as TextOptions
 from lares_pl.errors import LaresError as LaresError
@@ -31,7 +31,7 @@ from lares_pl.losses.supervision import LastAndRandomStep as LastAndRandomStep
 from lares_pl.losses.supervision import LastStep as LastStep
 from lares_pl.losses.supervision import StepPerInstance as StepPerInstance
 from lares_pl.losses.supervision import Supervision as Supervision
-from lares_pl.model.backbone import BackboneConfig as BackboneConfig
+from lares_pl.model.architecture import BackboneConfig as BackboneConfig
 from lares_pl.model.backbone import RecurrentBackbone as RecurrentBackbone
 from lares_pl.model.blocks.bsarec import BSARecBlock as BSARecBlock
 from lares_pl.model.blocks.conv_transformer import ConvTransformerBlock as ConvTransformerBlock
@@ -59,8 +59,8 @@ from lares_pl.model.recurrence import NormalZeroState as NormalZeroState
 from lares_pl.model.recurrence import ZeroState as ZeroState
 from lares_pl.model.similarity import CosineSimilarity as CosineSimilarity
 from lares_pl.model.similarity import DotSimilarity as DotSimilarity
-from lares_pl.recommender.api import Recommendations as Recommendations
 from lares_pl.recommender.api import Recommender as Recommender
+from lares_pl.recommender.recommendations import Recommendations as Recommendations
 from lares_pl.stages.checkpoint_io import AtomicCheckpointIO as AtomicCheckpointIO
 from lares_pl.stages.loading import load_stage as load_stage
 from lares_pl.stages.pruning import Pruning as Pruning

@@ -43,7 +43,8 @@ from lares_pl.export.programs import GivenLayout, GivenNoise, item_vectors
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.embedding import ItemText
 from lares_pl.model.item_pairs import ItemPairs
-from lares_pl.model.layout import Layout, padded
+from lares_pl.model.layout import Layout
+from lares_pl.model.padded_layout import padded
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.stages.checkpoint_io import write_checkpoint
 from tests.console import error
@@ -291,7 +292,7 @@ def test_programs_that_are_not_the_model_are_noticed(toy_dataset: Path) -> None:
 
 def test_a_block_that_can_not_be_traced_is_named(toy_dataset: Path, tmp_path: Path) -> None:
     checkpoint = write_stage(small(core_block=Undecided), toy_dataset, tmp_path / "stage.ckpt")
-    with pytest.raises(LaresError, match=r"core_block tests\.test_export\.Undecided can't be exported \(\w+:"):
+    with pytest.raises(LaresError, match=r"core_block tests\.export\.test_export\.Undecided can't be exported \(\w+:"):
         export(str(checkpoint), str(tmp_path / "exported"), format="torch", depth="input")
     assert [path.name for path in tmp_path.iterdir()] == ["stage.ckpt"]
 

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lares_pl import SPT, CosineSimilarity, FullSoftmax, Histories, LaresError, RecurrentBackbone, SampledSoftmax, load_stage
 from lares_pl.losses.next_item import Proposal, sampled_log_probs
-from lares_pl.model.backbone import BackboneConfig
+from lares_pl.model.architecture import BackboneConfig
 from tests.training import FAST, SMALL, data, trainer
 
 READ = Histories.from_lists([[1, 2], [3, 2, 3], [4], [4, 5, 6], [1, 2, 3], [7]])  # 4 and 1 are targets that were read

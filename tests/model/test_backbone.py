@@ -24,7 +24,8 @@ from lares_pl import (
     TransformerBlock,
     ZeroState,
 )
-from lares_pl.model.layout import packed, padded
+from lares_pl.model.packed_layout import packed
+from lares_pl.model.padded_layout import padded
 from lares_pl.model.recurrence import Injection, KeyedNoise, RandomNoise
 
 HISTORIES = Histories.from_lists([[3, 1, 4], [1], [5, 9, 2, 6, 5], [7, 7]])

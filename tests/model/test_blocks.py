@@ -33,7 +33,9 @@ from lares_pl.model.blocks import build_block
 from lares_pl.model.blocks.conv_transformer import CausalFilter
 from lares_pl.model.blocks.lru import linear_scan
 from lares_pl.model.blocks.rotary import rotate
-from lares_pl.model.layout import Layout, packed, padded
+from lares_pl.model.layout import Layout
+from lares_pl.model.packed_layout import packed
+from lares_pl.model.padded_layout import padded
 from tests.model.test_backbone import HISTORIES
 
 LENGTH, SIZE, ITEMS = 6, 8, 9
@@ -326,7 +328,10 @@ def broken(kind: str) -> type[nn.Module]:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("tuple", r"core_block tests\.test_blocks\.Own_tuple: returned a tuple .*take \[0\].*tensor \[3, 6, 8\] \[histories"),
+        (
+            "tuple",
+            r"core_block tests\.model\.test_blocks\.Own_tuple: returned a tuple .*take \[0\].*tensor \[3, 6, 8\] \[histories",
+        ),
         (
             "shape",
             r"returned a tensor \[3, 6, 2\] of torch\.float32; expected token states like its input: a tensor \[3, 6, 8\]",

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lares_pl import Histories
-from lares_pl.model.attention import shelves
-from lares_pl.model.layout import packed, padded
+from lares_pl.model.attention import packed_rows
+from lares_pl.model.packed_layout import packed
+from lares_pl.model.padded_layout import padded
 
 
 def by_hand(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], heads: int) -> Tensor:
@@ -59,7 +60,7 @@ def test_attention_equals_attention_by_hand(lengths: list[int], heads: int) -> N
 @pytest.mark.parametrize("span", [(1, 200), (1, 20), (21, 25), (25, 39)])
 def test_shelves_waste_little(span: tuple[int, int]) -> None:
     lengths = torch.arange(span[0], span[1] + 1).repeat(20)
-    placed = shelves(lengths)
+    placed = packed_rows(lengths)
     assert len(placed.groups) < 20
     assert len(placed.token) < 1.2 * int(lengths.sum())
     tokens = torch.arange(int(lengths.sum()))

@@ -24,7 +24,9 @@ from lares_pl import (
     TransformerBlock,
 )
 from lares_pl.model.catalogue_head import CatalogueHead
-from lares_pl.model.layout import Layout, packed, padded
+from lares_pl.model.layout import Layout
+from lares_pl.model.packed_layout import packed
+from lares_pl.model.padded_layout import padded
 from lares_pl.model.reasoning import StopRule
 from lares_pl.model.recurrence import KeyedNoise
 

@@ -41,9 +41,10 @@ from lares_pl.report import command, distributions, stopping, study
 from lares_pl.report.charts import Panel, Series, draw
 from lares_pl.report.command import report
 from lares_pl.report.distributions import movement, residuals
+from lares_pl.report.html import render
 from lares_pl.report.latency import summarise, time_inference
 from lares_pl.report.measure import Measured, batches, measure
-from lares_pl.report.page import Chart, Section, Table, render, short
+from lares_pl.report.page import Chart, Section, Table, short
 from lares_pl.report.sources import find_sources, group_by_seed, why_apart
 from lares_pl.report.study import GroupFindings, population, usual_depths
 from lares_pl.report.training import read_log, smoothed
@@ -408,7 +409,7 @@ def _csv(frame: pd.DataFrame) -> io.StringIO:
 
 
 def test_tables_hold_what_was_measured(written: Path, runs: Path, toy_dataset: Path, tmp_path: Path) -> None:
-    tables = {path.stem: pd.read_csv(path) for path in (written / "tables").glob("*.csv")}
+    tables = {path.stem: pd.read_csv(path, float_precision="round_trip") for path in (written / "tables").glob("*.csv")}
     expected = []
     for seed in (1, 2, 3):
         stage = load_stage(runs / f"seed{seed}" / "spt" / "checkpoints" / "best.ckpt")

@@ -81,8 +81,16 @@ def test_predictions_of_two_processes_equal_those_of_one(work: Path, tmp_path: P
     assert tables[0]["item_ids"] == tables[1]["item_ids"]
 
 
-@pytest.mark.parametrize("instances", ["prefix", "sequence"])
-def test_training_on_two_processes_equals_training_on_one(work: Path, tmp_path: Path, instances: str) -> None:
+RECIPE = ["--model.ema", "0.5", "--model.backbone.repeat_bias", "true", "--model.supervision", "lares_pl.EveryStep"]
+RECIPE += ["--model.alignment.cosine", "true", "--model.alignment.tau", "0.1", "--model.alignment.mask_same_target", "true"]
+
+
+@pytest.mark.parametrize(
+    ("instances", "choices"), [("prefix", []), ("sequence", []), ("sequence", RECIPE)], ids=["prefix", "sequence", "recipe"]
+)
+def test_training_on_two_processes_equals_training_on_one(
+    work: Path, tmp_path: Path, instances: str, choices: list[str]
+) -> None:
     """The same global batches, depths and partners (and no noise): the same weights after three updates."""
     same = ["--model.backbone.initial_state", "lares_pl.ZeroState", "--model.backbone.dropout", "0"]
     same += ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.3", "--model.alpha", "0.5"]
@@ -93,7 +101,8 @@ def test_training_on_two_processes_equals_training_on_one(work: Path, tmp_path: 
     weights = {}
     for name, devices, batch in (("two", TWO, "16"), ("one", one, "32"), ("other", one, "16")):
         lares(
-            tmp_path, "fit", "--config", "spt.yaml", "--run", name, *SMALL, *same, *devices, "--data.batch_size", batch
+            tmp_path, "fit", "--config", "spt.yaml", "--run", name, *SMALL, *same, *choices, *devices,
+            "--data.batch_size", batch,
         )  # fmt: skip
         weights[name] = read_checkpoint(tmp_path / "runs" / name / "spt" / "checkpoints" / "last.ckpt").backbone_weights()
     for key, value in weights["one"].items():

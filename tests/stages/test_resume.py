@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,19 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lares_pl import RPT, SPT, Pruning, SequenceDataModule, WarmupCosine
+from lares_pl import (
+    RPT,
+    SPT,
+    Alignment,
+    BatchAdvantage,
+    LogProbReward,
+    NormalState,
+    Pruning,
+    SequenceDataModule,
+    StepPerInstance,
+    TargetAmongBest,
+    WarmupCosine,
+)
 from lares_pl.callbacks.graceful_shutdown import GracefulShutdown
 from lares_pl.stages.base import BaseStage
 from tests.training import FAST, SMALL, trainer
@@ -31,6 +44,13 @@ def stage(kind: str, source: Path) -> BaseStage:
     schedule = partial(WarmupCosine, warmup=3, total=40)
     if kind == "spt":
         return SPT(SMALL, optimizer=FAST, scheduler=schedule)
+    if kind == "spt with every choice":
+        backbone = replace(SMALL, repeat_bias=True, initial_state=NormalState(scale=0.5))
+        alignment, supervision = Alignment(cosine=True, tau=0.1, mask_same_target=True), StepPerInstance()
+        return SPT(backbone, alignment=alignment, supervision=supervision, ema=0.9, optimizer=FAST, scheduler=schedule)
+    if kind == "rpt with every choice":
+        choices: dict[str, Any] = {"advantage": BatchAdvantage(), "actions": TargetAmongBest(5), "reward": LogProbReward()}
+        return RPT(str(source), group_size=2, pruning=None, anchor=0.5, ema=0.9, optimizer=FAST, scheduler=schedule, **choices)
     return RPT(str(source), group_size=2, pruning=Pruning(1, 12), optimizer=FAST, scheduler=schedule)
 
 
@@ -57,8 +77,10 @@ def fit(
         ("spt", "prefix", {}),
         ("spt", "sequence", {}),
         ("spt", "prefix", {"accumulate_grad_batches": 2}),
+        ("spt with every choice", "sequence", {}),
         ("rpt", "prefix", {}),
         ("rpt", "sequence", {}),
+        ("rpt with every choice", "prefix", {}),
     ],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(

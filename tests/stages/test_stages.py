@@ -213,7 +213,7 @@ def test_rpt_takes_architecture_and_weights_and_keeps_its_reference(
     spt_checkpoint_gone = load_stage(tmp_path / "rpt.ckpt")  # needs no SPT file: `init_from` is not among its settings
     assert isinstance(spt_checkpoint_gone, RPT)
     assert spt_checkpoint_gone.init_from is None
-    assert spt_checkpoint_gone.reward == NDCGReward(5)
+    assert spt_checkpoint_gone.objective.reward == NDCGReward(5)
     for one, two in zip(spt_checkpoint_gone.state_dict().values(), rpt.state_dict().values(), strict=True):
         assert torch.equal(one, two)
 
@@ -351,6 +351,23 @@ def test_warmup_cosine() -> None:
     assert rates[10:] == pytest.approx([0.2] * 4)
     with pytest.raises(LaresError):
         WarmupCosine(optimizer, warmup=10, total=10)
+
+
+def test_a_schedule_without_a_total_ends_with_training(spt_checkpoint: Path, toy_dataset: Path, tmp_path: Path) -> None:
+    schedule = partial(WarmupCosine, warmup=1, floor=0.25)
+    fit = trainer(tmp_path, max_epochs=2)
+    fit.fit(SPT(SMALL, optimizer=FAST, scheduler=schedule), data(toy_dataset))
+    (left,) = (group["lr"] for group in fit.optimizers[0].param_groups)
+    assert left == pytest.approx(0.25 * FAST.keywords["lr"])
+    with pytest.raises(LaresError, match=r"training has no end"):
+        trainer(tmp_path, max_epochs=-1).fit(SPT(SMALL, scheduler=schedule), data(toy_dataset))
+    with pytest.raises(LaresError, match="RPT prunes its instances first"):
+        trainer(tmp_path).fit(RPT(str(spt_checkpoint), scheduler=schedule), data(toy_dataset))
+    rpt = RPT(str(spt_checkpoint), group_size=2, pruning=Pruning(1, 3), scheduler=schedule)
+    pruned = data(toy_dataset)
+    trainer(tmp_path, max_steps=2).fit(rpt, pruned)
+    assert rpt.kept is not None
+    assert pruned.train_dataloader().sampler.count <= rpt.kept.mask.sum() < len(rpt.kept.mask)
 
 
 def test_the_next_stage_trains_on_all_instances_again(spt_checkpoint: Path, toy_dataset: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from jsonargparse import Namespace, dict_to_namespace
 from lightning.pytorch.utilities import rank_zero_info
 
 from lares_pl.errors import LaresError
-from lares_pl.model.backbone import BackboneConfig
+from lares_pl.model.architecture import BackboneConfig
 from lares_pl.parsing import from_plain
 from lares_pl.runs import BEST, RUNS, StageFolder
 from lares_pl.serialization import import_class, to_plain

@@ -37,7 +37,7 @@ FUNCTIONS = {
         "lares_pl.data.synthetic:synthetic", "write the embedded demonstration data as raw interactions"
     ),
     "recommend": FunctionCommand(
-        "lares_pl.recommender.api:recommend", "rank the catalogue for histories never seen in training", positional=False
+        "lares_pl.recommender.command:recommend", "rank the catalogue for histories never seen in training", positional=False
     ),
     "report": FunctionCommand(
         "lares_pl.report.command:report", "what runs learned: one HTML page with charts and tables", one_list=True

@@ -11,11 +11,12 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
 from lares_pl.data.dataset.prepared import Instances, SequenceDataset, check_dataset
-from lares_pl.data.loading.batches import BatchLoader, InstanceLoader, SameTargetPartners, WindowLoader
 from lares_pl.data.loading.external_histories import read_histories
+from lares_pl.data.loading.loaders import BatchLoader, InstanceLoader, WindowLoader
+from lares_pl.data.loading.partners import SameTargetPartners
 from lares_pl.data.loading.sampler import Shard
 from lares_pl.data.loading.windows import training_windows
-from lares_pl.data.prepare.source import Columns
+from lares_pl.data.prepare.columns import Columns
 from lares_pl.errors import LaresError
 
 
@@ -89,8 +90,8 @@ class SequenceDataModule(L.LightningDataModule):
         """Read the dataset."""
         if stage == "fit" and len(self.sequences.training_instances) == 0:
             raise LaresError(
-                f"{self.dataset_path}: no training instance. A user's last two items are held out and a target needs an item before "
-                "it, so users train with four items or more, or with exactly two, of which none is held out"
+                f"{self.dataset_path}: no training instance. A user's last two items are held out and a target needs an item "
+                "before it, so users train with four items or more, or with exactly two, of which none is held out"
             )
         if stage in ("fit", "validate", "test") and len(self.sequences.held_out("test")) == 0:
             raise LaresError(f"{self.dataset_path}: nothing to evaluate on: no user has three items or more")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from lares_pl.data.loading.batch import Batch
+from lares_pl.data.loading.batches import Batch
 from lares_pl.evaluation.metrics import ranking_metrics
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.item_pairs import ItemPairs

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lares_pl.data.dataset.prepared import SequenceDataset
-from lares_pl.data.loading.batch import cut_histories
+from lares_pl.data.loading.batches import cut_histories
 from lares_pl.data.loading.histories import Histories
 from lares_pl.errors import LaresError
 from lares_pl.export.formats import Run

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop
 
 from lares_pl.model.backbone import RecurrentBackbone
-from lares_pl.model.layout import PaddedLayout
+from lares_pl.model.padded_layout import PaddedLayout
 from lares_pl.model.recurrence import Noise, keyed_uniform, token_keys
 
 BATCH = torch.export.Dim("batch")

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from lares_pl.data.loading.histories import Histories
-from lares_pl.model.layout import Layout, packed
+from lares_pl.model.layout import Layout
+from lares_pl.model.packed_layout import packed
 
 # ---------------------------------------------------------------- noise
 

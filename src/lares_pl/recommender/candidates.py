@@ -16,7 +16,7 @@ from lares_pl.model.catalogue_head import CatalogueHead
 from lares_pl.model.item_pairs import ItemPairs
 
 
-class Choice(ABC):
+class Candidates(ABC):
     """Items that may be ranked."""
 
     @abstractmethod
@@ -34,7 +34,7 @@ class Choice(ABC):
         """
 
 
-class SharedChoice(Choice):
+class SharedCandidates(Candidates):
     """The same items for all users.
 
     Args:
@@ -60,7 +60,7 @@ class SharedChoice(Choice):
         return scores.cpu().numpy(), self.items[places].cpu().numpy()
 
 
-class OwnChoices(Choice):
+class PerUserCandidates(Candidates):
     """Items of each user's own.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from lares_pl.errors import LaresError
-from lares_pl.model.backbone import BackboneConfig
+from lares_pl.model.architecture import BackboneConfig
 from lares_pl.model.blocks import BlockFactory
 from lares_pl.model.blocks.bsarec import BSARecBlock
 from lares_pl.model.blocks.fmlp import FMLPBlock

@@ -15,7 +15,8 @@ from lares_pl.device import resolve_device
 from lares_pl.errors import LaresError
 from lares_pl.report.charts import check_matplotlib
 from lares_pl.report.comparison import comparison
-from lares_pl.report.page import Section, Table, render
+from lares_pl.report.html import render
+from lares_pl.report.page import Section, Table
 from lares_pl.report.provenance import command_line, provenance
 from lares_pl.report.quality import cost, depth, kinds, summary
 from lares_pl.report.sources import Group, find_sources, group_by_seed, why_apart

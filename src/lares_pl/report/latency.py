@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 import torch
 
-from lares_pl.data.loading.batch import Batch
+from lares_pl.data.loading.batches import Batch
 from lares_pl.model.item_pairs import ItemPairs
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.report.measure import Split, batches

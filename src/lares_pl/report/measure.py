@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lares_pl.data.loading.batch import Batch
-from lares_pl.data.loading.batches import InstanceLoader
+from lares_pl.data.loading.batches import Batch
+from lares_pl.data.loading.loaders import InstanceLoader
 from lares_pl.data.module import SequenceDataModule
 from lares_pl.evaluation.metrics import ranking_metrics
 from lares_pl.model.item_pairs import ItemPairs

@@ -12,7 +12,7 @@ import torch
 
 from lares_pl.data.dataset.prepared import SequenceDataset
 from lares_pl.errors import LaresError
-from lares_pl.model.backbone import with_dropout
+from lares_pl.model.architecture import with_dropout
 from lares_pl.report.latency import Timing, time_inference
 from lares_pl.report.measure import Measured, Split, measure, values_of
 from lares_pl.report.sources import Group, Source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, Self, cast
@@ -18,11 +19,12 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
 
-from lares_pl.data.loading.batch import Batch
+from lares_pl.data.loading.batches import Batch
 from lares_pl.data.module import SequenceDataModule
 from lares_pl.errors import LaresError
 from lares_pl.evaluation.metrics import ranking_metrics
-from lares_pl.model.backbone import BackboneConfig, RecurrentBackbone
+from lares_pl.model.architecture import BackboneConfig
+from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.blocks import compile_block
 from lares_pl.model.embedding import ItemText
 from lares_pl.model.item_pairs import ItemPairs
@@ -154,6 +156,8 @@ class BaseStage(L.LightningModule):
         if data is None:
             raise LaresError("this stage takes the catalogue from a data module: trainer.fit(stage, SequenceDataModule(…))")
         self.take_catalogue(data, self.trainer.ckpt_path)
+        if stage == "fit":
+            data.keep(None)
 
     def take_catalogue(self, data: SequenceDataModule, checkpoint: Any = None) -> None:
         """Take catalogue (its size and original ids) and history length from this data module; raises as `setup`.
@@ -182,6 +186,8 @@ class BaseStage(L.LightningModule):
         """
         if data.reads_sequences:
             self.backbone.check_causal()
+        if data.asks_alignment and not data.reads_sequences:
+            raise LaresError("data.aligned_positions: this model's instances are read by themselves; leave the option out")
         if data.asks_alignment and not self.needs_aligned:
             raise LaresError(f"data.aligned_positions: this {type(self).__name__} aligns nothing; leave the option out")
 
@@ -329,7 +335,6 @@ class BaseStage(L.LightningModule):
         if self.compile_core:
             for block in self.learner.core_blocks:
                 compile_block(block)
-        self.trainer.datamodule.keep(None)  # type: ignore[attr-defined]
         if self._seed is None or self.trainer.ckpt_path is None:  # a resumed run goes on with its own
             self._seed = torch.initial_seed() % 2**62
         self._seed = int(self.trainer.strategy.broadcast(self._seed))
@@ -355,12 +360,31 @@ class BaseStage(L.LightningModule):
         if self.scheduler is None:
             return optimizer
         schedule = self.scheduler(optimizer)
-        if isinstance(schedule, WarmupCosine) and self.trainer.max_steps not in (-1, schedule.total):
+        if isinstance(schedule, WarmupCosine):
+            self._fit_schedule(schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _fit_schedule(self, schedule: WarmupCosine) -> None:
+        """Let a schedule end with training; warn where it is told to end elsewhere.
+
+        Raises:
+            LaresError: if nobody knows how long training will be.
+        """
+        most = self.trainer.max_steps
+        if schedule.total is None:
+            updates = self.expected_updates()
+            if not 0 < updates < math.inf:
+                raise LaresError("model.scheduler.total: training has no end; set it, or trainer.max_epochs or max_steps")
+            schedule.total = int(updates)
+        elif most not in (-1, schedule.total):
             rank_zero_warn(
-                f"model.scheduler.total is {schedule.total:,} updates, trainer.max_steps {self.trainer.max_steps:,}: the "
+                f"model.scheduler.total is {schedule.total:,} updates, trainer.max_steps {most:,}: the "
                 "learning rate is at its lowest after the former; keep the two equal"
             )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def expected_updates(self) -> float:
+        """Updates that this training makes if nothing ends it early."""
+        return self.trainer.estimated_stepping_batches
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         """An update, and the average of the weights after it."""

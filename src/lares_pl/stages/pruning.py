@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lares_pl.data.loading.batch import Batch
+from lares_pl.data.loading.batches import Batch
 from lares_pl.errors import LaresError
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.recurrence import KeyedNoise

@@ -16,13 +16,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Adam
 
-from lares_pl.data.loading.batch import Batch
+from lares_pl.data.loading.batches import Batch
 from lares_pl.data.module import SequenceDataModule
 from lares_pl.errors import LaresError
 from lares_pl.losses.actions import Actions, WholeCatalogue
 from lares_pl.losses.advantages import Advantage, GroupAdvantage
 from lares_pl.losses.rewards import RecallReward, Reward
-from lares_pl.model.backbone import BackboneConfig, with_dropout
+from lares_pl.model.architecture import BackboneConfig, with_dropout
 from lares_pl.parsing import from_plain
 from lares_pl.stages.base import BaseStage, OptimizerFactory, SchedulerFactory, arguments
 from lares_pl.stages.checkpoint import KEY, read_checkpoint
@@ -169,6 +169,14 @@ class RPT(BaseStage):
         kept = kept_instances(self.reference, loader, instances, self.evaluation_depth, pruning)
         of_all = self.trainer.strategy.reduce(kept.int(), reduce_op="sum") > 0
         return KeptSet(of_all.cpu().numpy(), fingerprint)
+
+    def expected_updates(self) -> float:
+        """Of RPT only a budget in updates is known before its instances are pruned."""
+        if self.trainer.max_steps != -1:
+            return self.trainer.max_steps
+        if self.pruning is not None:
+            raise LaresError("RPT prunes its instances first: set model.scheduler.total, or trainer.max_steps")
+        return super().expected_updates()
 
     def training_step(self, batch: Batch) -> Tensor:
         """One update from one group of trajectories an instance."""

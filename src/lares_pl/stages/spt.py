@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from lares_pl.data.loading.batch import Batch
+from lares_pl.data.loading.batches import Batch
 from lares_pl.errors import LaresError
 from lares_pl.losses.alignment import Alignment, alignment_losses
 from lares_pl.losses.next_item import FullSoftmax, NextItemLoss, Proposal
 from lares_pl.losses.supervision import LastStep, Supervision
-from lares_pl.model.backbone import BackboneConfig
+from lares_pl.model.architecture import BackboneConfig
 from lares_pl.parsing import from_plain
 from lares_pl.stages.base import BaseStage, OptimizerFactory, SchedulerFactory, arguments, step_residual
 from lares_pl.stages.distributed import all_gather_rows, row_weight

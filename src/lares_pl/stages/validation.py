@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lares_pl.errors import LaresError
-from lares_pl.model.backbone import BackboneConfig
+from lares_pl.model.architecture import BackboneConfig
 from lares_pl.parsing import from_plain
 from lares_pl.serialization import to_plain
 

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lares_pl import Histories, SequenceDataset
-from lares_pl.data.loading.batch import cut_histories
-from lares_pl.data.loading.batches import InstanceLoader, SameTargetPartners
+from lares_pl.data.loading.batches import cut_histories
 from lares_pl.data.loading.instance_rng import InstanceDraws
+from lares_pl.data.loading.loaders import InstanceLoader
+from lares_pl.data.loading.partners import SameTargetPartners
 from lares_pl.data.loading.sampler import EpochOrder, Permutation, Shard
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -29,8 +30,9 @@ from lares_pl import (
     SequenceDataset,
     TransformerBlock,
 )
-from lares_pl.data.loading.batches import InstanceLoader, SameTargetPartners, WindowLoader
 from lares_pl.data.loading.instance_rng import InstanceDraws
+from lares_pl.data.loading.loaders import InstanceLoader, WindowLoader
+from lares_pl.data.loading.partners import SameTargetPartners
 from lares_pl.data.loading.sampler import Shard
 from lares_pl.data.loading.windows import training_windows
 from lares_pl.model.layout import Layout
@@ -278,13 +280,16 @@ def test_a_model_that_sees_later_items_is_refused(toy_dataset: Path, tmp_path: P
 
 def test_options_that_would_say_nothing_are_refused(toy_dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(LaresError, match="aligned_positions"):
-        SequenceDataModule(str(toy_dataset), aligned_positions=2)
+        SequenceDataModule(str(toy_dataset), instances="prefix", aligned_positions=2)
+    padded_model = SPT(replace(SMALL, pre_block=FMLPBlock))
+    with pytest.raises(LaresError, match=r"aligned_positions: this model's instances are read by themselves"):
+        trainer(tmp_path).fit(padded_model, SequenceDataModule(str(toy_dataset), max_length=6, aligned_positions=2))
     with pytest.raises(ValueError, match=r"within 1 … 5"):
         training_windows(sequences([9]), 5, overlap=6)
     aligning = SequenceDataModule(str(toy_dataset), max_length=6, instances="sequence", aligned_positions=2)
     with pytest.raises(LaresError, match="aligns nothing"):
         trainer(tmp_path).fit(SPT(SMALL, alpha=0.0, gamma=0.0), aligning)
-    with pytest.raises(LaresError, match="prefix or sequence"):
+    with pytest.raises(LaresError, match="auto, prefix or sequence"):
         SequenceDataModule(str(toy_dataset), instances="window")  # type: ignore[arg-type]
 
 

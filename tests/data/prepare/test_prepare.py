@@ -155,7 +155,7 @@ def test_a_log_of_many_parquet_files_is_one_log(tmp_path: Path) -> None:
     with pytest.raises(LaresError, match=r"log: part-9.parquet has no times"):
         prepare(str(tmp_path / "log"), str(tmp_path / "c"))
     frame.astype({"item_id": "category"}).assign(user_id=1).to_parquet(tmp_path / "log" / "part-9.parquet")
-    with pytest.raises(LaresError, match=r"log: user_id is large_string in the first part and int64 in part-9.parquet"):
+    with pytest.raises(LaresError, match=r"log: user_id is string in the first part and int64 in part-9.parquet"):
         prepare(str(tmp_path / "log"), str(tmp_path / "c"))
 
 

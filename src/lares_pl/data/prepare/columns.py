@@ -1,4 +1,4 @@
-"""The columns of a log under our names: found, checked and converted, a piece at a time."""
+"""Which columns hold user, item, time and rating, and their values, checked: a message names the row."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import decimal
 import re
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from lares_pl.data.dataset.ids import plain_ids
-from lares_pl.data.prepare.source import Columns
 from lares_pl.data.prepare.text_files import SEPARATORS
 from lares_pl.errors import LaresError
 
@@ -21,7 +21,29 @@ _MISSING = {"null", "nan", "none", "na", "n/a", "#n/a", "<na>", "nil"}  # among 
 _EXACT = {2: 2.0**11, 4: 2.0**24, 8: 2.0**53}  # below these, floats of so many bytes hold every whole number
 
 
-def chosen_columns(names: Sequence[str], columns: Columns, ratings: bool, path: Path, twice: Sequence[str] = ()) -> dict[str, str]:
+@dataclass(frozen=True)
+class Columns:
+    """Which column holds what.
+
+    Args:
+        user: user id.
+        item: item id.
+        time: time of the interaction, a number or a date; None takes `timestamp` if there is one, else file order counts. An
+            empty name: file order counts in any case.
+        rating: rating; None takes `rating` if there is one. Ratings are read where a minimum rating is asked for.
+        time_format: how dates are written, where not as ISO 8601 (2020-01-31 13:05:00): `%d/%m/%Y %H:%M` for 31/01/2020 13:05.
+    """
+
+    user: str = "user_id"
+    item: str = "item_id"
+    time: str | None = None
+    rating: str | None = None
+    time_format: str | None = None
+
+
+def chosen_columns(
+    names: Sequence[str], columns: Columns, ratings: bool, path: Path, twice: Sequence[str] = ()
+) -> dict[str, str]:
     """The column that holds each of `user`, `item` and, where there are any, `time` and `rating`.
 
     Args:
@@ -70,7 +92,9 @@ def no_column(names: Sequence[str], name: str, path: Path, option: str) -> Lares
     written = [str(other) for other in names]
     separator = next((sep for sep in SEPARATORS if len(written) == 1 and sep in written[0]), None)
     if separator is not None:
-        return LaresError(f"{what}: its fields are separated by {separator!r}. Say so with --separator '{SEPARATORS[separator]}'")
+        return LaresError(
+            f"{what}: its fields are separated by {separator!r}. Say so with --separator '{SEPARATORS[separator]}'"
+        )
     if any("\0" in other for other in written):
         return LaresError(f"{path}: holds zero bytes, as UTF-16 does. Name its encoding, such as --encoding utf-16-le")
     for other in written:
@@ -137,8 +161,8 @@ def ids(values: pd.Series, path: Path, name: str, before: int = 0) -> pd.Series:
         if words.any() and written[~missing & ~words].str.fullmatch(r"-?\d+(\.0+)?").all():
             row = first(words)
             raise LaresError(
-                f"{path}: data row {before + row} has {name!r} = {values.iloc[row - 1]!r} among numbers, as if it were missing. "
-                "Fill it in or leave the row out."
+                f"{path}: data row {before + row} has {name!r} = {values.iloc[row - 1]!r} among numbers, as if it were "
+                "missing. Fill it in or leave the row out."
             )
     if missing.any():
         raise LaresError(f"{path}: data row {before + first(missing)} has no {name!r}. Fill it in or leave the row out.")
@@ -159,8 +183,8 @@ def _check_digits(values: pd.Series, path: Path, name: str, before: int) -> None
     if wide.any():
         row = first(wide)
         raise LaresError(
-            f"{path}: data row {before + row} has {name!r} = {numbers[row - 1]!r}, a floating-point number too large to keep the "
-            "digits of an id. Write ids as whole numbers or as text"
+            f"{path}: data row {before + row} has {name!r} = {numbers[row - 1]!r}, a floating-point number too large to keep "
+            "the digits of an id. Write ids as whole numbers or as text"
         )
 
 
@@ -235,4 +259,3 @@ def _checked(
 def first(flags: pd.Series | np.ndarray) -> int:
     """Number of the first flagged row, counted from 1 below the header."""
     return int(np.argmax(np.asarray(flags))) + 1
-

@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 from lares_pl.atomic_io import atomic_folder, check_folder
 from lares_pl.data.dataset.format import FORMAT_VERSION
 from lares_pl.data.dataset.mmap_cache import FOLDER, flat_copies
+from lares_pl.data.prepare.columns import Columns
 from lares_pl.data.prepare.engines import DuckDB, Engine
 from lares_pl.data.prepare.readers import source_files
-from lares_pl.data.prepare.source import Columns, Format, Source
+from lares_pl.data.prepare.source import Format, Source
 from lares_pl.data.prepare.sql_pipeline import Filters, index_log
 from lares_pl.data.prepare.text import ItemDescriptions, TextOptions, describe_items
 from lares_pl.errors import LaresError
@@ -40,10 +41,13 @@ def prepare(
 ) -> None:
     """Turn raw interactions into a prepared dataset.
 
-    Reads RecBole .inter files, CSV, TSV, Parquet and lines `user item item …`, text plain or compressed (.gz, .zst, .bz2, .lz4),
-    folders of such files as Spark, Hive, DuckDB and BigQuery write them, and folders of RecBole benchmark files that are split
-    already. Filters apply in the order minimum rating, repeats, k-core. A user's items are ordered by time, equal times in file order; without times the
-    file order counts. The log need not fit into memory.
+    Reads RecBole .inter files, CSV, TSV, Parquet and lines `user item item …`, text plain or compressed (.gz, .zst, .bz2,
+    .lz4), folders of such files as Spark, Hive, DuckDB and BigQuery write them, and folders of RecBole benchmark files that are
+    split already. Filters apply in the order minimum rating, repeats, k-core. A user's items are ordered by time, equal times
+    in file order; without times the file order counts. The log need not fit into memory.
+
+    Ids are kept as numbers where a Parquet file has them as whole numbers (integers, decimals or floating point), else as text;
+    blanks around the ids of a text file don't count.
 
     Args:
         source: file with interactions, folder of files of one format (read in the order of their names; `column=value` in the

@@ -21,8 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lares_pl.data.prepare.columns import Columns
 from lares_pl.data.prepare.readers import ROWS, read_interactions
-from lares_pl.data.prepare.source import Columns, Source
+from lares_pl.data.prepare.source import Source
 from lares_pl.errors import LaresError
 
 
@@ -162,10 +163,9 @@ class _DuckDBSession(Session):
 
     def write_sequences(self, folder: Path, with_time: bool) -> None:
         user_ids = self.fetch("SELECT user_id FROM users WHERE u IN (SELECT u FROM coded) ORDER BY u")["user_id"]
-        ordered = self._connection.sql(
-            "SELECT u, item, moment FROM coded JOIN items USING (i) ORDER BY u, moment, place"
-        ).to_arrow_reader(ROWS)
-        _write_ordered(ordered, user_ids, folder / "sequences.parquet", with_time)
+        ordered = self._connection.sql("SELECT u, item, moment FROM coded JOIN items USING (i) ORDER BY u, moment, place")
+        fetch = getattr(ordered, "to_arrow_reader", None) or ordered.fetch_arrow_reader  # its name before DuckDB 1.5
+        _write_ordered(fetch(ROWS), user_ids, folder / "sequences.parquet", with_time)
 
 
 def _log_rows(piece: pd.DataFrame, before: int) -> pa.Table:
@@ -205,17 +205,17 @@ class _Log:
             if (_kind(self.types, name) == "none") != (_kind(new, name) == "none"):
                 has, before = ("no ", "have them") if _kind(new, name) == "none" else ("", "have none")
                 raise LaresError(f"{source}: {file} has {has}{what} and the parts before it {before}; write all parts alike")
-        wider: dict[str, str] = {}
-        if _kind(self.types, "moment") == "whole" and _kind(new, "moment") == "broken":
-            wider["moment"] = "DOUBLE"
+        broken = [name for name in ("moment", "rating") if (_kind(self.types, name), _kind(new, name)) == ("whole", "broken")]
+        wider = dict.fromkeys(broken, "DOUBLE")
         for name in ("user", "item"):
             column = f"{name}_id"
-            kinds = self.types.field(column).type, new.field(column).type
+            # "string" whether pandas 2 made it or, as large_string, pandas 3
+            kinds = [str(schema.field(column).type).removeprefix("large_") for schema in (self.types, new)]
             if kinds[0] != kinds[1] and (name in self.numbers) != (name in numbers):
                 raise LaresError(
                     f"{source}: {column} is {kinds[0]} in the first part and {kinds[1]} in {file}; write all parts alike"
                 )
-            if pa.types.is_integer(kinds[0]) and not pa.types.is_integer(kinds[1]):
+            if kinds == ["int64", "string"]:
                 wider[column] = "VARCHAR"  # some numbers are no whole numbers of 64 bits
         for column in wider:
             place = self.types.get_field_index(column)

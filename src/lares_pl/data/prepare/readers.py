@@ -16,9 +16,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lares_pl.data.prepare.columns import are_numbers, chosen_columns, ids, named_column, numbers, times
+from lares_pl.data.prepare.columns import Columns, are_numbers, chosen_columns, ids, named_column, numbers, times
 from lares_pl.data.prepare.recbole_splits import benchmark_files, join_parts
-from lares_pl.data.prepare.source import Columns, DataFile, Source, data_files, parquet_files
+from lares_pl.data.prepare.source import DataFile, Source, data_files
 from lares_pl.data.prepare.text_files import read_delimited, read_lines, separator_of
 from lares_pl.errors import LaresError
 
@@ -26,7 +26,7 @@ ROWS = 1 << 20  # of a piece
 
 
 def read_interactions(source: Source, columns: Columns, ratings: bool = False) -> Iterator[pd.DataFrame]:
-    """Pieces with one row an interaction: `user`, `item` (int64 or text) and, where known, `time` (int64 or float64) and `rating`.
+    """Pieces with one row an interaction: `user`, `item` (int64 or text) and, where known, `time` and `rating` (numbers).
 
     Each knows the file it is of (`attrs["file"]`) and which ids are numbers (`attrs["numbers"]`); these are text in a piece
     with some that 64 bits can't hold.
@@ -76,7 +76,7 @@ def read_table(source: Source) -> pd.DataFrame:
 
 
 def _benchmark(source: Source) -> list[Path] | None:
-    if source.format is not None or (source.path.is_dir() and parquet_files(source.path)):
+    if source.format is not None or (source.path.is_dir() and any(source.path.glob("*.parquet"))):
         return None
     return benchmark_files(source.path)
 
@@ -97,15 +97,17 @@ def _pieces(file: DataFile, source: Source, columns: Columns | None = None, rati
         for table in _READERS[file.kind](file.path, source, wanted):
             for name, value in file.partition.items():
                 if name not in table.columns:
-                    table[name] = pd.Series([value] * len(table), index=table.index, dtype="int64" if isinstance(value, int) else "str")
+                    table[name] = pd.Series(
+                        [value] * len(table), index=table.index, dtype="int64" if isinstance(value, int) else "str"
+                    )
             yield table
     except LaresError:
         raise
     except UnicodeError as error:
         written = source.encoding or "UTF-8"
         raise LaresError(
-            f"{file.path}: is not written in {written} ({error}). Name its encoding: --{options}encoding cp1252 for most files of "
-            "Windows and Excel, else latin-1, utf-16, …"
+            f"{file.path}: is not written in {written} ({error}). Name its encoding: --{options}encoding cp1252 for most files "
+            "of Windows and Excel, else latin-1, utf-16, …"
         ) from error
     except pd.errors.ParserWarning as error:
         raise LaresError(f"{file.path}: its rows have more fields than its header; mend the header or the rows") from error
@@ -130,7 +132,9 @@ def _read_csv(path: Path, source: Source, _: Wanted) -> Iterator[pd.DataFrame]:
 
 def _read_tsv(path: Path, source: Source, _: Wanted) -> Iterator[pd.DataFrame]:
     separator = separator_of(source.separator or "tab")
-    return read_delimited(path, separator, csv.QUOTE_NONE, ROWS, source.encoding, source.names)  # a quote is a character: 3" bolts
+    return read_delimited(
+        path, separator, csv.QUOTE_NONE, ROWS, source.encoding, source.names
+    )  # a quote is a character: 3" bolts
 
 
 def _read_parquet(path: Path, _: Source, wanted: Wanted) -> Iterator[pd.DataFrame]:

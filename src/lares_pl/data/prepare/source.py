@@ -1,4 +1,4 @@
-"""What a log is read from: files, how they are written, and which column holds what."""
+"""What a log is read from: files, and how they are written."""
 
 from __future__ import annotations
 
@@ -26,26 +26,6 @@ _BY_SUFFIX: dict[str, Format] = {
 }
 _COMPRESSED = (".gz", ".zst", ".bz2", ".lz4")
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which column holds what.
-
-    Args:
-        user: user id.
-        item: item id.
-        time: time of the interaction, a number or a date; None takes `timestamp` if there is one, else file order counts. An empty
-            name: file order counts in any case.
-        rating: rating; None takes `rating` if there is one. Ratings are read where a minimum rating is asked for.
-        time_format: how dates are written, where not as ISO 8601 (2020-01-31 13:05:00): `%d/%m/%Y %H:%M` for 31/01/2020 13:05.
-    """
-
-    user: str = "user_id"
-    item: str = "item_id"
-    time: str | None = None
-    rating: str | None = None
-    time_format: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,8 +93,9 @@ def _kind(path: Path, source: Source) -> Format:
     if known is not None:
         return known
     raise LaresError(
-        f"{path}: can't tell the format from the ending {path.suffix!r}; name it: --{source.options}format {'|'.join(FORMATS)}. "
-        f"Delimited text without a header line needs --{source.options}separator and --{source.options}header"
+        f"{path}: can't tell the format from the ending {path.suffix!r}; name it: --{source.options}format "
+        f"{'|'.join(FORMATS)}. Delimited text without a header line needs --{source.options}separator and "
+        f"--{source.options}header"
     )
 
 
@@ -129,11 +110,6 @@ def _known_kind(path: Path) -> Format | None:
 
 
 # ---------------------------------------------------------------- folders
-
-
-def parquet_files(folder: Path) -> list[Path]:
-    """Parquet files of a folder and of those in it, in the order of their names; what writers keep beside them is left out."""
-    return [path for path in _visible(folder) if path.suffix in (".parquet", ".pq")]
 
 
 def _of_folder(source: Source) -> list[DataFile]:
@@ -151,12 +127,13 @@ def _of_folder(source: Source) -> list[DataFile]:
     others = ", ".join(str(path.relative_to(source.path)) for path in found[:5]) or "none"
     if different:
         raise LaresError(
-            f"{source.path}: holds files of several formats ({', '.join(different)}), such as {others}. Name the file of the log, "
-            f"or the format of its files with --{source.options}format"
+            f"{source.path}: holds files of several formats ({', '.join(different)}), such as {others}. Name the file of the "
+            f"log, or the format of its files with --{source.options}format"
         )
     raise LaresError(
-        f"{source.path} is a folder; expected Parquet or delimited text in it, or the RecBole benchmark files NAME.train.inter, "
-        f"NAME.valid.inter and NAME.test.inter of one NAME, found {others}. Other files need --{source.options}format"
+        f"{source.path} is a folder; expected Parquet or delimited text in it, or the RecBole benchmark files "
+        f"NAME.train.inter, NAME.valid.inter and NAME.test.inter of one NAME, found {others}. Other files need "
+        f"--{source.options}format"
     )
 
 
@@ -176,7 +153,8 @@ def _refuse_table_formats(folder: Path) -> None:
     for mark, name in marks.items():
         if (folder / mark).exists():
             raise LaresError(
-                f"{folder}: a {name} table ({mark}), whose folder may hold rows that were deleted since; export it as plain Parquet"
+                f"{folder}: a {name} table ({mark}), whose folder may hold rows that were deleted since; export it as plain "
+                "Parquet"
             )
 
 
@@ -200,6 +178,8 @@ def _folder_values(path: Path, root: Path) -> dict[str, str | None]:
 def _typed(written: set[str | None]) -> dict[str | None, Any]:
     """Whole numbers as numbers where all are written as such; `007` is text."""
     texts = [value for value in written if value is not None]
-    if all(value.removeprefix("-").isascii() and value.removeprefix("-").isdigit() and str(int(value)) == value for value in texts):
+    if all(
+        value.removeprefix("-").isascii() and value.removeprefix("-").isdigit() and str(int(value)) == value for value in texts
+    ):
         return {value: None if value is None else int(value) for value in written}
     return {value: value for value in written}

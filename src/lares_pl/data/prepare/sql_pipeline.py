@@ -127,7 +127,9 @@ def _spell(session: Session, table: str, of: str, number: str) -> None:
     """Write ids that are all whole numbers of floating point (`15.0` in text) as whole numbers (`15`)."""
     floating = f"CAST({of} AS STRING) LIKE '%.0' AND try_cast({of} AS DOUBLE) IS NOT NULL"
     if session.number(f"SELECT count(*) FROM {table} WHERE NOT ({floating})") == 0:
-        session.make(table, f"SELECT left(CAST({of} AS STRING), length(CAST({of} AS STRING)) - 2) AS {of}, {number} FROM {table}")
+        session.make(
+            table, f"SELECT left(CAST({of} AS STRING), length(CAST({of} AS STRING)) - 2) AS {of}, {number} FROM {table}"
+        )
 
 
 def _core_step(session: Session, k: int) -> bool:

@@ -206,8 +206,8 @@ def _refuse_tables(path: Path, lines: Sequence[str], asked: bool) -> None:
     separator = next((sep for sep in SEPARATORS if sep in line), None)
     if len(split[0]) == 1 and separator is not None:
         raise LaresError(
-            f"{path}: its fields are separated by {separator!r}, as in {line[:80]!r}; expected lines `user item item …`. Read it "
-            f"as a table: --format csv --separator '{SEPARATORS[separator]}'; without a header line also --header NAME,…"
+            f"{path}: its fields are separated by {separator!r}, as in {line[:80]!r}; expected lines `user item item …`. Read "
+            f"it as a table: --format csv --separator '{SEPARATORS[separator]}'; without a header line also --header NAME,…"
         )
     option = "tab" if "\t" in line else "space"
     if {"user_id", "item_id"} <= {field.split(":")[0] for field in split[0]}:
@@ -225,8 +225,7 @@ def _refuse_tables(path: Path, lines: Sequence[str], asked: bool) -> None:
         raise LaresError(
             f"{path}: every line has {count} fields, as in {line[:80]!r}, so these may be rows such as `user item rating time` "
             f"rather than lines `user item item …`. For rows: --format csv --separator {option} --header "
-            f"{','.join(names[:count])} (their names, in this order)"
-            + ("" if asked else "; for items: --format lines")
+            f"{','.join(names[:count])} (their names, in this order)" + ("" if asked else "; for items: --format lines")
         )
 
 

@@ -1,0 +1,110 @@
+"""`lares recommend`: histories from a file in, ranked items in a file out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from lares_pl.atomic_io import atomic_write, check_free
+from lares_pl.data.loading.external_histories import UnseenHistories
+from lares_pl.data.prepare.columns import Columns
+from lares_pl.data.prepare.source import Format, Source
+from lares_pl.data.prepare.text_files import read_id_lines
+from lares_pl.errors import LaresError
+from lares_pl.model.reasoning import StopRule
+from lares_pl.recommender.api import Recommender
+from lares_pl.recommender.recommendations import Recommendations
+
+
+def recommend(
+    ckpt_path: str,
+    histories: str,
+    output: str = "recommendations.parquet",
+    k: int = 10,
+    depth: int | None = None,
+    stop: StopRule | None = None,
+    trajectories: int = 1,
+    exclude_seen: bool | None = None,
+    candidates: str | None = None,
+    columns: Columns = Columns(),
+    format: Format | None = None,
+    encoding: str | None = None,
+    separator: str | None = None,
+    header: list[str] | str | None = None,
+    dataset: str | None = None,
+    device: str = "cpu",
+    batch_size: int = 1024,
+    overwrite: bool = False,
+) -> None:
+    """Rank the catalogue for histories never seen in training; the checkpoint is all that is needed.
+
+    Args:
+        ckpt_path: checkpoint of a stage.
+        histories: file or folder of interactions, in a format `lares prepare` reads, with original ids.
+        output: file to write: `.parquet` with a row a user, `.csv` with a row a recommendation.
+        k: length of each list.
+        depth: number of reasoning steps; with `stop` the largest.
+        stop: ends reasoning about a history once it has arrived, such as `lares_pl.ResidualStop`.
+        trajectories: trajectories from different initial states, whose scores are averaged.
+        exclude_seen: leave out the items of each history; as the model was evaluated where not given.
+        candidates: text file with the original ids of the items to rank, one a line; all where not given.
+        columns: names of the columns of `histories`.
+        format: format of `histories`, where its name does not tell.
+        encoding: encoding of text files; UTF-8, or what a byte order mark tells, where not given.
+        separator: what stands between fields of text, such as ; or | or :: or tab; a comma in CSV, a tab in TSV.
+        header: names of the columns, a list or names with commas between them, for text without a header line.
+        dataset: prepared dataset whose original ids count, for a checkpoint that knows none.
+        device: what computes: cpu, cuda, auto (the GPU where there is one).
+        batch_size: histories at a time.
+        overwrite: replace the file if it is there.
+
+    Raises:
+        LaresError: if something can't be read or written, or is out of range.
+
+    Example:
+        lares recommend --ckpt_path runs/beauty/rpt/checkpoints/best.ckpt --histories new.csv --k 20
+        lares recommend --ckpt_path best.ckpt --histories new.csv --exclude_seen true --output new-lists.csv
+        lares recommend --ckpt_path best.ckpt --histories new.csv --depth 16 --stop lares_pl.ResidualStop
+    """
+    place = Path(output)
+    if place.suffix not in (".parquet", ".csv"):
+        raise LaresError(f"--output {output}: name a file that ends with .parquet or .csv")
+    check_free(place, overwrite)
+    recommender = Recommender.from_checkpoint(ckpt_path, dataset, device)
+    among = None if candidates is None else read_id_lines(Path(candidates), encoding)
+    unseen = UnseenHistories.read(Source(Path(histories), format, encoding, separator, header), columns)
+    found = recommender.recommend(
+        dict(zip(unseen.users, np.split(unseen.items, unseen.offsets[1:-1]), strict=True)),
+        k,
+        depth=depth,
+        stop=stop,
+        trajectories=trajectories,
+        exclude_seen=exclude_seen,
+        candidates=among,
+        batch_size=batch_size,
+    )
+    with atomic_write(place) as temporary:
+        if place.suffix == ".csv":
+            found.to_pandas().to_csv(temporary, index=False)
+        else:
+            pq.write_table(found.to_arrow(), temporary, compression="zstd")
+    if found.unknown_candidates:
+        print(
+            f"{len(found.unknown_candidates):,} candidates are not in the catalogue and can't be ranked: the first is "
+            f"{found.unknown_candidates[0]!r}"
+        )
+    print(f"wrote {len(found):,} rankings to {place}" + _about_unknown(found, len(unseen.items)))
+
+
+def _about_unknown(found: Recommendations, interactions: int) -> str:
+    unknown = sum(map(len, found.unknown))
+    if not unknown:
+        return ""
+    row = next(row for row, items in enumerate(found.unknown) if items)
+    nothing = sum(not items for items in found.item_ids)
+    return (
+        f"\n{unknown:,} of {interactions:,} interactions name items that the model does not know, and were skipped: the first "
+        f"is {found.unknown[row][0]!r} of user {found.users[row]!r}" + (f"; {nothing:,} users have no list" if nothing else "")
+    )
