@@ -49,7 +49,7 @@ def chosen_columns(
     Args:
         names: of all columns.
         columns: those asked for.
-        ratings: whether ratings are wanted.
+        ratings: whether ratings are wanted, also where no column is named for them.
         path: the file.
         twice: names that the file has twice.
 
@@ -70,8 +70,6 @@ def chosen_columns(
             raise no_column(names, name, path, f"columns.{ours}")
         if name in twice or list(names).count(name) > 1:
             raise LaresError(f"{path}: has two columns called {name!r}; rename one of them")
-    if not ratings:
-        found.pop("rating", None)
     return found
 
 

@@ -189,7 +189,7 @@ def _named(
         named[ours] = ids(values, path, found[ours], before)
     if "time" in found:
         named["time"], dates = times(table[found["time"]], path, found["time"], before, dates, columns.time_format)
-    if "rating" in found:
+    if ratings and "rating" in found:
         named["rating"] = numbers(table[found["rating"]], path, found["rating"], before)
     made = pd.DataFrame(named)
     made.attrs["numbers"] = kept_as_numbers

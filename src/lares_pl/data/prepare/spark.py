@@ -79,6 +79,8 @@ class _SparkSession(Session):
         types = {field.name: field.dataType.typeName() for field in frame.schema.fields}
         types |= {name: "long" for name, value in files[0].partition.items() if isinstance(value, int)}
         found = chosen_columns(list(types), columns, ratings, source.path)
+        if not ratings:
+            found.pop("rating", None)
         paths = [str(file.path.absolute()).replace("\\", "\\\\").replace("'", "\\'") for file in files]
         number = " ".join(f"WHEN file = '{path}' THEN {place}" for place, path in enumerate(paths))
         decoded = "regexp_replace(url_decode(replace(_metadata.file_path, '+', '%2B')), '^file:/+', '/') AS file"
