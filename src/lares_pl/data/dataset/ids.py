@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
@@ -53,11 +54,19 @@ def plain_ids(ids: pd.Series) -> pd.Series:
     return ids.map(id_text).astype("str")
 
 
-def without_point_zero(ids: pd.Series) -> pd.Series:
-    """Text that is all whole numbers as floating point writes them (`15.0`) without the `.0`; else as it is."""
-    if not isinstance(ids.dtype, pd.StringDtype) or not ids.str.fullmatch(r"-?\d+\.0").all():
+def zero_fraction(text: str) -> str | None:
+    """The `.0` (or `.00`, …) at the end of a whole number as floating point and decimals are written; None elsewhere."""
+    found = re.fullmatch(r"-?\d+(\.0+)", text)
+    return found[1] if found else None
+
+
+def without_zero_fraction(ids: pd.Series) -> pd.Series:
+    """Text that is all whole numbers with the same zeros behind the point (`15.0`) as whole numbers; else as it is."""
+    if pd.api.types.is_numeric_dtype(ids) or ids.empty or (fraction := zero_fraction(ids.iloc[0])) is None:
         return ids
-    return ids.str[:-2]
+    if not ids.str.fullmatch(rf"-?\d+{re.escape(fraction)}").all():
+        return ids
+    return ids.str[: -len(fraction)]
 
 
 def packed_ids(ids: pa.Array) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from lares_pl.data.dataset.ids import ItemIndex, plain_ids, without_point_zero
+from lares_pl.data.dataset.ids import ItemIndex, plain_ids, without_zero_fraction
 from lares_pl.data.dataset.prepared import SequenceDataset
 from lares_pl.data.prepare.columns import Columns, times
 from lares_pl.data.prepare.readers import read_interactions
@@ -81,8 +81,7 @@ class UnseenHistories:
             LaresError: if they can't be read.
         """
         table = pd.concat(list(read_interactions(source, columns)), ignore_index=True)
-        ids = {name: without_point_zero(plain_ids(table[name])) for name in ("user", "item")}
-        return _of_interactions(table.assign(**ids), "user", "item", "time")
+        return _of_interactions(table, "user", "item", "time")
 
 
 def _of_series(given: pd.Series) -> pd.Series | pd.DataFrame | Mapping[Any, Any]:
@@ -128,10 +127,10 @@ def _of_interactions(table: pd.DataFrame, user: str, item: str, time: str) -> Un
     empty = table[[user, item]].isna().any(axis=1).to_numpy()
     if empty.any():
         raise LaresError(f"histories: data row {int(np.argmax(empty)) + 1} names no {user} or no {item}")
-    codes, users = pd.factorize(plain_ids(table[user]))
+    codes, users = pd.factorize(without_zero_fraction(plain_ids(table[user])))
     moments = [times(table[time], "histories", time)[0].to_numpy()] if time in table.columns else []
     order = np.lexsort([*moments, codes])  # stable: where no time tells, the rows' order counts
-    items = table[item].to_numpy(dtype=object)[order]
+    items = without_zero_fraction(plain_ids(table[item])).to_numpy(dtype=object)[order]
     return UnseenHistories(list(users), items, np.concatenate([[0], np.bincount(codes, minlength=len(users)).cumsum()]))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from lares_pl.data.dataset.ids import zero_fraction
 from lares_pl.data.prepare.engines import Session
 from lares_pl.errors import LaresError
 
@@ -124,12 +125,14 @@ def index_log(session: Session, known: set[str], filters: Filters) -> Summary:
 
 
 def _spell(session: Session, table: str, of: str, number: str) -> None:
-    """Write ids that are all whole numbers of floating point (`15.0` in text) as whole numbers (`15`)."""
-    floating = f"CAST({of} AS STRING) LIKE '%.0' AND try_cast({of} AS DOUBLE) IS NOT NULL"
-    if session.number(f"SELECT count(*) FROM {table} WHERE NOT ({floating})") == 0:
-        session.make(
-            table, f"SELECT left(CAST({of} AS STRING), length(CAST({of} AS STRING)) - 2) AS {of}, {number} FROM {table}"
-        )
+    """Write ids that are all whole numbers with the same zeros behind the point (`15.0` in text) as whole numbers (`15`)."""
+    some = session.fetch(f"SELECT CAST({of} AS STRING) AS id FROM {table} LIMIT 1")["id"].to_pylist()
+    fraction = zero_fraction(some[0]) if some else None
+    if fraction is None:
+        return
+    alike = f"{of} LIKE '%{fraction}' AND try_cast({of} AS DOUBLE) IS NOT NULL"
+    if session.number(f"SELECT count(*) FROM {table} WHERE NOT ({alike})") == 0:
+        session.make(table, f"SELECT left({of}, length({of}) - {len(fraction)}) AS {of}, {number} FROM {table}")
 
 
 def _core_step(session: Session, k: int) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from lares_pl.data.dataset.ids import id_text, plain_ids, without_point_zero
+from lares_pl.data.dataset.ids import id_text, plain_ids, without_zero_fraction
 from lares_pl.data.prepare.columns import named_column
 from lares_pl.data.prepare.readers import read_table
 from lares_pl.data.prepare.source import Source
@@ -128,7 +128,7 @@ def _read_items(source: Path, options: TextOptions) -> pd.DataFrame:
     if table.empty:
         raise LaresError(f"{source}: no rows below its header; expected one an item")
     ids = named_column(table, options.item, source, "text.item")
-    table[options.item] = without_point_zero(plain_ids(ids)).map(id_text)
+    table[options.item] = without_zero_fraction(plain_ids(ids)).map(id_text)
     twice = table[options.item].duplicated()
     if twice.any():
         row = int(np.argmax(twice))

@@ -84,7 +84,11 @@ def read_id_lines(path: Path, encoding: str | None = None) -> list[str]:
     try:
         with open_text(path, encoding) as file:
             return [line.strip() for line in file.read().splitlines() if line.strip()]
-    except (OSError, UnicodeError) as error:
+    except UnicodeError as error:
+        raise LaresError(
+            f"{path}: is not written in {encoding or 'UTF-8'} ({error}); name its encoding with --encoding"
+        ) from error
+    except OSError as error:
         raise LaresError(f"{path}: can't be read: {error}") from error
 
 
