@@ -40,7 +40,8 @@ def frame() -> pd.DataFrame:
 def contents(folder: Path) -> tuple[Any, ...]:
     """What a dataset says: ids as text, items and times of each user, counts."""
     data = SequenceDataset.load(folder)
-    rows = pq.read_table(folder / "sequences.parquet").to_pylist()
+    files = sorted((folder / "sequences").glob("*.parquet")) or [folder / "sequences.parquet"]
+    rows = [row for path in files for row in pq.read_table(path).to_pylist()]
     ids = [id_text(item) for item in data.item_ids.to_pylist()]
     users = {id_text(row["user_id"]): ([ids[item - 1] for item in row["items"]], row["timestamps"]) for row in rows}
     catalogue = {id_text(row["item_id"]): row["count"] for row in pq.read_table(folder / "items.parquet").to_pylist()}

@@ -49,6 +49,8 @@ def plain_ids(ids: pd.Series) -> pd.Series:
         array = pa.array(ids, from_pandas=True)
         if pa.types.is_integer(array.type) or pa.types.is_floating(array.type) or pa.types.is_decimal(array.type):
             return pd.Series(array.cast(pa.int64()).to_numpy(zero_copy_only=False), index=ids.index)
+        if pa.types.is_string(array.type):  # of pandas 2
+            return ids.astype("str")
     except pa.ArrowException:  # of several types, with fractions, too large
         pass
     return ids.map(id_text).astype("str")
@@ -123,6 +125,6 @@ class ItemIndex:
         asked = pd.Index([id_text(item_id) for item_id in ids], dtype="str")
         found: np.ndarray = self._index.get_indexer(asked)
         if self._whole and len(asked):
-            floating = (found < 0) & asked.str.fullmatch(r"-?\d+\.0+")
+            floating = (found < 0) & np.asarray(asked.str.fullmatch(r"-?\d+\.0+"), dtype=bool)
             found[floating] = self._index.get_indexer(asked[floating].str.replace(r"\.0+$", "", regex=True))
         return found + 1

@@ -98,7 +98,7 @@ def _pieces(file: DataFile, source: Source, columns: Columns | None = None, rati
             for name, value in file.partition.items():
                 if name not in table.columns:
                     table[name] = pd.Series(
-                        [value] * len(table), index=table.index, dtype="int64" if isinstance(value, int) else "str"
+                        [value] * len(table), index=table.index, dtype="int64" if isinstance(value, int) else object
                     )
             yield table
     except LaresError:
@@ -182,7 +182,7 @@ def _named(
     kept_as_numbers = []
     for ours in ("user", "item"):
         values = table[found[ours]]
-        if file.kind != "parquet" and isinstance(values.dtype, pd.StringDtype):
+        if file.kind != "parquet" and not pd.api.types.is_numeric_dtype(values):  # numbers are of folders' names
             values = values.str.strip()  # what fixed widths and typing leave around an id
         if are_numbers(values):
             kept_as_numbers.append(ours)
