@@ -90,7 +90,10 @@ class SequenceDataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Read the dataset."""
         if stage == "fit" and len(self.sequences.training_instances) == 0:
-            raise LaresError(f"{self.dataset_path}: no training instance: every user needs at least two items")
+            raise LaresError(
+                f"{self.dataset_path}: no training instance. A user's last two items are held out and a target needs an item "
+                "before it, so users train with four items or more, or with exactly two, of which none is held out"
+            )
         if stage in ("fit", "validate", "test") and len(self.sequences.held_out("test")) == 0:
             raise LaresError(f"{self.dataset_path}: nothing to evaluate on: no user has three items or more")
 

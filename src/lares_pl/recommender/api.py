@@ -29,6 +29,7 @@ from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.reasoning import Reasoning, StopRule
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.recommender.candidates import Candidates, PerUserCandidates, SharedCandidates
+from lares_pl.recommender.given_candidates import GivenCandidates, split_candidates
 from lares_pl.recommender.recommendations import Recommendations
 from lares_pl.stages.checkpoint import read_checkpoint
 from lares_pl.stages.loading import load_stage
@@ -99,24 +100,25 @@ class Recommender:
         stop: StopRule | None = None,
         trajectories: int | None = None,
         exclude_seen: bool | None = None,
-        candidates: Iterable[Id] | Mapping[Id, Iterable[Id]] | None = None,
+        candidates: GivenCandidates | None = None,
         filter: Callable[[Id], bool] | None = None,
         batch_size: int = 1024,
     ) -> Recommendations:
         """Rank the best items for each history.
 
         Args:
-            histories: item ids, oldest first, of one user or many; `UnseenHistories.of` lists the accepted forms. Items
-                that are not in the catalogue are skipped, and reported in `unknown`.
-            k: length of each list; shorter if fewer items are left.
-            depth: number of reasoning steps (with `stop` the maximum); None: the model's own.
-            stop: ends reasoning about a history early.
-            trajectories: number of trajectories whose scores are averaged.
-            exclude_seen: exclude the items of each history; None: as in the model's evaluation.
-            candidates: rank only these items; a mapping gives separate candidates per user (none for a user it does not
-                contain). Those that are not in the catalogue are reported in `unknown_candidates`.
-            filter: rank only items for whose id this returns True.
-            batch_size: histories per batch.
+            histories: item ids, oldest first, of one user or many; `UnseenHistories.of` lists the forms they may have. Items
+                that the model does not know are skipped, and reported in `unknown`.
+            k: length of each list; shorter where fewer items are left.
+            depth: number of reasoning steps (with `stop` the largest); the model's own where None.
+            stop: ends reasoning about a history once it has arrived.
+            trajectories: trajectories whose scores are averaged.
+            exclude_seen: leave out the items of each history; as the model was evaluated where None.
+            candidates: rank only these items; a mapping, or a series of lists indexed by user, gives each user's own (none
+                where it names no such user), as a list of lists does, one for each history. Those that the model does not
+                know are reported in `unknown_candidates`.
+            filter: rank only items of whose id this is true.
+            batch_size: histories at a time.
 
         Raises:
             LaresError: if histories have an unknown form, a number is out of range, or no item is left to rank.
@@ -217,18 +219,18 @@ class Recommender:
         (states,) = self.backbone.rollout(read, [depth], KeyedNoise(read))
         return states[:, 0]
 
-    def _looked_up(self, lists: Iterable[Any]) -> tuple[list[np.ndarray], list[Id]]:
+    def _looked_up(self, lists: Iterable[list[Id]]) -> tuple[list[np.ndarray], list[Id]]:
         """Lists of candidates as item indices, and those that are not in the catalogue, each once."""
         numbers: list[np.ndarray] = []
         unknown: dict[Id, None] = {}
-        for asked in map(_given, lists):
+        for asked in lists:
             numbers.append(self._index.numbers(asked))
             unknown |= dict.fromkeys(item for item, number in zip(asked, numbers[-1], strict=True) if number == 0)
         return numbers, list(unknown)
 
     def _ranking(
         self,
-        candidates: Iterable[Id] | Mapping[Id, Iterable[Id]] | None,
+        candidates: GivenCandidates | None,
         allowed: Callable[[Id], bool] | None,
         users: Sequence[Id],
     ) -> tuple[Candidates, list[Id]]:
@@ -237,15 +239,15 @@ class Recommender:
         open_to_all[0] = False
         if allowed is not None:
             open_to_all[1:] = [bool(allowed(item_id)) for item_id in self._ids[1:]]
-        if isinstance(candidates, Mapping):
-            of_user, unknown = self._looked_up(candidates.get(user, ()) for user in users)
-            choices = [torch.from_numpy(part[open_to_all[part]]).to(self.device) for part in map(np.unique, of_user)]
-            return PerUserCandidates(choices), unknown
-        unknown = []
+        unknown: list[Id] = []
         if candidates is not None:
-            (numbers,), unknown = self._looked_up([candidates])
+            lists, per_user = split_candidates(candidates, users)
+            numbers, unknown = self._looked_up(lists)
+            if per_user:
+                choices = [torch.from_numpy(part[open_to_all[part]]).to(self.device) for part in map(np.unique, numbers)]
+                return PerUserCandidates(choices), unknown
             chosen = np.zeros(len(self._ids), dtype=bool)
-            chosen[numbers] = True
+            chosen[numbers[0]] = True
             open_to_all &= chosen
         if not open_to_all.any():
             raise LaresError("no item is left to rank: none of the candidates is known, or the filter lets none through")
@@ -276,13 +278,6 @@ def _at_least_one(name: str, value: Any) -> int:
     if number < 1:
         raise LaresError(f"{name} must be {wanted}; got {value!r}")
     return number
-
-
-def _given(candidates: Any) -> list[Id]:
-    """Candidates as a list."""
-    if isinstance(candidates, str | bytes) or not isinstance(candidates, Iterable):
-        raise LaresError(f"candidates: {candidates!r} is no list of item ids")
-    return list(candidates)
 
 
 def _bounds(chosen: np.ndarray, offsets: np.ndarray) -> np.ndarray:

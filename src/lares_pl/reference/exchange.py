@@ -14,6 +14,7 @@ from torch.optim import Adam
 
 from lares_pl.atomic_io import check_free
 from lares_pl.data.dataset.prepared import SequenceDataset
+from lares_pl.data.prepare.text_files import read_id_lines
 from lares_pl.errors import LaresError
 from lares_pl.losses.alignment import Alignment
 from lares_pl.losses.supervision import LastStep
@@ -132,11 +133,7 @@ def _order(path: Path, size: int, dataset: SequenceDataset | None) -> Tensor:
     """For each row of our item embedding (padding first) the row of the release's."""
     if dataset is None:
         raise LaresError("--items says which item each row is, and needs the --dataset whose order is wanted")
-    try:
-        ids = path.read_text().split("\n")
-    except OSError as error:
-        raise LaresError(f"{path}: can't be read: {error}") from error
-    ids = ids[:-1] if ids and not ids[-1] else ids
+    ids = read_id_lines(path)
     row_of = {item_id: row for row, item_id in enumerate(ids, start=1)}
     wanted = [str(item_id) for item_id in dataset.item_ids.to_pylist()]
     lacking = [item_id for item_id in wanted if item_id not in row_of]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from lares_pl.errors import LaresError
 from lares_pl.serialization import import_class
 from lares_pl.stages.base import BaseStage
@@ -13,6 +15,8 @@ from lares_pl.stages.checkpoint import read_checkpoint
 def load_stage(path: str | Path) -> BaseStage:
     """Load the trained stage of a checkpoint, of whatever class, on the CPU and in evaluation mode.
 
+    Draws nothing from torch's global generator: what a program draws next does not depend on what it loads.
+
     Raises:
         LaresError: as `read_checkpoint`, and if its class is not a stage, or the stage cannot be built.
     """
@@ -21,7 +25,8 @@ def load_stage(path: str | Path) -> BaseStage:
     if not issubclass(kind, BaseStage):
         raise LaresError(f"{path}: its class {checkpoint.class_path} is not a stage")
     try:
-        return kind.load_from_checkpoint(path, map_location="cpu").eval()
+        with torch.random.fork_rng(devices=[]):  # initial weights are drawn before those of the file replace them
+            return kind.load_from_checkpoint(path, map_location="cpu").eval()
     except LaresError as error:
         raise LaresError(f"{path}: {error}") from error
     except Exception as error:  # values of the right type that are invalid for a stage

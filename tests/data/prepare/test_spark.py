@@ -14,6 +14,7 @@ import pytest
 
 from lares_pl import LaresError, SequenceDataset, Spark, prepare
 from tests.console import lares
+from tests.data.prepare import test_writers
 
 pytestmark = [
     pytest.mark.slow,
@@ -66,6 +67,26 @@ def test_spark_is_chosen_on_the_command_line_and_says_what_is_wrong(log: Path, t
     assert "no column 'clock'; it has user_id, item_id, timestamp, rating" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+WRITERS = [
+    "pandas parquet, floats",
+    "pandas parquet, text of floats",
+    "pandas parquet, dates as text",
+    "arrow, decimal128(38, 9)",
+    "Spark parquet by ratings and users",
+    "BigQuery parquet",
+    "Snowflake parquet",
+    "DuckDB parquet, partitions",
+]
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_spark_reads_what_others_write(writer: str, tmp_path: Path) -> None:
+    path, options = test_writers.WRITERS[writer](tmp_path)
+    prepare(str(path), str(tmp_path / "out"), engine=Spark("local[1]"), min_rating=2.0, **options)
+    prepare(str(path), str(tmp_path / "expected"), min_rating=2.0, **options)
+    assert test_writers.contents(tmp_path / "out") == test_writers.contents(tmp_path / "expected")
 
 
 def test_spark_names_the_row_of_a_bad_value(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,44 @@ def id_text(item_id: Any) -> str:
     if isinstance(item_id, float | np.floating):
         number = float(item_id)
         return str(int(number)) if number.is_integer() else str(number)
+    if isinstance(item_id, Decimal) and item_id.is_finite():
+        return format(item_id.normalize(), "f")
     return str(item_id)
+
+
+def plain_ids(ids: pd.Series) -> pd.Series:
+    """Ids in one of two types: int64 where all are numbers, whole and of 64 bits; else text (`id_text`).
+
+    So an id has one spelling, whether a file has it as a whole number, a floating-point number or a decimal.
+    """
+    if isinstance(ids.dtype, pd.CategoricalDtype):
+        ids = ids.astype(ids.cat.categories.dtype)
+    if isinstance(ids.dtype, pd.StringDtype):
+        return ids.astype("str")
+    try:
+        array = pa.array(ids, from_pandas=True)
+        if pa.types.is_integer(array.type) or pa.types.is_floating(array.type) or pa.types.is_decimal(array.type):
+            return pd.Series(array.cast(pa.int64()).to_numpy(zero_copy_only=False), index=ids.index)
+        if pa.types.is_string(array.type):  # of pandas 2
+            return ids.astype("str")
+    except pa.ArrowException:  # of several types, with fractions, too large
+        pass
+    return ids.map(id_text).astype("str")
+
+
+def zero_fraction(text: str) -> str | None:
+    """The `.0` (or `.00`, …) at the end of a whole number as floating point and decimals are written; None elsewhere."""
+    found = re.fullmatch(r"-?\d+(\.0+)", text)
+    return found[1] if found else None
+
+
+def without_zero_fraction(ids: pd.Series) -> pd.Series:
+    """Text that is all whole numbers with the same zeros behind the point (`15.0`) as whole numbers; else as it is."""
+    if pd.api.types.is_numeric_dtype(ids) or ids.empty or (fraction := zero_fraction(ids.iloc[0])) is None:
+        return ids
+    if not ids.str.fullmatch(rf"-?\d+{re.escape(fraction)}").all():
+        return ids
+    return ids.str[: -len(fraction)]
 
 
 def packed_ids(ids: pa.Array) -> dict[str, Tensor]:
@@ -75,9 +114,17 @@ class ItemIndex:
     """
 
     def __init__(self, ids: pa.Array) -> None:
-        self._index = pd.Index([id_text(item_id) for item_id in ids.to_pylist()])
+        self._index = pd.Index([id_text(item_id) for item_id in ids.to_pylist()], dtype="str")
+        self._whole = bool(self._index.str.fullmatch(r"-?\d+").all())  # so that `11.0` can only mean 11
 
     def numbers(self, ids: Iterable[Any]) -> np.ndarray:
-        """Return the item indices of original ids, compared as text, `[n]` int64; 0 for an unknown id."""
-        found: np.ndarray = self._index.get_indexer(pd.Index([id_text(item_id) for item_id in ids], dtype=self._index.dtype))
+        """Item indices of original ids, compared as text, `[n]` int64; 0 where there is no such item.
+
+        In a catalogue of whole numbers `11.0` is 11: so files have it where a program held ids in floating point.
+        """
+        asked = pd.Index([id_text(item_id) for item_id in ids], dtype="str")
+        found: np.ndarray = self._index.get_indexer(asked)
+        if self._whole and len(asked):
+            floating = (found < 0) & np.asarray(asked.str.fullmatch(r"-?\d+\.0+"), dtype=bool)
+            found[floating] = self._index.get_indexer(asked[floating].str.replace(r"\.0+$", "", regex=True))
         return found + 1

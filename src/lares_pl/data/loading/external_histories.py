@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from lares_pl.data.dataset.ids import ItemIndex
+from lares_pl.data.dataset.ids import ItemIndex, plain_ids, without_zero_fraction
 from lares_pl.data.dataset.prepared import SequenceDataset
 from lares_pl.data.prepare.columns import Columns, times
 from lares_pl.data.prepare.readers import read_interactions
+from lares_pl.data.prepare.source import Source
 from lares_pl.errors import LaresError
 
 Id = Any  # an original id of a user or an item in the raw data
@@ -41,15 +42,21 @@ class UnseenHistories:
 
         Args:
             given: item ids, oldest first, of one user (a list) or of many (a list of lists, or a mapping from user to list); or
-                a pandas or Arrow table with one row per interaction (`user_id`, `item_id`, and `timestamp`, a number or a
-                date; without it the order of the rows is used), or one row per user (`item_ids`, and `user_id` if known).
+                a table of pandas or Arrow: a row an interaction (`user_id`, `item_id`, `timestamp` if known, numbers or
+                dates, also as text: else the rows' order counts), or a row a user (`item_ids`, `user_id` if known); the
+                index may be `user_id`. A series of lists has a user an entry, named by its index; a series of item ids is one
+                user's, or a row an interaction where its index is called `user_id`.
 
         Raises:
             LaresError: if it is none of these, or a row has no user, no item or an invalid timestamp.
         """
         if isinstance(given, pa.Table):
             given = given.to_pandas()
+        if isinstance(given, pd.Series):
+            given = _of_series(given)
         if isinstance(given, pd.DataFrame):
+            if "user_id" not in given.columns and "user_id" in given.index.names:
+                given = given.reset_index("user_id")
             return (
                 _of_rows(given) if "item_ids" in given.columns else _of_interactions(given, "user_id", "item_id", "timestamp")
             )
@@ -67,14 +74,30 @@ class UnseenHistories:
         return _of_lists(list(range(len(lists))), lists)
 
     @staticmethod
-    def read(path: Path, columns: Columns) -> UnseenHistories:
-        """Read histories from a file of interactions, in a format that `lares prepare` reads.
+    def read(source: Source, columns: Columns) -> UnseenHistories:
+        """Histories of interactions that `lares prepare` reads, with ids as it writes them.
 
         Raises:
-            LaresError: if it cannot be read.
+            LaresError: if they can't be read.
         """
-        table = pd.concat(list(read_interactions(path, columns)), ignore_index=True)
+        table = pd.concat(list(read_interactions(source, columns)), ignore_index=True)
         return _of_interactions(table, "user", "item", "time")
+
+
+def _of_series(given: pd.Series) -> pd.Series | pd.DataFrame | Mapping[Any, Any]:
+    """A series in the form that says the same: one history, interactions, or lists by user."""
+    if len(given) and all(part is None or _is_list(part) for part in given):
+        if given.index.has_duplicates:
+            raise LaresError(f"histories: the series names user {given.index[given.index.duplicated()][0]!r} twice")
+        return dict(zip(given.index.tolist(), given.tolist(), strict=True))
+    if "user_id" in given.index.names:
+        return given.rename("item_id").reset_index("user_id")
+    if given.index.has_duplicates:
+        raise LaresError(
+            "histories: a series of item ids whose index repeats: call the index user_id if it names users, or drop it with "
+            "reset_index(drop=True) if they are one user's"
+        )
+    return given
 
 
 def _is_list(part: Any) -> bool:
@@ -104,25 +127,25 @@ def _of_interactions(table: pd.DataFrame, user: str, item: str, time: str) -> Un
     empty = table[[user, item]].isna().any(axis=1).to_numpy()
     if empty.any():
         raise LaresError(f"histories: data row {int(np.argmax(empty)) + 1} names no {user} or no {item}")
-    codes, users = pd.factorize(table[user])
+    codes, users = pd.factorize(without_zero_fraction(plain_ids(table[user])))
     moments = [times(table[time], "histories", time)[0].to_numpy()] if time in table.columns else []
-    order = np.lexsort([*moments, codes])  # stable: equal or missing times keep the order of the rows
-    items = table[item].to_numpy(dtype=object)[order]
+    order = np.lexsort([*moments, codes])  # stable: where no time tells, the rows' order counts
+    items = without_zero_fraction(plain_ids(table[item])).to_numpy(dtype=object)[order]
     return UnseenHistories(list(users), items, np.concatenate([[0], np.bincount(codes, minlength=len(users)).cumsum()]))
 
 
 def read_histories(path: Path, columns: Columns, known: SequenceDataset) -> SequenceDataset:
-    """Read sequences from a file of interactions, as item indices of a prepared dataset.
+    """Sequences of interactions, with the item indices of a prepared dataset.
 
     Args:
-        path: the file, in a format that `lares prepare` reads.
+        path: the file or folder, in a format `lares prepare` reads.
         columns: names of its columns.
         known: the dataset with the catalogue.
 
     Raises:
         LaresError: if the file cannot be read or contains an item that is not in the catalogue.
     """
-    unseen = UnseenHistories.read(path, columns)
+    unseen = UnseenHistories.read(Source(path), columns)
     items = ItemIndex(known.item_ids).numbers(unseen.items)
     unknown = items == 0
     if unknown.any():

@@ -22,7 +22,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lares_pl.data.prepare.columns import Columns
-from lares_pl.data.prepare.readers import ROWS, Format, read_interactions
+from lares_pl.data.prepare.readers import ROWS, read_interactions
+from lares_pl.data.prepare.source import Source
 from lares_pl.errors import LaresError
 
 
@@ -33,8 +34,8 @@ class Session(ABC):
     tuple_of: ClassVar[str]
 
     @abstractmethod
-    def read(self, source: Path, columns: Columns, kind: Format | None) -> set[str]:
-        """Create the table `log`: `user_id`, `item_id`, `moment`, `rating` (if known) and `place`, the row in the file.
+    def read(self, source: Source, columns: Columns, ratings: bool) -> set[str]:
+        """Make the table `log`: `user_id`, `item_id`, `moment`, `rating` (where asked for and known) and `place`, the row.
 
         Returns:
             Which of `time` and `rating` the log has; without times every `moment` is equal.
@@ -134,26 +135,23 @@ class _DuckDBSession(Session):
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._connection = connection
 
-    def read(self, source: Path, columns: Columns, kind: Format | None) -> set[str]:
-        types: pa.Schema | None = None
-        rows = 0
-        for piece in read_interactions(source, columns, kind):
-            file = piece.attrs.get("file", source.name)
-            table = _log_rows(piece, rows)
+    def read(self, source: Source, columns: Columns, ratings: bool) -> set[str]:
+        log: _Log | None = None
+        for piece in read_interactions(source, columns, ratings):
+            file, numbers = piece.attrs.get("file", source.path.name), frozenset(piece.attrs.get("numbers", ()))
+            table = _log_rows(piece, log.rows if log else 0)
             self._connection.register("piece", table)
-            if types is None:
-                types = table.schema
+            if log is None:
+                log = _Log(table.schema, numbers)
                 self._connection.execute("CREATE TABLE log AS SELECT * FROM piece")
             else:
-                _check_alike(types, table.schema, source, file)
-                if _kind(types, "moment") == "whole" and _kind(table.schema, "moment") == "broken":
-                    self._connection.execute("ALTER TABLE log ALTER moment TYPE DOUBLE")
-                    types = table.schema
+                for column, kind in log.widened(table.schema, numbers, source.path, file).items():
+                    self._connection.execute(f"ALTER TABLE log ALTER {column} TYPE {kind}")
                 self._connection.execute("INSERT INTO log BY NAME SELECT * FROM piece")
             self._connection.unregister("piece")
-            rows += len(table)
-        assert types is not None  # an empty log is an error of the reader
-        return {name for name, column in (("time", "moment"), ("rating", "rating")) if _kind(types, column) != "none"}
+            log.rows += len(table)
+        assert log is not None  # an empty log is an error of the reader
+        return {name for name, column in (("time", "moment"), ("rating", "rating")) if _kind(log.types, column) != "none"}
 
     def make(self, name: str, query: str) -> None:
         self._connection.execute(f"CREATE TABLE made AS {query}")
@@ -175,13 +173,9 @@ def _log_rows(piece: pd.DataFrame, before: int) -> pa.Table:
     piece.attrs.clear()
     table = pa.Table.from_pandas(piece, preserve_index=False)
     names = {"user": "user_id", "item": "item_id", "time": "moment", "rating": "rating"}
-    columns = {names[name]: _plain(table[name]) for name in table.column_names}
+    columns = {names[name]: table[name] for name in table.column_names}
     without_times = pa.array(np.zeros(len(table), dtype=bool))
     return pa.table({"moment": without_times, **columns, "place": pa.array(np.arange(before, before + len(table)))})
-
-
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
 def _kind(types: pa.Schema, name: str) -> Literal["none", "whole", "broken"]:
@@ -191,17 +185,42 @@ def _kind(types: pa.Schema, name: str) -> Literal["none", "whole", "broken"]:
     return "whole" if pa.types.is_integer(types.field(name).type) else "broken"
 
 
-def _check_alike(first: pa.Schema, new: pa.Schema, source: Path, file: str) -> None:
-    """Check that a chunk has the same columns and types as the first one."""
-    for name, what in (("moment", "times"), ("rating", "ratings")):
-        if (_kind(first, name) == "none") != (_kind(new, name) == "none"):
-            has, before = ("no ", "have them") if _kind(new, name) == "none" else ("", "have none")
-            raise LaresError(f"{source}: {file} has {has}{what} and the files before it {before}; make all files alike")
-    for name in ("user_id", "item_id"):
-        # "string" whether pandas 2 made it or, as large_string, pandas 3
-        kinds = [str(schema.field(name).type).removeprefix("large_") for schema in (first, new)]
-        if kinds[0] != kinds[1]:
-            raise LaresError(f"{source}: {name} is {kinds[0]} in the first file and {kinds[1]} in {file}; make all files alike")
+@dataclass
+class _Log:
+    """What the table `log` holds so far.
+
+    Args:
+        types: its columns.
+        numbers: which of `user` and `item` are numbers in the file, also where they are kept as text.
+        rows: their number.
+    """
+
+    types: pa.Schema
+    numbers: frozenset[str]
+    rows: int = 0
+
+    def widened(self, new: pa.Schema, numbers: frozenset[str], source: Path, file: str) -> dict[str, str]:
+        """Columns that need another type before a piece fits, with that type; raises where the piece can't be of this log."""
+        for name, what in (("moment", "times"), ("rating", "ratings")):
+            if (_kind(self.types, name) == "none") != (_kind(new, name) == "none"):
+                has, before = ("no ", "have them") if _kind(new, name) == "none" else ("", "have none")
+                raise LaresError(f"{source}: {file} has {has}{what} and the parts before it {before}; write all parts alike")
+        broken = [name for name in ("moment", "rating") if (_kind(self.types, name), _kind(new, name)) == ("whole", "broken")]
+        wider = dict.fromkeys(broken, "DOUBLE")
+        for name in ("user", "item"):
+            column = f"{name}_id"
+            # "string" whether pandas 2 made it or, as large_string, pandas 3
+            kinds = [str(schema.field(column).type).removeprefix("large_") for schema in (self.types, new)]
+            if kinds[0] != kinds[1] and (name in self.numbers) != (name in numbers):
+                raise LaresError(
+                    f"{source}: {column} is {kinds[0]} in the first part and {kinds[1]} in {file}; write all parts alike"
+                )
+            if kinds == ["int64", "string"]:
+                wider[column] = "VARCHAR"  # some numbers are no whole numbers of 64 bits
+        for column in wider:
+            place = self.types.get_field_index(column)
+            self.types = self.types.set(place, new.field(column))
+        return wider
 
 
 def _write_ordered(ordered: pa.RecordBatchReader, user_ids: pa.ChunkedArray, path: Path, with_time: bool) -> None:

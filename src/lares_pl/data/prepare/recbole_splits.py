@@ -27,11 +27,12 @@ def benchmark_files(source: Path) -> list[Path] | None:
     """
     if source.is_dir():
         names = {found[1] for path in source.iterdir() if (found := _NAME.fullmatch(path.name))}
-        if len(names) != 1:
-            there = f"those of {', '.join(sorted(names))}: give one of the files instead" if names else "none"
+        if not names:
+            return None
+        if len(names) > 1:
             raise LaresError(
                 f"{source} is a folder; expected the RecBole benchmark files NAME.train.inter, NAME.valid.inter and "
-                f"NAME.test.inter of one NAME in it, found {there}"
+                f"NAME.test.inter of one NAME in it, found those of {', '.join(sorted(names))}: name one of the files instead"
             )
         folder, name = source, names.pop()
     else:

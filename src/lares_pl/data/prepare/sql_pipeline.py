@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from lares_pl.data.dataset.ids import zero_fraction
 from lares_pl.data.prepare.engines import Session
 from lares_pl.errors import LaresError
 
@@ -97,7 +98,9 @@ def index_log(session: Session, known: set[str], filters: Filters) -> Summary:
     session.make("users", numbered.format("user", "u", rated))
     session.make("found", numbered.format("item", "i", rated))
     session.make("coded", f"SELECT u, i, moment, place FROM log JOIN users USING (user_id) JOIN found USING (item_id) {rated}")
-    session.make("log", "SELECT 0 AS done")  # frees its disk space
+    session.make("log", "SELECT 0 AS done")  # its room on the disk is free again
+    _spell(session, "users", "user_id", "u")
+    _spell(session, "found", "item_id", "i")
     if filters.min_rating is not None:
         removed("min_rating")
     if filters.repeats == "drop":
@@ -119,6 +122,17 @@ def index_log(session: Session, known: set[str], filters: Filters) -> Summary:
     )
     _count(session, summary, rows)
     return summary
+
+
+def _spell(session: Session, table: str, of: str, number: str) -> None:
+    """Write ids that are all whole numbers with the same zeros behind the point (`15.0` in text) as whole numbers (`15`)."""
+    some = session.fetch(f"SELECT CAST({of} AS STRING) AS id FROM {table} LIMIT 1")["id"].to_pylist()
+    fraction = zero_fraction(some[0]) if some else None
+    if fraction is None:
+        return
+    alike = f"{of} LIKE '%{fraction}' AND try_cast({of} AS DOUBLE) IS NOT NULL"
+    if session.number(f"SELECT count(*) FROM {table} WHERE NOT ({alike})") == 0:
+        session.make(table, f"SELECT left({of}, length({of}) - {len(fraction)}) AS {of}, {number} FROM {table}")
 
 
 def _core_step(session: Session, k: int) -> bool:

@@ -17,8 +17,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from lares_pl.data.dataset.ids import id_text, plain_ids, without_zero_fraction
 from lares_pl.data.prepare.columns import named_column
 from lares_pl.data.prepare.readers import read_table
+from lares_pl.data.prepare.source import Source
 from lares_pl.errors import LaresError
 
 USUAL_COLUMNS = ("title", "description", "text")
@@ -37,9 +39,10 @@ class TextOptions:
             `title`, `description` and `text`.
         encoder: sentence encoder: a model directory, an installed package that contains one, or a name on the Hugging Face
             hub.
-        vectors: precomputed vectors instead: a `.npy` file with one row for each row of the table, or a column of lists in it.
-        half: store vectors in half precision.
-        batch_size: texts per batch.
+        vectors: ready vectors instead: a `.npy` file with a row for each row of the table, or a column of lists in it.
+        half: keep vectors in half precision.
+        batch_size: texts encoded at a time.
+        encoding: encoding of the table, where it is text; UTF-8, or what a byte order mark tells, where None.
     """
 
     item: str = "item_id"
@@ -48,6 +51,7 @@ class TextOptions:
     vectors: str | None = None
     half: bool = False
     batch_size: int = 64
+    encoding: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def describe_items(item_ids: Sequence[Any], source: Path, options: TextOptions) 
     else:
         table = _read_items(source, options)
         vectors = None if options.vectors is None else _ready_vectors(table, source, options)
-    place = pd.Index(table[options.item]).get_indexer(pd.Index([str(item_id) for item_id in item_ids]))
+    place = pd.Index(table[options.item]).get_indexer(pd.Index([id_text(item_id) for item_id in item_ids]))
     if (place < 0).all():
         raise LaresError(
             f"{source}: none of the {len(item_ids):,} items of the interactions is in column {options.item!r} "
@@ -120,10 +124,11 @@ def describe_items(item_ids: Sequence[Any], source: Path, options: TextOptions) 
 
 
 def _read_items(source: Path, options: TextOptions) -> pd.DataFrame:
-    table = read_table(source)
+    table = read_table(Source(source, encoding=options.encoding, options="text."))
     if table.empty:
-        raise LaresError(f"{source}: no rows after its header; expected one per item")
-    table[options.item] = named_column(table, options.item, source, "text.item").astype(str)
+        raise LaresError(f"{source}: no rows below its header; expected one an item")
+    ids = named_column(table, options.item, source, "text.item")
+    table[options.item] = without_zero_fraction(plain_ids(ids)).map(id_text)
     twice = table[options.item].duplicated()
     if twice.any():
         row = int(np.argmax(twice))
