@@ -234,7 +234,7 @@ def test_rows_of_a_table_are_no_lines_of_items(separator: str, times: bool, tmp_
     option = "tab" if separator == "\t" else "space"
     said = ["these may be rows such as `user item rating time`", f"--separator {option} --header {names}", "--format lines"]
     refused(tmp_path, "x.txt", tables(separator, times), *said)
-    refused(tmp_path, "u.data", tables(separator, times), "can't tell the format", "--separator", "--header")
+    refused(tmp_path, "u.data", tables(separator, times), "unknown file extension", "--separator", "--header")
     if times:  # also where the wrong format was asked for
         refused(tmp_path, "u.data", tables(separator, times), *said[:2], format="lines")
     found = read(tmp_path, "u.data", tables(separator, times), separator=option, header=names)

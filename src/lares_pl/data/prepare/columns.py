@@ -59,7 +59,7 @@ def chosen_columns(
     if f"{columns.item}_list" in names:
         raise LaresError(
             f"{path}: its rows are histories with a target ({columns.item}_list), a part of RecBole benchmark files. "
-            "Call the parts NAME.train.inter, NAME.valid.inter and NAME.test.inter and give their folder"
+            "Name the parts NAME.train.inter, NAME.valid.inter and NAME.test.inter and give their folder"
         )
     found = {"user": columns.user, "item": columns.item}
     for ours, asked, usual in (("time", columns.time, "timestamp"), ("rating", columns.rating, "rating")):
@@ -106,7 +106,7 @@ def no_column(names: Sequence[str], name: str, path: Path, option: str) -> Lares
             f"{what}: its first line holds values, not names. Name the columns in their order, such as "
             "--header user_id,item_id,timestamp"
         )
-    return LaresError(f"{what}. Name the right one with --{option}")
+    return LaresError(f"{what}. Set the right one with --{option}")
 
 
 def _plain(name: str) -> str:
@@ -232,14 +232,14 @@ def _seconds(values: pd.Series, source: Path | str, name: str, before: int, writ
     moments = pd.to_datetime(moments, errors="coerce", utc=True, format=written or "ISO8601")
     seconds: pd.Series = (moments - pd.Timestamp("1970-01-01", tz="UTC")) / pd.Timedelta(seconds=1)
     expected = f"a date written as {written!r}" if written else "a number or an ISO date, as in its first rows"
-    remedy = "Mend or remove it" + ("" if written else ", or say how dates are written with --columns.time_format")
+    remedy = "Correct or remove it" + ("" if written else ", or say how dates are written with --columns.time_format")
     return _checked(seconds, values, source, name, before, expected, remedy)
 
 
 def numbers(values: pd.Series, source: Path | str, name: str, before: int) -> pd.Series:
     """Numbers, also of text; raises as `times`."""
     found = values if pd.api.types.is_numeric_dtype(values) else pd.to_numeric(_as_text(values), errors="coerce")
-    return _checked(found, values, source, name, before, "a number", "Mend or remove it")
+    return _checked(found, values, source, name, before, "a number", "Correct or remove it")
 
 
 def _checked(

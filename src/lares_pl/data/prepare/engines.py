@@ -204,7 +204,7 @@ class _Log:
         for name, what in (("moment", "times"), ("rating", "ratings")):
             if (_kind(self.types, name) == "none") != (_kind(new, name) == "none"):
                 has, before = ("no ", "have them") if _kind(new, name) == "none" else ("", "have none")
-                raise LaresError(f"{source}: {file} has {has}{what} and the parts before it {before}; write all parts alike")
+                raise LaresError(f"{source}: {file} has {has}{what} and the files before it {before}; make all files alike")
         broken = [name for name in ("moment", "rating") if (_kind(self.types, name), _kind(new, name)) == ("whole", "broken")]
         wider = dict.fromkeys(broken, "DOUBLE")
         for name in ("user", "item"):
@@ -213,7 +213,7 @@ class _Log:
             kinds = [str(schema.field(column).type).removeprefix("large_") for schema in (self.types, new)]
             if kinds[0] != kinds[1] and (name in self.numbers) != (name in numbers):
                 raise LaresError(
-                    f"{source}: {column} is {kinds[0]} in the first part and {kinds[1]} in {file}; write all parts alike"
+                    f"{source}: {column} is {kinds[0]} in the first file and {kinds[1]} in {file}; make all files alike"
                 )
             if kinds == ["int64", "string"]:
                 wider[column] = "VARCHAR"  # some numbers are no whole numbers of 64 bits

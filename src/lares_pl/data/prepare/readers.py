@@ -113,7 +113,7 @@ def _pieces(file: DataFile, source: Source, columns: Columns | None = None, rati
         raise LaresError(f"{file.path}: its rows have more fields than its header; mend the header or the rows") from error
     except Exception as error:  # pandas, pyarrow and zlib raise whatever damaged bytes lead to
         raise LaresError(
-            f"{file.path}: can't be read as {file.kind}: {error}. Name another --{options}format if it is another one."
+            f"{file.path}: cannot be read as {file.kind}: {error}. If it has another format, set --{options}format."
         ) from error
 
 

@@ -32,7 +32,7 @@ def benchmark_files(source: Path) -> list[Path] | None:
         if len(names) > 1:
             raise LaresError(
                 f"{source} is a folder; expected the RecBole benchmark files NAME.train.inter, NAME.valid.inter and "
-                f"NAME.test.inter of one NAME in it, found those of {', '.join(sorted(names))}: name one of the files instead"
+                f"NAME.test.inter of one NAME in it, found those of {', '.join(sorted(names))}: give one of the files instead"
             )
         folder, name = source, names.pop()
     else:

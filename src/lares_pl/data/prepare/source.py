@@ -93,7 +93,7 @@ def _kind(path: Path, source: Source) -> Format:
     if known is not None:
         return known
     raise LaresError(
-        f"{path}: can't tell the format from the ending {path.suffix!r}; name it: --{source.options}format "
+        f"{path}: unknown file extension {path.suffix!r}; set the format: --{source.options}format "
         f"{'|'.join(FORMATS)}. Delimited text without a header line needs --{source.options}separator and "
         f"--{source.options}header"
     )

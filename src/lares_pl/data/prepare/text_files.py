@@ -89,7 +89,7 @@ def read_id_lines(path: Path, encoding: str | None = None) -> list[str]:
             f"{path}: is not written in {encoding or 'UTF-8'} ({error}); name its encoding with --encoding"
         ) from error
     except OSError as error:
-        raise LaresError(f"{path}: can't be read: {error}") from error
+        raise LaresError(f"{path}: cannot be read: {error}") from error
 
 
 # ---------------------------------------------------------------- delimited
