@@ -35,9 +35,11 @@ lint: $(VENV)/.installed
 unit: $(VENV)/.spark
 	$(RUN)/python -m pytest -n 2
 
-test-clone: $(VENV)/.installed  ## the quick tests in a clone with nothing beside it
+# without TESTS all quick tests: make test-clone TESTS=
+TESTS ?= tests/test_golden.py tests/test_architecture.py tests/docs tests/losses tests/model tests/data
+test-clone: $(VENV)/.installed  ## the quickest tests in a clone of the last commit, with nothing beside it
 	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && git clone -q . "$$folder/clone" && cd "$$folder/clone" \
-	  && PYTHONPATH=src $(CURDIR)/$(RUN)/python -m pytest -n 2 -m "not slow"
+	  && PYTHONPATH=src $(CURDIR)/$(RUN)/python -m pytest -n 2 -m "not slow" $(TESTS)
 
 test-oldest: $(OLDEST)/.installed  ## the quick tests with the oldest versions that pyproject.toml allows
 	$(OLDEST)/bin/python -m pytest -n 2 -m "not slow"

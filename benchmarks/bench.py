@@ -2,7 +2,7 @@
 
     python benchmarks/bench.py [DATASET] [--config FILE] [--case NAME …] [--device cuda] [--json FILE]
 
-DATASET is a prepared dataset; by default Beauty is prepared from ../shared/data. FILE is the `config.yaml` of a run, whose
+DATASET is a prepared dataset; by default Beauty is prepared from LARES_DATA_DIR. FILE is the `config.yaml` of a run, whose
 architecture (of the transformer family) is measured instead of the paper's. On a CPU: CPU seconds of one thread, resident
 memory. On CUDA: seconds between synchronised ends, memory allocated on the device. For steps also our tokens and
 floating-point operations (of matrix products) per second. Medians of ratios.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -58,7 +59,8 @@ from naive_baseline import NaiveBaseline, PaddedRows
 
 L = 20
 DEVICE = torch.device("cpu")
-BEAUTY = Path(__file__).resolve().parents[2] / "shared" / "data" / "beauty" / "Beauty.txt"
+REAL_DATA = Path(os.environ.get("LARES_DATA_DIR", Path(__file__).resolve().parents[2] / "shared" / "data"))
+BEAUTY = REAL_DATA / "beauty" / "Beauty.txt"
 # as released (paper.yaml)
 CONFIG = BackboneConfig(
     hidden_size=64,

@@ -32,13 +32,14 @@ def main() -> None:
     run.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
     table = commands.add_parser("table", help="write table, tests and chart")
     table.add_argument("--output", type=Path, default=Path("docs"), help="folder of the pages")
+    run.add_argument("--folder", type=Path, default=Path("study"), help="where the runs go")
     for command in (run, table):
-        command.add_argument("--folder", type=Path, default=Path("study"), help="where runs and results are")
+        command.add_argument("--record", type=Path, default=Path("docs/study.jsonl"), help="a line for each finished cell")
     options = parser.parse_args()
     if options.command == "run":
-        run_grid(options.folder, options.data, options.datasets, options.models, options.seeds, options.device)
+        run_grid(options.record, options.folder, options.data, options.datasets, options.models, options.seeds, options.device)
     else:
-        write_results(options.folder, options.output)
+        write_results(options.record, options.output)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from lares_pl import SequenceDataModule, load_stage
@@ -26,25 +25,30 @@ PROTOCOLS = ("ranked", "left out")  # what happens to items seen before
 
 
 def run_grid(
-    folder: Path, data: Path, datasets: Sequence[str], models: Sequence[str], seeds: Sequence[int], device: str
+    record: Path,
+    folder: Path,
+    data: Path,
+    datasets: Sequence[str],
+    models: Sequence[str],
+    seeds: Sequence[int],
+    device: str,
 ) -> None:
     """Train and evaluate every cell that has no line in the results yet; all cells of one seed before those of the next."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         for dataset in datasets:
             for name in models:
-                if (dataset, name, seed) in {(line["dataset"], line["model"], line["seed"]) for line in results(folder)}:
+                if (dataset, name, seed) in {(line["dataset"], line["model"], line["seed"]) for line in results(record)}:
                     continue
                 print(f"{dataset}, seed {seed}: {MODELS[name].label}", flush=True)
                 line = run_cell(folder, (data / dataset).resolve(), dataset, name, seed, device)
-                with (folder / "results.jsonl").open("a") as file:
+                with record.open("a") as file:
                     file.write(json.dumps(line) + "\n")
 
 
-def results(folder: Path) -> list[dict[str, Any]]:
+def results(record: Path) -> list[dict[str, Any]]:
     """The lines of all finished cells."""
-    path = folder / "results.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return [json.loads(line) for line in record.read_text().splitlines()] if record.is_file() else []
 
 
 def run_cell(folder: Path, data: Path, dataset: str, name: str, seed: int, device: str) -> dict[str, Any]:
@@ -54,8 +58,7 @@ def run_cell(folder: Path, data: Path, dataset: str, name: str, seed: int, devic
     cpu = {stage.name: train(place, data, dataset, model, stage, seed, device) for stage in model.stages}
     checkpoint = place / "runs" / model.run / model.stages[-1].name / "checkpoints" / "best.ckpt"
     stage = load_stage(checkpoint).to("cuda" if device == "gpu" else "cpu")
-    found, ranks = evaluate(stage, SequenceDataModule(str(data)))
-    np.savez_compressed(place / f"{name}.npz", **ranks)  # type: ignore[arg-type]
+    found = evaluate(stage, SequenceDataModule(str(data), max_length=stage.backbone.max_length))
     learned = sum(p.numel() for p in stage.backbone.parameters())
     blocks = learned - stage.backbone.item_vectors.numel()
     return {
@@ -102,21 +105,20 @@ def train(place: Path, data: Path, dataset: str, model: Model, stage: Stage, see
 
 
 @torch.no_grad()
-def evaluate(stage: BaseStage, data: SequenceDataModule) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Metrics of both splits and protocols at several depths, and the ranks of the test targets behind them.
+def evaluate(stage: BaseStage, data: SequenceDataModule) -> dict[str, Any]:
+    """Metrics of both splits and protocols at several depths.
 
     Args:
         stage: a trained stage.
         data: its data module.
 
     Returns:
-        `{split: {protocol: {depth: {"recall@10": …, "ndcg@10": …}}}}`, and ranks `[users]` by `protocol depth`.
+        `{split: {protocol: {depth: {"recall@10": …, "ndcg@10": …}}}}`, and the depth of evaluation as `depth`.
     """
     stage.eval()
     own = stage.evaluation_depth
     depths = DEPTHS if own else (0,)
     metrics: dict[str, Any] = {"depth": own}
-    kept: dict[str, np.ndarray] = {}
     for split, held_out in (("val", "validation"), ("test", "test")):
         loader = InstanceLoader(data.sequences, data.sequences.held_out(held_out), 1024, data.max_length, with_seen=True)  # type: ignore[arg-type]
         ranks: dict[tuple[str, int], list[torch.Tensor]] = {(p, d): [] for p in PROTOCOLS for d in depths}
@@ -135,6 +137,4 @@ def evaluate(stage: BaseStage, data: SequenceDataModule) -> tuple[dict[str, Any]
             found = torch.cat(parts)
             values = {"recall@10": recall(found, 10), "ndcg@10": ndcg(found, 10)}
             metrics[split][protocol][str(depth)] = {name: float(value.double().mean()) for name, value in values.items()}
-            if split == "test":
-                kept[f"{protocol} {depth}"] = found.cpu().numpy().astype(np.int32)
-    return metrics, kept
+    return metrics

@@ -8,27 +8,50 @@ from typing import Any
 
 import numpy as np
 
-from lares_pl.report.statistics import mean_and_spread, sign_flip_test
+from lares_pl.report.statistics import mean_and_spread, seed_test
 from study_grid import BUDGETS, MODELS
 from study_runs import DEPTHS, PROTOCOLS, results
 
 START, END = "<!-- study: written by benchmarks/study.py -->", "<!-- end of study -->"
+FRONT_PAGE = ("sasrec", "sasrec4", "recipe")
 BASELINE = "sasrec"
 Lines = Sequence[dict[str, Any]]
 
 
-def write_results(folder: Path, output: Path) -> None:
-    """Replace the study's part of `results.md`, and draw `assets/depth.svg`."""
-    lines = results(folder)
-    page = output / "results.md"
+def write_results(record: Path, output: Path) -> None:
+    """Replace the study's part of `results.md` and of the README beside the folder, and draw `assets/depth.svg`."""
+    lines = results(record)
+    replace_part(output / "results.md", "\n\n".join([quality(lines), by_depth(lines), cost(lines)]))
+    replace_part(output.parent / "README.md", front_page(lines))
+    draw(lines, output / "assets" / "depth.svg")
+
+
+def replace_part(page: Path, part: str) -> None:
+    """Replace what stands between the two marks of a page."""
     text = page.read_text()
     if START not in text or END not in text:
         raise SystemExit(f"{page}: expected the lines {START} and {END}")
     before, rest = text.split(START)
-    after = rest.split(END)[1]
-    parts = [quality(folder, lines), by_depth(lines), cost(lines)]
-    page.write_text(f"{before}{START}\n\n" + "\n\n".join(parts) + f"\n\n{END}{after}")
-    draw(lines, output / "assets" / "depth.svg")
+    page.write_text(f"{before}{START}\n\n{part}\n\n{END}{rest.split(END)[1]}")
+
+
+def front_page(lines: Lines) -> str:
+    """Test NDCG@10 of a few models, both protocols in one cell: items seen before ranked / left out."""
+    datasets = found(lines)[0]
+    rows = ["| test NDCG@10, seen items ranked / left out | parameters* | " + " | ".join(datasets) + " |"]
+    rows += ["|---|---|" + "---|" * len(datasets)]
+    for model in FRONT_PAGE:
+        own = [line for line in lines if line["model"] == model]
+        if not own:
+            continue
+        texts = []
+        for dataset in datasets:
+            of_dataset = cells(lines, dataset, model)
+            means = [np.mean([value(line, protocol) for line in of_dataset]) for protocol in PROTOCOLS] if of_dataset else []
+            texts.append(" / ".join(f"{mean:.4f}" for mean in means) or "not run")
+        rows.append(f"| {MODELS[model].label} | {own[0]['parameters_without_items']:,} | " + " | ".join(texts) + " |")
+    seeds = sorted({line["seed"] for line in lines})
+    return "\n".join([*rows, "", f"\\* beside the item embeddings. Means over up to {len(seeds)} seeds."])
 
 
 def cells(lines: Lines, dataset: str, model: str) -> Lines:
@@ -55,7 +78,7 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean:.4f}" + (f" ± {deviation:.4f}" if len(values) > 1 else " (one seed)")
 
 
-def quality(folder: Path, lines: Lines) -> str:
+def quality(lines: Lines) -> str:
     """Test NDCG@10 of every model and dataset, both protocols, and how far it is from the baseline."""
     datasets, models = found(lines)
     rows = []
@@ -63,34 +86,26 @@ def quality(folder: Path, lines: Lines) -> str:
         rows += [f"### Test NDCG@10, items seen before {protocol}", ""]
         rows += ["| model | " + " | ".join(datasets) + " |", "|---|" + "---|" * len(datasets)]
         for model in models:
-            texts = [_cell(folder, lines, dataset, model, protocol) for dataset in datasets]
+            texts = [_cell(lines, dataset, model, protocol) for dataset in datasets]
             rows.append(f"| {MODELS[model].label} | " + " | ".join(texts) + " |")
         rows.append("")
     return "\n".join(rows).rstrip()
 
 
-def _cell(folder: Path, lines: Lines, dataset: str, model: str, protocol: str) -> str:
+def _cell(lines: Lines, dataset: str, model: str, protocol: str) -> str:
     own, base = cells(lines, dataset, model), cells(lines, dataset, BASELINE)
     if not own:
         return "not run"
     text = spread([value(line, protocol) for line in own])
     if model == BASELINE or not base:
         return text
-    seeds = sorted({line["seed"] for line in own} & {line["seed"] for line in base})
-    ours, theirs = ([value(line, protocol) for line in some if line["seed"] in seeds] for some in (own, base))
-    return f"{text}, {np.mean(ours) / np.mean(theirs) - 1:+.1%} (p {_p(folder, dataset, (own, base), seeds, protocol):.2g})"
-
-
-def _p(folder: Path, dataset: str, pair: tuple[Lines, Lines], seeds: Sequence[int], protocol: str) -> float:
-    """Sign-flip test over users of the difference of their gains, each averaged over seeds."""
-    gains = []
-    for lines in pair:
-        of_seed = []
-        for line in (line for line in lines if line["seed"] in seeds):
-            ranks = np.load(folder / dataset / str(line["seed"]) / f"{line['model']}.npz")[f"{protocol} {line['depth']}"]
-            of_seed.append(np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0.0))
-        gains.append(np.mean(of_seed, axis=0))
-    return float(sign_flip_test((gains[0] - gains[1])[:, None])[0])
+    ours, theirs = ({line["seed"]: value(line, protocol) for line in some} for some in (own, base))
+    both = sorted(ours.keys() & theirs.keys())
+    if not both:
+        return text
+    gain = np.mean([ours[seed] for seed in both]) / np.mean([theirs[seed] for seed in both]) - 1
+    test = seed_test({seed: ours[seed] for seed in both}, {seed: theirs[seed] for seed in both})
+    return f"{text}, {gain:+.1%}" + (f" (p {test.p_value:.1g})" if test is not None else "")
 
 
 def by_depth(lines: Lines) -> str:

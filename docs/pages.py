@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 BUILD = ROOT / "build"
 PACKAGE = ROOT / "src" / "lares_pl"
+GROUPS = ["configs", "stages", "released", "blocks", "budgets", "hardware"]  # directories of configs, in the order of the page
+TITLES = {"cli": "Command line", "other": "Other modules"}  # of pages of the API, where not their package's name
 _DIRECTIVE = re.compile(r"^<!-- (?:include: (\S+)|configs) -->$", re.MULTILINE)
 _OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./[^)]+\)")
 
@@ -48,15 +50,14 @@ def shown(path: Path) -> str:
 
 
 def all_configs() -> str:
-    """Every shipped config under its name: those in configs/ itself, then those of each directory in it."""
-    top = ROOT / "configs"
+    """Every shipped config under its name, by directory."""
     parts: list[str] = []
-    group = top
-    for path in sorted(top.rglob("*.yaml"), key=lambda path: (path.parent, path.name)):
-        if path.parent != group:
-            group = path.parent
-            parts.append(f"## {group.name.capitalize()}")
-        parts.append(f"### {path.name} {{ #{path.name.replace('.', '-')} }}\n\n{shown(path)}")
+    for group in GROUPS:
+        directory = ROOT / "configs" if group == "configs" else ROOT / "configs" / group
+        heading = "Common to all" if group == "configs" else group.capitalize()
+        parts.append(f"## {heading}")
+        for path in sorted(directory.glob("*.yaml")):
+            parts.append(f"### {path.name} {{ #{path.name.replace('.', '-')} }}\n\n{shown(path)}")
     return "\n\n".join(parts)
 
 
@@ -72,8 +73,11 @@ def api_pages() -> dict[str, str]:
 
 
 def _api_page(name: str, paths: list[Path]) -> str:
-    title = f"lares_pl.{name}" if name != "other" else "Other modules"
-    return "\n\n".join([f"# {title}", *(f"::: {_module(path)}" for path in paths)]) + "\n"
+    return "\n\n".join([f"# {_title(name)}", *(f"::: {_module(path)}" for path in paths)]) + "\n"
+
+
+def _title(name: str) -> str:
+    return TITLES.get(name, name.capitalize())
 
 
 def _module(path: Path) -> str:
@@ -88,7 +92,7 @@ def configuration() -> dict[str, Any]:
     """mkdocs.yml with the paths of build/ and the API in its navigation."""
     settings: dict[str, Any] = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     names = [Path(page).stem for page in api_pages()]
-    settings["nav"].append({"API": [{name.capitalize(): f"api/{name}.md"} for name in names]})
+    settings["nav"].append({"API": [{_title(name): f"api/{name}.md"} for name in names]})
     return {**settings, "docs_dir": "docs", "site_dir": "site"}
 
 

@@ -88,7 +88,7 @@ def test_a_run_whose_beginning_was_not_counted_says_so(toy_dataset: Path, tmp_pa
     assert cost.flops is None
     (tmp_path / "budget.json").write_text(json.dumps({"flops": 1.0}))
     limited = trainer(tmp_path, callbacks=[FlopBudget(10, match=str(tmp_path / "budget.json"))], max_steps=6)
-    with pytest.raises(LaresError, match="Start anew without --ckpt_path"):
+    with pytest.raises(LaresError, match="Start a new run without --ckpt_path"):
         limited.fit(flat(), data(toy_dataset), ckpt_path=path)
 
 

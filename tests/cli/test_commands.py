@@ -101,7 +101,7 @@ def test_training_too_short_for_a_validation_is_kept_and_tested(work: Path, tmp_
     short = [*QUICK, *SMALL, "--trainer.logger", "false", "--data.dataset", str(work / "prepared")]
     short += ["--trainer.val_check_interval", "50", "--trainer.check_val_every_n_epoch", "null", "--trainer.max_steps", "2"]
     done = lares(tmp_path, "fit", "--config", "spt.yaml", *short)
-    assert "its end is kept as the best" in done.said
+    assert "the final weights were saved as best.ckpt" in done.said
     stage = tmp_path / "runs" / "default" / "spt"
     finished = json.loads((stage / "finished.json").read_text())
     assert (finished["best"], finished["tested"], finished["updates"]) == (str(stage / "checkpoints" / "best.ckpt"), True, 2)
@@ -226,7 +226,7 @@ def test_errors_are_one_paragraph(work: Path, tmp_path: Path) -> None:
     assert "no prepared dataset at" in error(tmp_path, "fit", "--config", "spt.yaml")
     assert "no model: name a config" in error(tmp_path, "fit", *data)
     assert "train it first" in error(tmp_path, "fit", "--config", "rpt.yaml")
-    assert "to start RPT from its weights say --model.init_from" in error(
+    assert "to start RPT from its weights use --model.init_from" in error(
         tmp_path, "fit", "--config", "rpt.yaml", "--ckpt_path", spt
     )
     assert "exclude each other" in error(tmp_path, "fit", "--config", "rpt.yaml", "--ckpt_path", rpt, "--model.init_from", spt)
@@ -242,7 +242,7 @@ def test_errors_are_one_paragraph(work: Path, tmp_path: Path) -> None:
     )
     assert "unknown command 'fti'" in error(tmp_path, "fti")
     assert not (tmp_path / "runs").exists()
-    assert "is a checkpoint of this very run" in error(
+    assert "is a checkpoint of this same run" in error(
         work, "fit", "--config", "spt.yaml", "--run", "ml", "--model.init_from", "runs/ml/spt/checkpoints/best.ckpt"
     )
 
@@ -252,7 +252,7 @@ def test_a_dataset_with_another_catalogue_is_refused(work: Path, tmp_path: Path)
     prepare(str(tmp_path / "x.txt"), str(tmp_path / "other"))
     best = str(work / "runs" / "ml" / "spt" / "checkpoints" / "best.ckpt")
     said = error(tmp_path, "test", "--ckpt_path", best, "--data.dataset", "other")
-    assert "knows another catalogue" in said
+    assert "has another catalogue" in said
     assert "--data.dataset" in said
 
 
@@ -266,7 +266,7 @@ def test_an_emptied_dataset_is_refused(work: Path, tmp_path: Path) -> None:
         tmp_path / "empty" / "sequences.parquet",
     )
     best = str(work / "runs" / "ml" / "spt" / "checkpoints" / "best.ckpt")
-    assert "its sequences hold 0 and 0" in error(tmp_path, "test", "--ckpt_path", best, "--data.dataset", "empty")
+    assert "interactions; there are 0 and 0" in error(tmp_path, "test", "--ckpt_path", best, "--data.dataset", "empty")
 
 
 def test_a_traceback_is_shown_when_asked_for(tmp_path: Path) -> None:

@@ -287,7 +287,7 @@ def test_programs_that_are_not_the_model_are_noticed(toy_dataset: Path) -> None:
         {"rankings": lambda inputs: {**rankings(inputs), "scores": np.full((len(inputs["items"]), K), np.nan)}},
     ]
     for part in wrong:
-        with pytest.raises(LaresError, match="not the model"):
+        with pytest.raises(LaresError, match="differs from the model"):
             check_parity(found(**part))
 
 

@@ -174,9 +174,9 @@ def test_what_is_refused() -> None:
     for given, message in (
         (pd.DataFrame({"item_id": ["item-1"]}), "no column user_id"),
         (pd.DataFrame({"user_id": ["a", None], "item_id": ["item-1", "item-2"]}), "data row 2 names no user_id"),
-        ("item-1", "str is not understood"),
+        ("item-1", "str is not supported"),
         ([["item-1"], "item-2"], "both item ids and lists"),
-        ({"ann": "item-1"}, "what user 'ann' has is no list"),
+        ({"ann": "item-1"}, "the value of user 'ann' is not a list"),
     ):
         with pytest.raises(LaresError, match=message):
             model.recommend(given)
@@ -210,7 +210,7 @@ def test_series_are_histories_and_text_is_none() -> None:
     assert model.recommend(series, k=3) == model.recommend([series], k=3) == expected
     assert model.recommend({"ann": series}, k=3).item_ids == expected.item_ids
     assert model.explain(series, k=2).equals(model.explain(history, k=2))
-    with pytest.raises(LaresError, match="str is not understood"):
+    with pytest.raises(LaresError, match="str is not supported"):
         model.explain("item-1")  # not its letters
     with pytest.raises(LaresError, match=r"explain takes one history at a time.*there are 3"):
         model.explain(HISTORIES)

@@ -81,12 +81,18 @@ def test_predictions_of_two_processes_equal_those_of_one(work: Path, tmp_path: P
     assert tables[0]["item_ids"] == tables[1]["item_ids"]
 
 
-RECIPE = ["--model.ema", "0.5", "--model.backbone.repeat_bias", "true", "--model.supervision", "lares_pl.EveryStep"]
+RECIPE = ["--model.ema", "0.5", "--model.backbone.repeat_bias", "true"]
 RECIPE += ["--model.alignment.cosine", "true", "--model.alignment.tau", "0.1", "--model.alignment.mask_same_target", "true"]
 
 
 @pytest.mark.parametrize(
-    ("instances", "choices"), [("prefix", []), ("sequence", []), ("sequence", RECIPE)], ids=["prefix", "sequence", "recipe"]
+    ("instances", "choices"),
+    [
+        ("prefix", ["--model.supervision", "lares_pl.LastStep"]),
+        ("sequence", ["--model.supervision", "lares_pl.StepPerInstance"]),
+        ("sequence", [*RECIPE, "--model.supervision", "lares_pl.EveryStep"]),
+    ],
+    ids=["prefix", "sequence", "recipe"],
 )
 def test_training_on_two_processes_equals_training_on_one(
     work: Path, tmp_path: Path, instances: str, choices: list[str]

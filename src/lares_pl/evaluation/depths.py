@@ -1,4 +1,4 @@
-"""A trained model at many depths for the cost of the deepest: one rollout a batch, ranks after each of its steps."""
+"""Quality by depth at the cost of the deepest: one rollout per batch, ranks after each of its steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lares_pl.model.recurrence import KeyedNoise
 def ranks_by_depth(
     backbone: RecurrentBackbone, batch: Batch, depths: Sequence[int], excluded: ItemPairs | None = None
 ) -> Tensor:
-    """Rank of each target at each depth, `[D, B]`, 1 is best; the noise is that of evaluation at any of them.
+    """Return the rank of each target at each depth, `[D, B]`, 1 is best; the noise is that of evaluation at any depth.
 
     Args:
         backbone: the model, in evaluation mode.
@@ -38,17 +38,17 @@ def metrics_by_depth(
     cutoffs: Sequence[int],
     excluded: Callable[[Batch], ItemPairs | None],
 ) -> list[dict[str, float]]:
-    """Recall, NDCG and MRR at each depth, over the batches of all processes.
+    """Compute recall, NDCG and MRR at each depth, over the batches of all processes.
 
     Args:
         backbone: the model, in evaluation mode.
         batches: (this process's share of) evaluation batches.
         depths: the depths, at least 1 each.
         cutoffs: the values of K.
-        excluded: gives the items of a batch that are not ranked.
+        excluded: returns the items of a batch that are not ranked.
 
     Returns:
-        A row a depth: `depth`, `recall@5`, `ndcg@5`, …, `mrr`.
+        One row per depth: `depth`, `recall@5`, `ndcg@5`, …, `mrr`.
     """
     device = next(backbone.parameters()).device
     metrics = [ranking_metrics("", cutoffs).to(device) for _ in depths]

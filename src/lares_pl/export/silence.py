@@ -1,4 +1,4 @@
-"""Exporters talk to their developers."""
+"""Silence exporter logging."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Without their logs, warnings and prints."""
+    """Suppress logs, warnings and prints."""
     former = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

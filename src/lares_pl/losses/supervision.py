@@ -28,12 +28,15 @@ class Supervision(ABC):
     """Selects states of a trajectory for the next-item loss."""
 
     @abstractmethod
-    def __call__(self, trajectory: Tensor, generator: torch.Generator | None = None) -> SupervisedStates:
+    def __call__(
+        self, trajectory: Tensor, generator: torch.Generator | None = None, of_rows: Tensor | None = None
+    ) -> SupervisedStates:
         """Select.
 
         Args:
             trajectory: user states of steps 1 … T, `[T, R, d]`.
-            generator: of draws, on the CPU.
+            generator: of draws that all rows share, on the CPU.
+            of_rows: two uniform draws from (0, 1) of each row, `[R, 2]`; from `generator` where None.
         """
 
 
@@ -41,7 +44,9 @@ class Supervision(ABC):
 class LastStep(Supervision):
     """The last step; the paper's."""
 
-    def __call__(self, trajectory: Tensor, generator: torch.Generator | None = None) -> SupervisedStates:
+    def __call__(
+        self, trajectory: Tensor, generator: torch.Generator | None = None, of_rows: Tensor | None = None
+    ) -> SupervisedStates:
         return SupervisedStates(trajectory[-1:], trajectory.new_ones(1))
 
 
@@ -59,7 +64,9 @@ class EveryStep(Supervision):
         if not 0 < self.decay <= 1:
             raise LaresError(f"EveryStep: decay must be within (0, 1], got {self.decay}")
 
-    def __call__(self, trajectory: Tensor, generator: torch.Generator | None = None) -> SupervisedStates:
+    def __call__(
+        self, trajectory: Tensor, generator: torch.Generator | None = None, of_rows: Tensor | None = None
+    ) -> SupervisedStates:
         steps = len(trajectory)
         weights = torch.tensor([self.decay ** (steps - 1 - t) for t in range(steps)], device=trajectory.device)
         return SupervisedStates(trajectory, weights / weights.sum())
@@ -79,7 +86,9 @@ class LastAndRandomStep(Supervision):
         if not 0 < self.last_weight < 1:
             raise LaresError(f"LastAndRandomStep: last_weight must be within (0, 1), got {self.last_weight}")
 
-    def __call__(self, trajectory: Tensor, generator: torch.Generator | None = None) -> SupervisedStates:
+    def __call__(
+        self, trajectory: Tensor, generator: torch.Generator | None = None, of_rows: Tensor | None = None
+    ) -> SupervisedStates:
         if len(trajectory) == 1:
             return LastStep()(trajectory)
         earlier = int(torch.randint(len(trajectory) - 1, (), generator=generator))
@@ -103,10 +112,13 @@ class StepPerInstance(Supervision):
         if not 0 <= self.last_probability <= 1:
             raise LaresError(f"StepPerInstance: last_probability must be within [0, 1], got {self.last_probability}")
 
-    def __call__(self, trajectory: Tensor, generator: torch.Generator | None = None) -> SupervisedStates:
+    def __call__(
+        self, trajectory: Tensor, generator: torch.Generator | None = None, of_rows: Tensor | None = None
+    ) -> SupervisedStates:
         steps, rows = trajectory.shape[:2]
-        drawn = torch.randint(steps, (rows,), generator=generator)
-        last = torch.rand(rows, generator=generator) < self.last_probability
-        chosen = torch.where(last, steps - 1, drawn).to(trajectory.device)
+        if of_rows is None:
+            of_rows = torch.rand(rows, 2, generator=generator).to(trajectory.device)
+        drawn = (of_rows[:, 0] * steps).long().clamp(max=steps - 1)
+        chosen = torch.where(of_rows[:, 1] < self.last_probability, steps - 1, drawn)
         states = trajectory[chosen, torch.arange(rows, device=trajectory.device)]
         return SupervisedStates(states[None], trajectory.new_ones(1))

@@ -1,9 +1,9 @@
-"""A trained model as a product: histories of original ids in, ranked original ids out.
+"""The recommender: histories of original ids in, ranked original ids out.
 
     recommender = Recommender.from_checkpoint("runs/default/rpt/checkpoints/best.ckpt")
     recommender.recommend([["milk", "bread"], ["tea"]], k=5).to_pandas()
 
-The same history always gets the same list, alone or among others: the noise of its initial state is a function of the history.
+The list of a history does not depend on other histories: the noise of the initial state is a function of the history.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.reasoning import Reasoning, StopRule
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.recommender.candidates import Candidates, PerUserCandidates, SharedCandidates
+from lares_pl.recommender.given_candidates import GivenCandidates, split_candidates
 from lares_pl.recommender.recommendations import Recommendations
 from lares_pl.stages.checkpoint import read_checkpoint
 from lares_pl.stages.loading import load_stage
@@ -40,12 +41,12 @@ class Recommender:
     Args:
         backbone: the trained model; moved to `device`, in evaluation mode.
         item_ids: original ids of items 1 … N.
-        reasoning: what to spend on a history where `recommend` does not say.
-        exclude_seen: whether items of the history are left out where `recommend` does not say.
-        device: where to compute; `auto` is the GPU where there is one.
+        reasoning: default depth, stop rule and trajectories of `recommend`.
+        exclude_seen: default of `recommend` for excluding the items of the history.
+        device: the device; `auto` is the GPU if there is one.
 
     Raises:
-        LaresError: if there are not as many ids as items, or there is no such device.
+        LaresError: if the number of ids is not that of the items, or there is no such device.
     """
 
     def __init__(
@@ -71,12 +72,12 @@ class Recommender:
     def from_checkpoint(
         cls, path: str | Path, dataset: str | Path | None = None, device: torch.device | str = "cpu"
     ) -> Recommender:
-        """Of a checkpoint of either stage, which is all that is needed.
+        """Create a recommender from a checkpoint of either stage, which is all that is needed.
 
         Args:
             path: the checkpoint.
-            dataset: prepared dataset whose original ids count, for a checkpoint that knows none (of the authors' release).
-            device: where to compute; `auto` is the GPU where there is one.
+            dataset: prepared dataset with the original ids, for a checkpoint without them (of the authors' release).
+            device: the device; `auto` is the GPU if there is one.
 
         Raises:
             LaresError: if there is no such checkpoint, dataset or device, or the dataset has another catalogue.
@@ -84,7 +85,7 @@ class Recommender:
         checkpoint = read_checkpoint(path)
         ids = checkpoint.item_ids if dataset is None else _ids_of(SequenceDataset.load(dataset), checkpoint.catalogue, path)
         if ids is None:
-            raise LaresError(f"{path} does not know the original ids of its items: name the prepared dataset it is for")
+            raise LaresError(f"{path} does not contain the ids of its items: give the prepared dataset it was trained on")
         stage = load_stage(path)
         return cls(stage.backbone, ids, stage.reasoning, stage.exclude_seen, device)
 
@@ -99,11 +100,11 @@ class Recommender:
         stop: StopRule | None = None,
         trajectories: int | None = None,
         exclude_seen: bool | None = None,
-        candidates: Iterable[Id] | Mapping[Id, Iterable[Id]] | None = None,
+        candidates: GivenCandidates | None = None,
         filter: Callable[[Id], bool] | None = None,
         batch_size: int = 1024,
     ) -> Recommendations:
-        """The best items for each history.
+        """Rank the best items for each history.
 
         Args:
             histories: item ids, oldest first, of one user or many; `UnseenHistories.of` lists the forms they may have. Items
@@ -113,13 +114,14 @@ class Recommender:
             stop: ends reasoning about a history once it has arrived.
             trajectories: trajectories whose scores are averaged.
             exclude_seen: leave out the items of each history; as the model was evaluated where None.
-            candidates: rank only these items; a mapping gives each user's own (none where it names no such user). Those that
-                the model does not know are reported in `unknown_candidates`.
+            candidates: rank only these items; a mapping, or a series of lists indexed by user, gives each user's own (none
+                where it names no such user), as a list of lists does, one for each history. Those that the model does not
+                know are reported in `unknown_candidates`.
             filter: rank only items of whose id this is true.
             batch_size: histories at a time.
 
         Raises:
-            LaresError: if histories are in no form that is known, a number is out of range, or no item is left to rank.
+            LaresError: if histories have an unknown form, a number is out of range, or no item is left to rank.
         """
         k, batch_size = _at_least_one("k", k), _at_least_one("batch_size", batch_size)
         reasoning = self._reasoning(depth, stop, trajectories)
@@ -155,19 +157,19 @@ class Recommender:
     def explain(
         self, history: GivenHistories, k: int = 10, *, depth: int | None = None, exclude_seen: bool | None = None
     ) -> pd.DataFrame:
-        """How one history's list came about, as far as the model can honestly say: the best items after each step.
+        """Show how the list of one history develops: the best items after each reasoning step.
 
         Args:
             history: item ids of one user, oldest first; in any form of `recommend`.
             k: length of each list.
             depth: number of reasoning steps.
-            exclude_seen: leave out the items of the history.
+            exclude_seen: exclude the items of the history.
 
         Returns:
-            A row a place: `step` (1 … depth; 0 where depth is 0), `rank`, `item_id`, `score`.
+            One row per step and rank: `step` (1 … depth; 0 if depth is 0), `rank`, `item_id`, `score`.
 
         Raises:
-            LaresError: if it is not one history, nothing of it is known, or k or depth is out of range.
+            LaresError: if it is not one history, none of its items is known, or k or depth is out of range.
         """
         unseen = UnseenHistories.of(history)
         if len(unseen.users) != 1:
@@ -217,18 +219,18 @@ class Recommender:
         (states,) = self.backbone.rollout(read, [depth], KeyedNoise(read))
         return states[:, 0]
 
-    def _looked_up(self, lists: Iterable[Any]) -> tuple[list[np.ndarray], list[Id]]:
+    def _looked_up(self, lists: Iterable[list[Id]]) -> tuple[list[np.ndarray], list[Id]]:
         """Lists of candidates as item indices, and those that are not in the catalogue, each once."""
         numbers: list[np.ndarray] = []
         unknown: dict[Id, None] = {}
-        for asked in map(_given, lists):
+        for asked in lists:
             numbers.append(self._index.numbers(asked))
             unknown |= dict.fromkeys(item for item, number in zip(asked, numbers[-1], strict=True) if number == 0)
         return numbers, list(unknown)
 
     def _ranking(
         self,
-        candidates: Iterable[Id] | Mapping[Id, Iterable[Id]] | None,
+        candidates: GivenCandidates | None,
         allowed: Callable[[Id], bool] | None,
         users: Sequence[Id],
     ) -> tuple[Candidates, list[Id]]:
@@ -237,15 +239,15 @@ class Recommender:
         open_to_all[0] = False
         if allowed is not None:
             open_to_all[1:] = [bool(allowed(item_id)) for item_id in self._ids[1:]]
-        if isinstance(candidates, Mapping):
-            of_user, unknown = self._looked_up(candidates.get(user, ()) for user in users)
-            choices = [torch.from_numpy(part[open_to_all[part]]).to(self.device) for part in map(np.unique, of_user)]
-            return PerUserCandidates(choices), unknown
-        unknown = []
+        unknown: list[Id] = []
         if candidates is not None:
-            (numbers,), unknown = self._looked_up([candidates])
+            lists, per_user = split_candidates(candidates, users)
+            numbers, unknown = self._looked_up(lists)
+            if per_user:
+                choices = [torch.from_numpy(part[open_to_all[part]]).to(self.device) for part in map(np.unique, numbers)]
+                return PerUserCandidates(choices), unknown
             chosen = np.zeros(len(self._ids), dtype=bool)
-            chosen[numbers] = True
+            chosen[numbers[0]] = True
             open_to_all &= chosen
         if not open_to_all.any():
             raise LaresError("no item is left to rank: none of the candidates is known, or the filter lets none through")
@@ -276,13 +278,6 @@ def _at_least_one(name: str, value: Any) -> int:
     if number < 1:
         raise LaresError(f"{name} must be {wanted}; got {value!r}")
     return number
-
-
-def _given(candidates: Any) -> list[Id]:
-    """Candidates as a list."""
-    if isinstance(candidates, str | bytes) or not isinstance(candidates, Iterable):
-        raise LaresError(f"candidates: {candidates!r} is no list of item ids")
-    return list(candidates)
 
 
 def _bounds(chosen: np.ndarray, offsets: np.ndarray) -> np.ndarray:

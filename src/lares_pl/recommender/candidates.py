@@ -1,4 +1,4 @@
-"""Ranking a choice of the catalogue: the same items for all users, or each user's own."""
+"""Ranking a subset of the catalogue: the same candidates for all users, or separate ones per user."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lares_pl.model.item_pairs import ItemPairs
 
 
 class Candidates(ABC):
-    """Items that may be ranked."""
+    """The items to rank."""
 
     @abstractmethod
     def best(

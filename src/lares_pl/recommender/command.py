@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 from lares_pl.atomic_io import atomic_write, check_free
 from lares_pl.data.loading.external_histories import UnseenHistories
 from lares_pl.data.prepare.columns import Columns
+from lares_pl.data.prepare.source import Format, Source
+from lares_pl.data.prepare.text_files import read_id_lines
 from lares_pl.errors import LaresError
 from lares_pl.model.reasoning import StopRule
 from lares_pl.recommender.api import Recommender
@@ -27,6 +29,10 @@ def recommend(
     exclude_seen: bool | None = None,
     candidates: str | None = None,
     columns: Columns = Columns(),
+    format: Format | None = None,
+    encoding: str | None = None,
+    separator: str | None = None,
+    header: list[str] | str | None = None,
     dataset: str | None = None,
     device: str = "cpu",
     batch_size: int = 1024,
@@ -36,15 +42,19 @@ def recommend(
 
     Args:
         ckpt_path: checkpoint of a stage.
-        histories: file of interactions, in a format `lares prepare` reads, with original ids.
+        histories: file or folder of interactions, in a format `lares prepare` reads, with original ids.
         output: file to write: `.parquet` with a row a user, `.csv` with a row a recommendation.
         k: length of each list.
         depth: number of reasoning steps; with `stop` the largest.
-        stop: ends reasoning about a history once it has arrived, such as `lares_pl.ResidualStop`.
+        stop: ends reasoning about a history early, such as `lares_pl.ResidualStop`.
         trajectories: trajectories from different initial states, whose scores are averaged.
-        exclude_seen: leave out the items of each history; as the model was evaluated where not given.
-        candidates: text file with the original ids of the items to rank, one a line; all where not given.
+        exclude_seen: exclude the items of each history; default: as in the model's evaluation.
+        candidates: text file with the original ids of the items to rank, one per line; default: all items.
         columns: names of the columns of `histories`.
+        format: format of `histories`, where its name does not tell.
+        encoding: encoding of text files; UTF-8, or what a byte order mark tells, where not given.
+        separator: what stands between fields of text, such as ; or | or :: or tab; a comma in CSV, a tab in TSV.
+        header: names of the columns, a list or names with commas between them, for text without a header line.
         dataset: prepared dataset whose original ids count, for a checkpoint that knows none.
         device: what computes: cpu, cuda, auto (the GPU where there is one).
         batch_size: histories at a time.
@@ -63,8 +73,8 @@ def recommend(
         raise LaresError(f"--output {output}: name a file that ends with .parquet or .csv")
     check_free(place, overwrite)
     recommender = Recommender.from_checkpoint(ckpt_path, dataset, device)
-    among = None if candidates is None else _lines(Path(candidates))
-    unseen = UnseenHistories.read(Path(histories), columns)
+    among = None if candidates is None else read_id_lines(Path(candidates), encoding)
+    unseen = UnseenHistories.read(Source(Path(histories), format, encoding, separator, header), columns)
     found = recommender.recommend(
         dict(zip(unseen.users, np.split(unseen.items, unseen.offsets[1:-1]), strict=True)),
         k,
@@ -98,10 +108,3 @@ def _about_unknown(found: Recommendations, interactions: int) -> str:
         f"\n{unknown:,} of {interactions:,} interactions name items that the model does not know, and were skipped: the first "
         f"is {found.unknown[row][0]!r} of user {found.users[row]!r}" + (f"; {nothing:,} users have no list" if nothing else "")
     )
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line]
-    except (OSError, UnicodeDecodeError) as error:
-        raise LaresError(f"{path}: can't be read: {error}") from error

@@ -1,7 +1,8 @@
-"""`lares import-reference` and `lares export-reference`: checkpoints of the authors' release to ours and back."""
+"""`lares import-reference` and `lares export-reference`: conversion of checkpoints from and to the authors' release."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from torch.optim import Adam
 
 from lares_pl.atomic_io import check_free
 from lares_pl.data.dataset.prepared import SequenceDataset
+from lares_pl.data.prepare.text_files import read_id_lines
 from lares_pl.errors import LaresError
 from lares_pl.losses.alignment import Alignment
 from lares_pl.losses.supervision import LastStep
 from lares_pl.reference.files import read_reference, read_settings
 from lares_pl.reference.names import Family, family_of, from_reference, to_reference
 from lares_pl.reference.settings import backbone_config, complete_settings, reference_settings
+from lares_pl.stages.base import BaseStage
 from lares_pl.stages.checkpoint import read_checkpoint
 from lares_pl.stages.checkpoint_io import write_checkpoint
 from lares_pl.stages.loading import load_stage
@@ -35,20 +38,21 @@ def import_reference(
 ) -> None:
     """Turn a checkpoint of the authors' release into one of ours, an SPT stage.
 
-    The result works wherever one of ours does: `lares test --ckpt_path`, `--model.init_from`, `load_stage`. Nothing in the
-    file is run. What could not be mapped, and what was taken from the paper because the file does not say it, is printed.
+    The result can be used like any of our checkpoints: `lares test --ckpt_path`, `--model.init_from`, `load_stage`. No code in
+    the file is run. Parameters that could not be mapped, and settings taken from the paper because the file has none, are
+    printed.
 
     Args:
-        source: RecBole's checkpoint, or a state dict alone.
+        source: RecBole's checkpoint, or only a state dict.
         output: checkpoint to write.
-        settings: YAML or JSON of the release's settings, which win over those in the checkpoint.
+        settings: YAML or JSON file of the release's settings, which override those in the checkpoint.
         dataset: prepared dataset to use the model with.
-        items: text file with the original item id of each row of the release's item embedding but the first, one a line:
-            the rows are put into the dataset's order. Without it they are taken to be in that order.
-        overwrite: replace the file if it is there.
+        items: text file with the original item id of each row of the release's item embedding except the first, one per line:
+            the rows are reordered to the dataset's order. Without it they are assumed to be in that order.
+        overwrite: replace the file if it exists.
 
     Raises:
-        LaresError: if the file can't be read, or its parameters do not make up a whole model.
+        LaresError: if the file can't be read, or its parameters are not those of a complete model.
 
     Example:
         lares import-reference LARES-Nov-2025.pth --dataset prepared --output imported.ckpt
@@ -110,7 +114,7 @@ def _stage(settings: dict[str, Any], family: Family) -> SPT:
 
 
 def _catalogue(state: dict[str, Tensor], dataset: SequenceDataset | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Our checkpoint's entries on catalogue and data."""
+    """The entries of our checkpoint for catalogue and data."""
     size, length = len(state["item_embedding.weight"]) - 1, len(state["position_embedding.weight"])
     data: dict[str, Any] = {"max_length": length}
     catalogue: dict[str, Any] = {"items": size, "max_length": length, "fingerprint": None}
@@ -129,11 +133,7 @@ def _order(path: Path, size: int, dataset: SequenceDataset | None) -> Tensor:
     """For each row of our item embedding (padding first) the row of the release's."""
     if dataset is None:
         raise LaresError("--items says which item each row is, and needs the --dataset whose order is wanted")
-    try:
-        ids = path.read_text().split("\n")
-    except OSError as error:
-        raise LaresError(f"{path}: can't be read: {error}") from error
-    ids = ids[:-1] if ids and not ids[-1] else ids
+    ids = read_id_lines(path)
     row_of = {item_id: row for row, item_id in enumerate(ids, start=1)}
     wanted = [str(item_id) for item_id in dataset.item_ids.to_pylist()]
     lacking = [item_id for item_id in wanted if item_id not in row_of]
@@ -195,10 +195,10 @@ def export_reference(
     Args:
         source: checkpoint of a stage.
         output: file to write.
-        dataset: the dataset the model was trained on, where `items` is given; the checkpoint's where not given.
-        items: text file with original item ids, one a line, in the order the item rows shall have; the dataset's order
-            where not given.
-        overwrite: replace the file if it is there.
+        dataset: the dataset the model was trained on, if `items` is given; default: the checkpoint's.
+        items: text file with original item ids, one per line, in the order of the item rows to write; default: the dataset's
+            order.
+        overwrite: replace the file if it exists.
 
     Raises:
         LaresError: if the release has no such architecture.
@@ -215,8 +215,7 @@ def export_reference(
         folder = dataset or checkpoint.data.get("dataset")
         order = _order(Path(items), stage.backbone.items, None if folder is None else SequenceDataset.load(folder))
         weights = _reordered(weights, order.argsort())
-    if isinstance(stage, SPT):
-        settings |= _losses(stage, settings)
+    settings |= _losses(stage, settings)
     state = to_reference(weights, family)
     write_checkpoint({"config": settings, "state_dict": state}, Path(output))
     print(
@@ -224,16 +223,22 @@ def export_reference(
     )
 
 
-def _losses(stage: SPT, settings: dict[str, Any]) -> dict[str, Any]:
-    """The release's settings of our losses.
+def _losses(stage: BaseStage, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights and temperature of SPT's alignment as the release names them; none of RPT.
 
     Raises:
-        LaresError: for a temperature of the alignment that the release can't express.
+        LaresError: if the stage aligns in a way that the release can't express.
     """
-    weights = {"alpha": stage.alpha, "gamma": stage.gamma}
-    if not stage.needs_aligned:
-        return weights
-    tau = stage.alignment.tau
-    if settings["sem_func"] == "cos" and tau != settings["tau"]:
-        raise LaresError(f"the release has one tau for scores and alignment; this stage has {settings['tau']} and {tau}")
-    return {**weights, "tau": tau}
+    if not isinstance(stage, SPT):
+        return {}
+    losses: dict[str, Any] = {"alpha": stage.alpha, "gamma": stage.gamma}
+    alignment, scores_by_cosine = stage.alignment, settings["sem_func"] == "cos"
+    if not (stage.alpha or stage.gamma):
+        return losses
+    if alignment.cosine != scores_by_cosine or alignment.mask_same_target:
+        raise LaresError(f"the release aligns states as it scores items, and masks no rows; this stage has {alignment}")
+    if scores_by_cosine and alignment.tau != settings["tau"]:
+        raise LaresError(
+            f"the release has one tau for scores and alignment; this stage has {settings['tau']} and {alignment.tau}"
+        )
+    return losses | {"tau": alignment.tau}

@@ -1,4 +1,4 @@
-"""`lares report`: what a run learned, as one page with its charts and tables."""
+"""`lares report`: trained runs on one page, with charts and tables."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lares_pl.report.stopping import stopping
 from lares_pl.report.study import Options, Study, make_study
 from lares_pl.report.training import curves, pruning, reinforcement
 
-#: in the order of the page; what else there is to say about a study is another function here
+#: the sections in order; a new one is one more function of a study
 SECTIONS: Sequence[Callable[[Study], Section]] = (
     summary,
     comparison,
@@ -58,21 +58,21 @@ def report(
 
     Args:
         runs: runs to report on: folders runs/NAME or runs/NAME/STAGE, or checkpoint files. Runs that differ only in their
-            seed are put together.
-        output: folder to write; it appears whole or not at all.
-        split: whose targets to rank, test or val.
-        depths: numbers of reasoning steps for the tables, with commas between them; where not given, from 1 to 4 × the
-            depth of evaluation.
-        bootstrap: samples drawn for each interval.
-        timing: measure latency too.
-        dataset: the prepared dataset, where it is not where the checkpoints say.
-        batch_size: users a batch.
-        device: what computes: auto (the GPU where there is one), cpu, cuda.
-        title: of the page.
-        overwrite: replace a report that is there.
+            seed are grouped.
+        output: folder to write, atomically.
+        split: the split whose targets are ranked, test or val.
+        depths: numbers of reasoning steps for the tables, separated by commas; default: from 1 to 4 × the depth of
+            evaluation.
+        bootstrap: bootstrap samples for each interval.
+        timing: also measure latency.
+        dataset: the prepared dataset, if it is not at the path in the checkpoints.
+        batch_size: users per batch.
+        device: auto (the GPU if there is one), cpu, cuda.
+        title: title of the page.
+        overwrite: replace an existing report.
 
     Raises:
-        LaresError: if runs can't be read or don't belong together, or the folder can't be written.
+        LaresError: if runs can't be read or are of different datasets, or the folder can't be written.
 
     Example:
         lares report runs/beauty
@@ -115,7 +115,7 @@ def _numbers(depths: str | None) -> list[int] | None:
 
 
 def _dataset(groups: Sequence[Group]) -> str:
-    """The one dataset of all checkpoints."""
+    """The dataset of all checkpoints."""
     named = {source.checkpoint.data.get("dataset"): source.name for group in groups for source in group.sources}
     if len(named) > 1:
         places = "; ".join(f"{name} of {path}" for path, name in named.items())

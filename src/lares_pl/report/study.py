@@ -1,4 +1,4 @@
-"""All that sections speak of: what was measured of every checkpoint, by configuration, and whose users they are."""
+"""The study: measurements of every checkpoint, grouped by configuration, and the evaluated users."""
 
 from __future__ import annotations
 

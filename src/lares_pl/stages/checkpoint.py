@@ -1,8 +1,8 @@
-"""What a checkpoint of a stage says about itself beside weights: read without running any code from it.
+"""Reading the checkpoint of a stage without running any code from it.
 
-Nothing in the file is trusted: every byte is held against its checksum, only tensors and plain values are rebuilt, and only
-classes of their kind are built from what it names (a stage, blocks, an optimiser). A class is looked up by importing its
-module, as blocks of one's own ask for; the file can name a module, not bring one.
+The file is not trusted: every byte is verified against its checksum, only tensors and plain values are loaded, and a class that
+it names is instantiated only if it is of the expected kind (a stage, a block, an optimiser). A class is found by importing its
+module, which custom blocks require; the file can name a module but cannot contain one.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class StageCheckpoint:
     Args:
         path: the file.
         class_path: class of the stage.
-        settings: its hyperparameters, plain.
-        catalogue: what the data determined: `items`, `max_length`, `fingerprint`, `item_ids` (packed), `text`.
+        settings: its hyperparameters, as plain values.
+        catalogue: properties of the data: `items`, `max_length`, `fingerprint`, `item_ids` (packed), `text`.
         data: hyperparameters of its data module: `dataset`, `max_length`.
         weights: its state dict.
-        resumable: whether it holds the state of the optimiser, so that training can go on from it.
-        initial_checkpoint: checkpoint that its run took its first weights from, if any.
-        seed: of its run, where it is known.
+        resumable: whether it contains the state of the optimiser, so that training can be resumed.
+        initial_checkpoint: the checkpoint that initialised the weights of its run, if any.
+        seed: the seed of its run, if known.
     """
 
     path: Path
@@ -57,10 +57,10 @@ class StageCheckpoint:
 
     @property
     def item_ids(self) -> pa.Array | None:
-        """Original ids of items 1 … N, where the checkpoint knows them.
+        """Original ids of items 1 … N, if the checkpoint contains them.
 
         Raises:
-            LaresError: if what it says is none, or not one an item.
+            LaresError: if they are damaged, or their number is wrong.
         """
         packed = self.catalogue.get("item_ids")
         if packed is None:
@@ -80,22 +80,22 @@ class StageCheckpoint:
 
 
 def read_checkpoint(path: str | Path) -> StageCheckpoint:
-    """Read a checkpoint of a stage; weights stay in the file until they are looked at.
+    """Read a checkpoint of a stage; weights are memory-mapped, not loaded.
 
     Raises:
-        LaresError: if there is no such file, it can't be read without running code from it, or it is another program's.
+        LaresError: if the file does not exist, is damaged, or is not a checkpoint of a stage.
     """
     path = Path(path)
     if not path.is_file():
-        raise LaresError(f"no checkpoint at {path.absolute()}: train one first, or name another")
+        raise LaresError(f"no checkpoint at {path.absolute()}: train one first, or give another")
     try:
         damaged = _damaged(path, path.stat().st_size, path.stat().st_mtime_ns)
         content = None if damaged else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # zipfile and torch raise whatever the damaged bytes lead to
+    except Exception as error:  # damaged bytes can cause any error in zipfile and torch
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise LaresError(f"{path}: can't be read as a checkpoint: {reason}. Take another, or train again") from error
+        raise LaresError(f"{path}: can't be read as a checkpoint: {reason}. Use another, or train again") from error
     if damaged:
-        raise LaresError(f"{path}: damaged (its part {damaged} has changed since it was written). Take another, or train again")
+        raise LaresError(f"{path}: damaged (its part {damaged} has changed since it was written). Use another, or train again")
     if not isinstance(content, dict) or KEY not in content:
         raise LaresError(f"{path}: not a checkpoint of a lares_pl stage (its entry {KEY!r} is missing)")
     if broken := _broken(content):
@@ -116,11 +116,11 @@ def read_checkpoint(path: str | Path) -> StageCheckpoint:
 
 @lru_cache
 def _damaged(path: Path, size: int, changed: int) -> str | None:
-    """A part of the file that isn't what its checksum says, if any; torch itself takes changed bytes for numbers.
+    """Return a part of the file that does not match its checksum, if any; torch itself does not check.
 
     Args:
-        path: the file, a .zip as torch writes it.
-        size, changed: its size and time of change: a file is checked once as long as it stays the same.
+        path: the file, a .zip archive as torch writes it.
+        size, changed: its size and modification time: an unchanged file is checked only once.
     """
     with zipfile.ZipFile(path) as file:
         return file.testzip()
@@ -138,7 +138,7 @@ def _is_text_or_none(value: Any) -> bool:
     return isinstance(value, str | None)
 
 
-# what every checkpoint of a stage holds, and what may be missing
+# the entries of every checkpoint of a stage, and what may be missing
 _ENTRIES: dict[tuple[str, ...], Callable[[Any], bool]] = {
     (KEY, "class_path"): _is_text,
     (KEY, "initial_checkpoint"): _is_text_or_none,
@@ -152,7 +152,7 @@ _ENTRIES: dict[tuple[str, ...], Callable[[Any], bool]] = {
     (KEY, "catalogue", "text"): lambda value: value is None or isinstance(value, dict),
     (KEY, "catalogue", "text", "size"): lambda value: value is None or _is_count(value),
     (KEY, "catalogue", "text", "precision"): lambda value: value in (None, "float32", "float16"),
-    # names with an underscore are Lightning's own, by which it has a class named there built
+    # names with an underscore are Lightning's own; it would instantiate a class named there
     ("hyper_parameters",): lambda value: isinstance(value, dict) and all(_is_text(key) and key[:1] != "_" for key in value),
     ("hyper_parameters", "backbone"): lambda value: isinstance(value, dict) and all(map(_is_text, value)),
     ("datamodule_hyper_parameters",): lambda value: (
@@ -167,7 +167,7 @@ _ENTRIES: dict[tuple[str, ...], Callable[[Any], bool]] = {
 
 
 def _broken(content: Mapping[str, Any]) -> str | None:
-    """The first entry that is not as our stages write it."""
+    """The first entry that is invalid."""
     for keys, holds in _ENTRIES.items():
         value: Any = content
         for key in keys:

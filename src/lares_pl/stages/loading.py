@@ -1,8 +1,10 @@
-"""A trained stage from its checkpoint."""
+"""Loading a trained stage from its checkpoint."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+import torch
 
 from lares_pl.errors import LaresError
 from lares_pl.serialization import import_class
@@ -11,19 +13,22 @@ from lares_pl.stages.checkpoint import read_checkpoint
 
 
 def load_stage(path: str | Path) -> BaseStage:
-    """The trained stage of a checkpoint, whichever class it is of, on the CPU and in evaluation mode.
+    """Load the trained stage of a checkpoint, of whatever class, on the CPU and in evaluation mode.
+
+    Draws nothing from torch's global generator: what a program draws next does not depend on what it loads.
 
     Raises:
-        LaresError: as `read_checkpoint`, and if its class is no stage, or its parts don't make up one.
+        LaresError: as `read_checkpoint`, and if its class is not a stage, or the stage cannot be built.
     """
     checkpoint = read_checkpoint(path)
     kind = import_class(checkpoint.class_path)
     if not issubclass(kind, BaseStage):
-        raise LaresError(f"{path}: names {checkpoint.class_path} as its stage, which is none")
+        raise LaresError(f"{path}: its class {checkpoint.class_path} is not a stage")
     try:
-        return kind.load_from_checkpoint(path, map_location="cpu").eval()
+        with torch.random.fork_rng(devices=[]):  # initial weights are drawn before those of the file replace them
+            return kind.load_from_checkpoint(path, map_location="cpu").eval()
     except LaresError as error:
         raise LaresError(f"{path}: {error}") from error
-    except Exception as error:  # values of the right kind that no stage can be made of
+    except Exception as error:  # values of the right type that are invalid for a stage
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise LaresError(f"{path}: no stage can be made of it: {reason}") from error
+        raise LaresError(f"{path}: the stage cannot be built: {reason}") from error

@@ -1,38 +1,50 @@
-"""The randomness of training: a function of seed, process, epoch and batch alone.
+"""The randomness of training: a function of seed, rank, epoch and batch only.
 
-Nothing of it has to be stored for a resumed run to go on as if it had never stopped, on any number of processes.
+A resumed run therefore continues exactly, on any number of processes, without stored generator states.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from lares_pl.model.recurrence import RandomNoise
+from lares_pl.model.recurrence import RandomNoise, keyed_uniform
 
 
 class BatchRandomness:
-    """The generators that an update draws from.
+    """The random generators of an update.
 
     Args:
-        seed: of the run, the same on all processes.
-        rank: number of this process.
-        device: where initial states are drawn.
+        seed: the seed of the run, the same on all processes.
+        rank: the rank of this process.
+        device: the device on which initial states are drawn.
 
     Attributes:
         draws: for depths and step indices, the same on all processes.
-        noise: for initial states, of this process alone.
+        noise: for initial states, different on each process.
     """
 
     def __init__(self, seed: int, rank: int, device: torch.device) -> None:
         self.seed = seed
         self.rank = rank
+        self._epoch = 0
         self.draws = torch.Generator()
         self._of_noise = torch.Generator(device)
         self.noise = RandomNoise(self._of_noise)
 
+    def of_instances(self, instances: Tensor, count: int) -> Tensor:
+        """Uniform draws from (0, 1) that belong to each training instance in this epoch, `[B, count]`, whatever its batch.
+
+        Args:
+            instances: numbers of the instances, `[B]`.
+            count: draws per instance.
+        """
+        return keyed_uniform(instances, torch.full_like(instances, self._epoch), count, self.seed)
+
     def begin(self, epoch: int, batch: int) -> None:
-        """Set all generators, dropout's among them (PyTorch's global ones), for this batch."""
+        """Seed all generators for this batch, including PyTorch's global ones, which dropout uses."""
+        self._epoch = epoch
         self.draws.manual_seed(self._mixed(epoch, batch, 0))
         self._of_noise.manual_seed(self._mixed(epoch, batch, 1, self.rank))
         torch.manual_seed(self._mixed(epoch, batch, 2, self.rank))

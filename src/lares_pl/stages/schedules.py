@@ -11,14 +11,14 @@ from lares_pl.errors import LaresError
 
 
 class WarmupCosine(LambdaLR):
-    """Linear warm-up, then half a cosine down to a share of the learning rate, which stays from then on.
+    """Linear warm-up, then cosine decay to a fraction of the learning rate, which is then constant.
 
     Args:
         optimizer: the optimiser.
         warmup: number of updates of the warm-up.
-        total: number of updates after which the lowest rate is reached. Where None, as many as the trainer will make, of which
-            the warm-up takes at most half.
-        floor: lowest rate as a share of the optimiser's.
+        total: number of updates after which the lowest rate is reached. None: as many as the trainer will make, of which the
+            warm-up takes at most half.
+        floor: the lowest rate as a fraction of the optimiser's.
     """
 
     def __init__(self, optimizer: Optimizer, warmup: int = 200, total: int | None = None, floor: float = 0.02) -> None:

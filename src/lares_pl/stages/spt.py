@@ -142,8 +142,9 @@ class SPT(BaseStage):
     def _next_item_loss(self, trajectory: Tensor, batch: Batch) -> Tensor:
         """The loss of the targets at the supervised steps of a trajectory `[T, R, d]`, mean over instances."""
         draws = self.randomness.draws
-        states, weights = self.supervision(trajectory, draws)
+        of_rows = self.randomness.of_instances(batch.instances, 2)
+        states, weights = self.supervision(trajectory, draws, of_rows)
         steps, rows, _ = states.shape
         head = self.learner.head(batch.histories, batch.target_positions).repeat(steps, rows)
-        of_rows = (weights / rows).repeat_interleave(rows, output_size=steps * rows)
-        return self.loss(head, states.flatten(0, 1), batch.targets.repeat(steps), of_rows, self._proposal, draws)
+        shares = (weights / rows).repeat_interleave(rows, output_size=steps * rows)
+        return self.loss(head, states.flatten(0, 1), batch.targets.repeat(steps), shares, self._proposal, draws)

@@ -73,7 +73,7 @@ def test_one_of_the_files_names_them_all_and_columns_can_be_named(tmp_path: Path
     write(tmp_path, split({"z": list("aaa")}, 50, True), name="Other")
     prepare(str(tmp_path / "Toy.valid.inter"), str(tmp_path / "out"))
     assert sequences(tmp_path / "out") == users
-    with pytest.raises(LaresError, match="found those of Other, Toy: name one of the files"):
+    with pytest.raises(LaresError, match="found those of Other, Toy: give one of the files"):
         prepare(str(tmp_path), str(tmp_path / "out2"))
     with pytest.raises(LaresError, match=r"no column 'who'; it has user_id, item_id_list, item_id"):
         prepare(str(tmp_path / "Toy.valid.inter"), str(tmp_path / "out2"), Columns(user="who"))
@@ -91,7 +91,7 @@ def test_compressed_parts_and_parts_under_another_name(tmp_path: Path) -> None:
         prepare(str(source), str(tmp_path / f"out{number}"))
         assert sequences(tmp_path / f"out{number}") == users
     (tmp_path / "Toy.valid.inter").rename(tmp_path / "valid.inter")
-    with pytest.raises(LaresError, match=r"a part of RecBole benchmark files\. Call the parts NAME\.train\.inter"):
+    with pytest.raises(LaresError, match=r"a part of RecBole benchmark files\. Name the parts NAME\.train\.inter"):
         prepare(str(tmp_path / "valid.inter"), str(tmp_path / "out"))
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from lares_pl import LaresError, SequenceDataset, Spark, prepare
 from tests.console import lares
+from tests.data.prepare import test_writers
 
 pytestmark = [
     pytest.mark.slow,
@@ -68,11 +69,31 @@ def test_spark_is_chosen_on_the_command_line_and_says_what_is_wrong(log: Path, t
     assert not (tmp_path / "out").exists()
 
 
+WRITERS = [
+    "pandas parquet, floats",
+    "pandas parquet, text of floats",
+    "pandas parquet, dates as text",
+    "arrow, decimal128(38, 9)",
+    "Spark parquet by ratings and users",
+    "BigQuery parquet",
+    "Snowflake parquet",
+    "DuckDB parquet, partitions",
+]
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_spark_reads_what_others_write(writer: str, tmp_path: Path) -> None:
+    path, options = test_writers.WRITERS[writer](tmp_path)
+    prepare(str(path), str(tmp_path / "out"), engine=Spark("local[1]"), min_rating=2.0, **options)
+    prepare(str(path), str(tmp_path / "expected"), min_rating=2.0, **options)
+    assert test_writers.contents(tmp_path / "out") == test_writers.contents(tmp_path / "expected")
+
+
 def test_spark_names_the_row_of_a_bad_value(tmp_path: Path) -> None:
     frame = pd.DataFrame({"user_id": ["a", "b", None], "item_id": [1, 2, 3]})
     frame.to_parquet(tmp_path / "x.parquet")
     with pytest.raises(LaresError, match=r"data row 3 of file 1 has no usable 'user_id'"):
         prepare(str(tmp_path / "x.parquet"), str(tmp_path / "out"), engine=Spark("local[1]"))
     (tmp_path / "x.csv").write_text("user_id,item_id\nu,i\n")
-    with pytest.raises(LaresError, match="on Spark the log is a Parquet file or a folder of such"):
+    with pytest.raises(LaresError, match="on Spark the log must be a Parquet file or a folder of them"):
         prepare(str(tmp_path / "x.csv"), str(tmp_path / "out"), engine=Spark("local[1]"))

@@ -119,21 +119,21 @@ def test_errors_name_the_place_and_leave_what_is_there(shop: Path) -> None:
         assert (shop / "out" / "dataset.json").read_bytes() == before
         return str(caught.value)
 
-    assert "no column 'item_id'; it has sku, title, brand. Name the right one with --text.item" in said("items.tsv")
+    assert "no column 'item_id'; it has sku, title, brand. Set the right one with --text.item" in said("items.tsv")
     assert "no column 'name'" in said("items.tsv", item="sku", columns=["name"])
     assert "needs a sentence encoder: --text.encoder" in said("items.tsv", item="sku")
     assert "none of the 5 items of the interactions is in column 'brand'" in said("items.tsv", item="brand", encoder="x")
-    assert "holds 3 vectors for the 5 rows" in said("items.tsv", item="sku", vectors=str(shop / "v.npy"))
+    assert "contains 3 vectors for the 5 rows" in said("items.tsv", item="sku", vectors=str(shop / "v.npy"))
     assert "expected numbers [items, size]" in said("items.tsv", item="sku", vectors=str(shop / "flat.npy"))
     assert "no such file" in said("nowhere.tsv")
     (shop / "twice.tsv").write_text("sku\ttitle\na\tx\nb\ty\na\tz\n")
-    assert "data row 3 names item 'a' a second time" in said("twice.tsv", item="sku", encoder="x")
+    assert "data row 3 repeats item 'a'" in said("twice.tsv", item="sku", encoder="x")
     (shop / "untitled.tsv").write_text("sku\tcolour\na\tblue\n")
     assert "no column of text (title, description, text); it has sku, colour" in said("untitled.tsv", item="sku", encoder="x")
     (shop / "empty.tsv").write_text("sku\ttitle\n")
-    assert "no rows below its header" in said("empty.tsv", item="sku", encoder="x")
+    assert "no rows after its header" in said("empty.tsv", item="sku", encoder="x")
     pd.DataFrame({"sku": ["a", "b"], "vector": [["x"], ["y"]]}).to_parquet(shop / "words.parquet")
-    assert "does not hold lists of numbers" in said("words.parquet", item="sku", vectors="vector")
+    assert "does not contain lists of numbers" in said("words.parquet", item="sku", vectors="vector")
     np.save(shop / "big.npy", np.full((5, 2), 1e6))
     assert "not finite numbers in half precision" in said("items.tsv", item="sku", vectors=str(shop / "big.npy"), half=True)
 
@@ -141,7 +141,7 @@ def test_errors_name_the_place_and_leave_what_is_there(shop: Path) -> None:
 def test_an_encoder_that_is_not_there_is_an_error(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sentence_transformers")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(LaresError, match=r"--text.encoder no/such-model: can't be loaded \(there is no such directory"):
+    with pytest.raises(LaresError, match=r"--text.encoder no/such-model: cannot be loaded \(there is no such directory"):
         prepared(shop, "items.tsv", item="sku", encoder="no/such-model")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(LaresError, match=r"pip install 'lares-pl\[text\]'"):

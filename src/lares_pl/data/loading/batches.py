@@ -1,4 +1,4 @@
-"""A batch of instances, and histories cut from the flat array, without a Python loop over rows."""
+"""A batch of instances, and histories cut from the flat array without a Python loop over rows."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class Batch:
 
     Args:
         histories: their histories, B of them; or, with `target_positions`, windows of which each holds several.
-        targets: target items, `[B]`; 0 where there is none to predict.
+        targets: target items, `[B]`; 0 if there is none to predict.
         instances: index of each instance in its split, `[B]`.
-        valid: False for rows that only fill up the last batch of a process, `[B]`.
+        valid: False for rows that only pad the last batch of a process, `[B]`.
         target_positions: tokens of `histories` (indices into its items) at which the instances' histories end, `[B]`,
-            ascending; the last of each history where None.
-        aligned: histories of the instances that are aligned, S of them; those of all instances where None.
-        aligned_targets: their targets, `[S]`; those of all instances where None.
-        partners: for each aligned history that of another training instance with the same target.
-        seen_rows, seen_items: pairs (row, item) of what each user had before the target, rows ascending, `[E]` each.
+            ascending; None: the last of each history.
+        aligned: histories of the S instances that are aligned; None: those of all instances.
+        aligned_targets: their targets, `[S]`; None: those of all instances.
+        partners: for each aligned history, that of another training instance with the same target.
+        seen_rows, seen_items: pairs (row, item) of the items of each user before the target, rows ascending, `[E]` each.
     """
 
     histories: Histories
@@ -58,12 +58,12 @@ class Batch:
 
 
 def cut_histories(items: np.ndarray, starts: np.ndarray, ends: np.ndarray, max_length: int) -> Histories:
-    """Histories `items[max(start, end - max_length):end]`, packed.
+    """Cut the histories `items[max(start, end - max_length):end]`, packed.
 
     Args:
         items: flat array.
-        starts, ends: where each user's items begin and where the target stands, `[B]`.
-        max_length: longest history L.
+        starts, ends: positions of each user's first item and of the target, `[B]`.
+        max_length: maximum history length L.
     """
     starts = np.maximum(starts, ends - max_length)
     index, lengths = ranges(starts, ends)
@@ -71,7 +71,7 @@ def cut_histories(items: np.ndarray, starts: np.ndarray, ends: np.ndarray, max_l
 
 
 def ranges(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All numbers of the ranges [start, end) one after the other, and the ranges' lengths."""
+    """Concatenate the ranges [start, end); also return their lengths."""
     lengths = ends - starts
     shift = starts - np.concatenate([[0], lengths.cumsum()])[:-1]
     return np.arange(lengths.sum()) + np.repeat(shift, lengths), lengths

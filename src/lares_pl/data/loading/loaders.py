@@ -1,4 +1,4 @@
-"""Data loaders: instances to batches, exactly sharded over processes, without worker processes or loops over rows."""
+"""Data loaders: from instances to batches, sharded exactly over processes, without worker processes or loops over rows."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class BatchLoader(ABC):
 
     Args:
         dataset: the sequences.
-        count: how many things (instances, windows) there are to serve.
-        batch_size: things a batch and process.
-        max_length: longest history L.
-        shuffle: draw a new order each epoch (training).
+        count: number of units (instances or windows).
+        batch_size: units per batch and process.
+        max_length: maximum history length L.
+        shuffle: whether to draw a new order each epoch (training).
         seed: seed of order and partners.
         shard: this process's share.
-        pin: whether batches come in page-locked memory.
+        pin: whether batches are in page-locked memory.
     """
 
     batch_sampler = None  # Lightning looks for it wherever there is a `sampler`
@@ -54,7 +54,7 @@ class BatchLoader(ABC):
         self.pin = pin
         self.sampler = EpochOrder(count, shuffle, seed, shard)  # Lightning calls `sampler.set_epoch`
         self._served = 0  # batches of this epoch
-        self._resumed = (-1, 0)  # epoch in which a run goes on, and batches that it served before
+        self._resumed = (-1, 0)  # epoch in which a run is resumed, and the batches already served in it
 
     def __len__(self) -> int:
         return -(-len(self.sampler) // self.batch_size)
@@ -72,33 +72,33 @@ class BatchLoader(ABC):
                 yield batch.pin_memory() if self.pin else batch
 
     def state_dict(self) -> dict[str, int]:
-        """Where in its epoch the loader stands; Lightning keeps it in checkpoints."""
+        """Return the position in the epoch; Lightning stores it in checkpoints."""
         return {"epoch": self.sampler.epoch, "served": self._served}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on in that epoch behind the batches that were served."""
+        """Continue in that epoch after the batches already served."""
         self._resumed = state["epoch"], state["served"]
 
     @abstractmethod
     def cut(self, indices: np.ndarray, draws: InstanceDraws) -> Batch:
-        """The batch of these (-1: a row that only fills up)."""
+        """Make the batch of these units (-1: padding)."""
 
     def histories(self, spans: HistorySpans) -> Histories:
-        """What each of these instances reads."""
+        """Return the histories of these instances."""
         return cut_histories(self.dataset.items, spans.starts, spans.ends, self.max_length)
 
 
 class InstanceLoader(BatchLoader):
-    """Each instance with a history of its own.
+    """Each instance with its own history.
 
     Args:
         dataset: the sequences.
         instances: the split.
-        batch_size: instances a batch and process.
-        max_length: longest history L.
-        partners: where set, each batch brings same-target partners.
-        with_seen: whether each batch brings the items each user had before the target.
-        options: of every loader.
+        batch_size: instances per batch and process.
+        max_length: maximum history length L.
+        partners: if set, each batch has same-target partners.
+        with_seen: whether each batch has the items of each user before the target.
+        options: as of `BatchLoader`.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class InstanceLoader(BatchLoader):
         self.with_seen = with_seen
 
     def cut(self, indices: np.ndarray, draws: InstanceDraws) -> Batch:
-        """The batch of these instances."""
+        """Make the batch of these instances."""
         valid = indices >= 0
         indices = np.maximum(indices, 0)
         chosen = self.instances.take(indices)
@@ -133,17 +133,17 @@ class InstanceLoader(BatchLoader):
 
 
 class WindowLoader(BatchLoader):
-    """Windows of which each position is a training instance.
+    """Windows with a training instance at each position.
 
     Args:
         dataset: the sequences.
         windows: the windows.
-        batch_size: windows a batch and process.
-        max_length: longest history L.
-        kept: which training instances count (a mask); all where None.
-        aligned: how many instances of each window are aligned, drawn anew for each batch; those it has if it has fewer.
-        partners: where set, each batch brings same-target partners of the aligned instances.
-        options: of every loader.
+        batch_size: windows per batch and process.
+        max_length: maximum history length L.
+        kept: mask of the training instances to use; None uses all.
+        aligned: number of instances of each window that are aligned, drawn for each batch; all of them if it has fewer.
+        partners: if set, each batch has same-target partners of the aligned instances.
+        options: as of `BatchLoader`.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class WindowLoader(BatchLoader):
         self.partners = partners
 
     def cut(self, indices: np.ndarray, draws: InstanceDraws) -> Batch:
-        """The batch of these windows."""
+        """Make the batch of these windows."""
         chosen = self.windows.take(np.maximum(indices, 0))
         histories = cut_histories(self.dataset.items, chosen.starts, chosen.ends, self.max_length)
         instances, _ = ranges(chosen.firsts, chosen.firsts + chosen.counts)
@@ -197,12 +197,12 @@ def _tensor(values: np.ndarray) -> Tensor:
 
 
 def _some_of_each(group: np.ndarray, most: int, draws: np.ndarray) -> np.ndarray:
-    """Indices of at most `most` members of each group, drawn uniformly without replacement.
+    """Draw at most `most` members of each group, uniformly without replacement; return their indices.
 
     Args:
-        group: ascending group of each member, `[n]`.
-        most: how many of each.
-        draws: a uniform number of each member, `[n]`.
+        group: group of each member, ascending, `[n]`.
+        most: number per group.
+        draws: a uniform random number for each member, `[n]`.
     """
     order = np.lexsort((draws, group))
     sizes = np.bincount(group)

@@ -9,7 +9,7 @@ from lares_pl.data.loading.instance_rng import InstanceDraws
 
 
 class SameTargetPartners:
-    """Draws, for a training instance, another one with the same target, uniformly; itself where there is none.
+    """Draws, for a training instance, another one with the same target, uniformly; itself if there is no other.
 
     Args:
         dataset: the sequences.
@@ -19,11 +19,11 @@ class SameTargetPartners:
         self._dataset = dataset
 
     def draw(self, spans: HistorySpans, draws: InstanceDraws, instances: np.ndarray) -> HistorySpans:
-        """A partner for each, `[B]`.
+        """Draw a partner for each instance, `[B]`.
 
         Args:
             spans: the instances, `[B]`.
-            draws: what is drawn from.
+            draws: the random numbers.
             instances: their numbers, `[B]`.
         """
         flat = self._dataset.flat
@@ -31,7 +31,7 @@ class SameTargetPartners:
         firsts = flat.of_item[targets]
         others = flat.of_item[targets + 1] - firsts - 1
         number = np.floor(draws.uniform(instances) * others).astype(np.int64)
-        # the n-th of the others: places ascend, so those from its own on are one further
+        # the n-th of the others: positions ascend, so those from its own on are one further
         places = flat.by_target[firsts + number].astype(np.int64)
         further = flat.by_target[firsts + np.minimum(number + 1, others)].astype(np.int64)
         ends = np.where(others == 0, spans.ends, np.where(places < spans.ends, places, further))

@@ -1,158 +1,259 @@
-"""Which columns hold user, item, time and rating, and their values, checked: a message names the row."""
+"""The columns for user, item, time and rating, and checks of their values; error messages name the row."""
 
 from __future__ import annotations
 
 import datetime
+import decimal
+import re
+import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from lares_pl.data.dataset.ids import plain_ids
+from lares_pl.data.prepare.text_files import SEPARATORS
 from lares_pl.errors import LaresError
+
+_MISSING = {"null", "nan", "none", "na", "n/a", "#n/a", "<na>", "nil"}  # among numbers no id
+_EXACT = {2: 2.0**11, 4: 2.0**24, 8: 2.0**53}  # below these, floats of so many bytes hold every whole number
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column holds what.
+    """The names of the columns.
 
     Args:
         user: user id.
         item: item id.
-        time: time of the interaction, a number or a date; None takes `timestamp` if there is one, else file order counts.
-        rating: rating; None takes `rating` if there is one.
+        time: time of the interaction, a number or a date; None takes `timestamp` if there is one, else file order counts. An
+            empty name: file order counts in any case.
+        rating: rating; None takes `rating` if there is one. Ratings are read where a minimum rating is asked for.
+        time_format: how dates are written, where not as ISO 8601 (2020-01-31 13:05:00): `%d/%m/%Y %H:%M` for 31/01/2020 13:05.
     """
 
     user: str = "user_id"
     item: str = "item_id"
     time: str | None = None
     rating: str | None = None
+    time_format: str | None = None
+
+
+def chosen_columns(
+    names: Sequence[str], columns: Columns, ratings: bool, path: Path, twice: Sequence[str] = ()
+) -> dict[str, str]:
+    """The column that holds each of `user`, `item` and, where there are any, `time` and `rating`.
+
+    Args:
+        names: of all columns.
+        columns: those asked for.
+        ratings: whether ratings are wanted, also where no column is named for them.
+        path: the file.
+        twice: names that the file has twice.
+
+    Raises:
+        LaresError: if one is not there, or is there twice.
+    """
+    if f"{columns.item}_list" in names:
+        raise LaresError(
+            f"{path}: its rows are histories with a target ({columns.item}_list), a part of RecBole benchmark files. "
+            "Name the parts NAME.train.inter, NAME.valid.inter and NAME.test.inter and give their folder"
+        )
+    found = {"user": columns.user, "item": columns.item}
+    for ours, asked, usual in (("time", columns.time, "timestamp"), ("rating", columns.rating, "rating")):
+        if (name := asked if asked is not None else _usual(names, usual, path, ours)) and (asked or ours == "time" or ratings):
+            found[ours] = name
+    for ours, name in found.items():
+        if name not in names:
+            raise no_column(names, name, path, f"columns.{ours}")
+        if name in twice or list(names).count(name) > 1:
+            raise LaresError(f"{path}: has two columns called {name!r}; rename one of them")
+    return found
+
+
+def _usual(names: Sequence[str], usual: str, path: Path, ours: str) -> str | None:
+    """The column of a usual name, in any case and with blanks around it; missing it would change the order in silence."""
+    like = [name for name in names if _plain(name) == usual]
+    if usual in names or not like:
+        return usual if usual in names else None
+    if len(like) > 1:
+        raise LaresError(f"{path}: which of {' and '.join(map(repr, like))} holds the {ours}? Name it with --columns.{ours}")
+    return like[0]
+
+
+def no_column(names: Sequence[str], name: str, path: Path, option: str) -> LaresError:
+    """The error for a column that is not there: which there are, why it may seem to be missing, and what to do."""
+    there = ", ".join(map(str, names[:20])) + (", …" if len(names) > 20 else "")
+    what = f"{path}: no column {name!r}; it has {there[:400]}"
+    written = [str(other) for other in names]
+    separator = next((sep for sep in SEPARATORS if len(written) == 1 and sep in written[0]), None)
+    if separator is not None:
+        return LaresError(
+            f"{what}: its fields are separated by {separator!r}. Say so with --separator '{SEPARATORS[separator]}'"
+        )
+    if any("\0" in other for other in written):
+        return LaresError(f"{path}: holds zero bytes, as UTF-16 does. Name its encoding, such as --encoding utf-16-le")
+    for other in written:
+        if _plain(other) == _plain(name):
+            quoted = other.strip().startswith('"') and not name.startswith('"')
+            differs = "is enclosed in quotes" if quoted else "differs in letter case or blanks only"
+            remedy = "--format csv --separator tab reads quoted fields" if quoted else f"Name it as it is: --{option} '{other}'"
+            return LaresError(f"{what}. {other!r} {differs}. {remedy}")
+    if any(re.fullmatch(r"-?\d+(\.\d+)*|\d{4}-\d\d-\d\d.*", other) for other in written):
+        return LaresError(
+            f"{what}: its first line holds values, not names. Name the columns in their order, such as "
+            "--header user_id,item_id,timestamp"
+        )
+    return LaresError(f"{what}. Set the right one with --{option}")
+
+
+def _plain(name: str) -> str:
+    return str(name).strip().strip('"').strip().casefold()
 
 
 def named_column(table: pd.DataFrame, name: str, path: Path, option: str) -> pd.Series:
-    """A column of a table.
+    """Return a column of a table.
 
     Args:
         table: the table.
         name: the column's name.
-        path: where the table was read from, for the message.
-        option: option that names the column, for the message.
+        path: the file of the table, for the message.
+        option: the option that sets the column's name, for the message.
 
     Raises:
-        LaresError: if there is none; says which there are.
+        LaresError: if there is none; the message lists the existing columns.
     """
     if name not in table.columns:
-        there = ", ".join(map(str, table.columns))
-        raise LaresError(f"{path}: no column {name!r}; it has {there}. Name the right one with --{option}")
+        raise no_column(list(table.columns), name, path, option)
     return table[name]
 
 
-def named_columns(
-    table: pd.DataFrame, columns: Columns, path: Path, before: int, dates: bool | None
-) -> tuple[pd.DataFrame, bool | None]:
-    """The columns asked for, under our names, checked; and whether times are dates.
-
-    Args:
-        table: a piece of the file.
-        columns: their names.
-        path: the file.
-        before: number of rows before this piece.
-        dates: whether times are dates; None before the first piece.
-    """
-
-    def column(name: str, option: str) -> pd.Series:
-        return named_column(table, name, path, f"columns.{option}")
-
-    if f"{columns.item}_list" in table.columns:
-        raise LaresError(
-            f"{path}: its rows are histories with a target ({columns.item}_list), a part of RecBole benchmark files. "
-            "Call the parts NAME.train.inter, NAME.valid.inter and NAME.test.inter and give their folder"
-        )
-    named = {
-        "user": checked_ids(column(columns.user, "user"), path, columns.user, before),
-        "item": checked_ids(column(columns.item, "item"), path, columns.item, before),
-    }
-    if (time := _wanted(table, columns.time, "timestamp")) is not None:
-        named["time"], dates = times(column(time, "time"), path, time, before, dates)
-    if (rating := _wanted(table, columns.rating, "rating")) is not None:
-        named["rating"] = _numbers(column(rating, "rating"), path, rating, before)
-    return pd.DataFrame(named), dates
+# ---------------------------------------------------------------- ids
 
 
-def times(
-    values: pd.Series, source: Path | str, name: str, before: int = 0, dates: bool | None = None
-) -> tuple[pd.Series, bool | None]:
-    """Times as numbers, dates as seconds since 1970; and whether they are dates.
+def ids(values: pd.Series, path: Path, name: str, before: int = 0) -> pd.Series:
+    """Ids as int64 where they are whole numbers, else as text (`plain_ids`).
 
     Args:
         values: a piece of the column.
-        source: what holds it, for the message.
+        path: the file, for messages.
+        name: the column's name, for messages.
+        before: number of rows before this piece.
+
+    Raises:
+        LaresError: for an id that is missing, is neither text nor a number, or is a number that lost digits; names the row.
+    """
+    missing = values.isna()
+    if values.dtype == object or values.dtype.kind == "m":  # of Parquet: lists, bytes, structures, durations
+        known = (str, int, float, decimal.Decimal, uuid.UUID, datetime.date)
+        odd = ~missing & ~values.map(lambda value: isinstance(value, known))
+        if odd.any():
+            kind = type(values[odd].iloc[0]).__name__
+            raise LaresError(f"{path}: data row {before + first(odd)} has a {kind} for {name!r}; expected text or a number")
+    if not pd.api.types.is_numeric_dtype(values):
+        written = values.astype(str).str.strip()
+        missing |= written.isin(["", r"\N"])
+        words = ~missing & written.str.casefold().isin(_MISSING)
+        if words.any() and written[~missing & ~words].str.fullmatch(r"-?\d+(\.0+)?").all():
+            row = first(words)
+            raise LaresError(
+                f"{path}: data row {before + row} has {name!r} = {values.iloc[row - 1]!r} among numbers, as if it were "
+                "missing. Fill it in or leave the row out."
+            )
+    if missing.any():
+        raise LaresError(f"{path}: data row {before + first(missing)} has no {name!r}. Fill it in or leave the row out.")
+    if pd.api.types.is_float_dtype(values):
+        _check_digits(values, path, name, before)
+    return plain_ids(values)
+
+
+def are_numbers(values: pd.Series) -> bool:
+    """Whether ids are kept as numbers, by their type."""
+    numbers = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+    return numbers or (values.dtype == object and len(values) > 0 and isinstance(values.iloc[0], (int, decimal.Decimal)))
+
+
+def _check_digits(values: pd.Series, path: Path, name: str, before: int) -> None:
+    numbers = values.to_numpy(dtype=float)
+    wide = np.abs(numbers) >= _EXACT.get(getattr(values.dtype, "itemsize", 8), 2.0**53)
+    if wide.any():
+        row = first(wide)
+        raise LaresError(
+            f"{path}: data row {before + row} has {name!r} = {numbers[row - 1]!r}, a floating-point number too large to keep "
+            "the digits of an id. Write ids as whole numbers or as text"
+        )
+
+
+# ---------------------------------------------------------------- times and ratings
+
+
+def times(
+    values: pd.Series, source: Path | str, name: str, before: int = 0, dates: bool | None = None, written: str | None = None
+) -> tuple[pd.Series, bool | None]:
+    """Convert times to numbers, dates to seconds since 1970; also return whether they are dates.
+
+    Args:
+        values: a chunk of the column.
+        source: its file or table, for the message.
         name: the column's name, for the message.
         before: number of rows before this piece.
         dates: whether times are dates; None before the first piece.
+        written: how dates are written (`Columns.time_format`); ISO 8601 where None.
 
     Raises:
-        LaresError: for a time that is missing or can't be read; names the row.
+        LaresError: for a missing or invalid time; the message names the row.
     """
     if dates is None and len(values):
-        dates = _are_dates(values)
-    return (_seconds if dates else _numbers)(values, source, name, before), dates
-
-
-def _wanted(table: pd.DataFrame, name: str | None, usual: str) -> str | None:
-    return name or (usual if usual in table.columns else None)
-
-
-def checked_ids(values: pd.Series, path: Path, name: str, before: int = 0) -> pd.Series:
-    missing = values.isna()
-    if values.dtype == object or values.dtype.kind == "m":  # of Parquet: lists, bytes, structures, durations
-        odd = ~missing & ~values.map(lambda value: isinstance(value, (str, int, datetime.date)))
-        if odd.any():
-            kind = type(values[odd].iloc[0]).__name__
-            raise LaresError(f"{path}: data row {before + _first(odd)} has a {kind} for {name!r}; expected text or a number")
-    if not pd.api.types.is_numeric_dtype(values):
-        missing |= values.astype(str) == ""
-    if missing.any():
-        raise LaresError(f"{path}: data row {before + _first(missing)} has no {name!r}. Fill it in or leave the row out.")
-    return values
+        dates = written is not None or _are_dates(values)
+    if dates:
+        return _seconds(values, source, name, before, written), dates
+    return numbers(values, source, name, before), dates
 
 
 def _as_text(values: pd.Series) -> pd.Series:
-    """Whatever Parquet may hold, as it would be written."""
+    """Values of any Parquet type as text."""
     return values if isinstance(values.dtype, pd.StringDtype) else values.astype(object).map(str)
 
 
 def _are_dates(values: pd.Series) -> bool:
-    """Whether these are dates, or text of which nothing is a number."""
+    """Whether these are dates, or text without any number."""
     if pd.api.types.is_numeric_dtype(values):
         return False
     return values.dtype.kind == "M" or bool(pd.to_numeric(_as_text(values), errors="coerce").isna().all())
 
 
-def _seconds(values: pd.Series, source: Path | str, name: str, before: int) -> pd.Series:
+def _seconds(values: pd.Series, source: Path | str, name: str, before: int, written: str | None) -> pd.Series:
     """Dates as seconds since 1970, float64."""
-    written = values if values.dtype.kind == "M" else _as_text(values)
-    moments = pd.to_datetime(written, errors="coerce", utc=True, format="ISO8601")
+    moments = values
+    if values.dtype.kind != "M":
+        moments = _as_text(values).str.replace(r"\s*(?:UTC|GMT)\s*$", "Z", regex=True)  # BigQuery, Trino
+    moments = pd.to_datetime(moments, errors="coerce", utc=True, format=written or "ISO8601")
     seconds: pd.Series = (moments - pd.Timestamp("1970-01-01", tz="UTC")) / pd.Timedelta(seconds=1)
-    return _checked(seconds, values, source, name, before, "a number or an ISO date, as in its first rows")
+    expected = f"a date written as {written!r}" if written else "a number or an ISO date, as in its first rows"
+    remedy = "Correct or remove it" + ("" if written else ", or say how dates are written with --columns.time_format")
+    return _checked(seconds, values, source, name, before, expected, remedy)
 
 
-def _numbers(values: pd.Series, source: Path | str, name: str, before: int) -> pd.Series:
-    numbers = values if pd.api.types.is_numeric_dtype(values) else pd.to_numeric(_as_text(values), errors="coerce")
-    return _checked(numbers, values, source, name, before, "a number")
+def numbers(values: pd.Series, source: Path | str, name: str, before: int) -> pd.Series:
+    """Numbers, also of text; raises as `times`."""
+    found = values if pd.api.types.is_numeric_dtype(values) else pd.to_numeric(_as_text(values), errors="coerce")
+    return _checked(found, values, source, name, before, "a number", "Correct or remove it")
 
 
-def _checked(numbers: pd.Series, values: pd.Series, source: Path | str, name: str, before: int, expected: str) -> pd.Series:
-    bad = ~(np.abs(numbers.to_numpy(dtype=float, na_value=np.nan)) < 2.0**63)  # as a number the file can hold
+def _checked(
+    found: pd.Series, values: pd.Series, source: Path | str, name: str, before: int, expected: str, remedy: str
+) -> pd.Series:
+    bad = ~(np.abs(found.to_numpy(dtype=float, na_value=np.nan)) < 2.0**63)  # as a number the file can hold
     if bad.any():
-        row = _first(bad)
+        row = first(bad)
         raise LaresError(
-            f"{source}: data row {before + row} has {name!r} = {values.iloc[row - 1]!r}; expected {expected}. "
-            "Mend or remove it."
+            f"{source}: data row {before + row} has {name!r} = {values.iloc[row - 1]!r}; expected {expected}. {remedy}."
         )
-    return numbers
+    return found
 
 
-def _first(flags: pd.Series | np.ndarray) -> int:
+def first(flags: pd.Series | np.ndarray) -> int:
     """Number of the first flagged row, counted from 1 below the header."""
     return int(np.argmax(np.asarray(flags))) + 1

@@ -16,7 +16,8 @@ from lares_pl.data.dataset.format import FORMAT_VERSION
 from lares_pl.data.dataset.mmap_cache import FOLDER, flat_copies
 from lares_pl.data.prepare.columns import Columns
 from lares_pl.data.prepare.engines import DuckDB, Engine
-from lares_pl.data.prepare.readers import Format, source_files
+from lares_pl.data.prepare.readers import source_files
+from lares_pl.data.prepare.source import Format, Source
 from lares_pl.data.prepare.sql_pipeline import Filters, index_log
 from lares_pl.data.prepare.text import ItemDescriptions, TextOptions, describe_items
 from lares_pl.errors import LaresError
@@ -27,6 +28,9 @@ def prepare(
     output: str = "prepared",
     columns: Columns = Columns(),
     format: Format | None = None,
+    encoding: str | None = None,
+    separator: str | None = None,
+    header: list[str] | str | None = None,
     k_core: int = 0,
     min_rating: float | None = None,
     repeats: Literal["keep", "drop"] = "keep",
@@ -37,18 +41,25 @@ def prepare(
 ) -> None:
     """Turn raw interactions into a prepared dataset.
 
-    Reads RecBole .inter files, CSV, TSV, Parquet and lines `user item item …`, plain or .gz, folders of Parquet files, and
-    folders of RecBole benchmark files that are split already. Filters apply in the order
-    minimum rating, repeats, k-core. A user's items are ordered by time, equal times in file order; without times the
-    file order counts. The log need not fit into memory.
+    Reads RecBole .inter files, CSV, TSV, Parquet and lines `user item item …`, text plain or compressed (.gz, .zst, .bz2,
+    .lz4), folders of such files as Spark, Hive, DuckDB and BigQuery write them, and folders of RecBole benchmark files that are
+    split already. Filters apply in the order minimum rating, repeats, k-core. A user's items are ordered by time, equal times
+    in file order; without times the file order counts. The log need not fit into memory.
+
+    Ids are kept as numbers where a Parquet file has them as whole numbers (integers, decimals or floating point), else as text;
+    blanks around the ids of a text file don't count.
 
     Args:
-        source: file with interactions, folder of Parquet files (in the order of their names), or of benchmark files.
+        source: file with interactions, folder of files of one format (read in the order of their names; `column=value` in the
+            names of folders is a column), or of benchmark files.
         output: directory of the prepared dataset.
         columns: names of the columns.
         format: format of the file, where its name does not tell.
+        encoding: encoding of text, such as cp1252 or latin-1; UTF-8, or what a byte order mark tells, where not given.
+        separator: what stands between fields of text, such as ; or | or :: or tab; a comma in CSV, a tab in TSV.
+        header: names of the columns, a list or names with commas between them, for text without a header line.
         k_core: keep users and items with at least this many interactions, again and again until nothing changes.
-        min_rating: leave out interactions rated lower.
+        min_rating: leave out interactions rated lower; ratings are read for this alone.
         repeats: keep a user's repeated interactions with an item, or drop all but the first.
         item_text: table with text of the items (CSV, TSV, Parquet, RecBole .item), or a .npy of vectors whose row number is
             the item id.
@@ -57,19 +68,22 @@ def prepare(
         overwrite: replace an existing dataset.
 
     Raises:
-        LaresError: for input that can't be used; nothing is written then.
+        LaresError: for invalid input; nothing is written.
 
     Example:
         lares prepare interactions.csv --columns.user customer --columns.item sku --columns.time bought_at --k_core 5
         lares prepare ml-100k.inter --output prepared/ml-100k
+        lares prepare u.data --separator tab --header user_id,item_id,rating,timestamp
+        lares prepare excel.csv --separator ';' --encoding cp1252 --columns.time_format '%d.%m.%Y %H:%M'
     """
     target = Path(output).resolve()
-    files = source_files(Path(source), format)
+    log = Source(Path(source), format, encoding, separator, header)
+    files = source_files(log)
     _check_target(target, overwrite)
     filters = Filters(min_rating, repeats, k_core)
     with atomic_folder(target, lambda: _check_target(target, overwrite)) as folder:
         with engine.open(folder) as session:
-            known = session.read(Path(source), columns, format)
+            known = session.read(log, columns, ratings=min_rating is not None)
             try:
                 summary = index_log(session, known, filters)
             except LaresError as error:
@@ -90,7 +104,14 @@ def prepare(
     print(f"prepared {source} as {output}\n{summary}")
 
 
-_OURS = ("dataset.json", "items.parquet", "sequences.parquet", "sequences", FOLDER, f".{FOLDER}.tmp.*")  # .tmp: nobody finished
+_OURS = (
+    "dataset.json",
+    "items.parquet",
+    "sequences.parquet",
+    "sequences",
+    FOLDER,
+    f".{FOLDER}.tmp.*",
+)  # .tmp: of killed processes
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
@@ -103,11 +124,11 @@ def _checksum(path: Path) -> str:
 
 
 def _write_items(catalogue: pa.Table, descriptions: ItemDescriptions, path: Path) -> None:
-    """Vectors plain, so that a memory map of the file serves them as they are; the rest compressed.
+    """Write vectors uncompressed, so that they can be memory-mapped, and everything else compressed.
 
     Args:
         catalogue: `item_id` and `count`, in catalogue order.
-        descriptions: what is known of the items, in the same order.
+        descriptions: text vectors and metadata of the items, in the same order.
         path: the file.
     """
     numbers = pa.array(np.arange(1, len(catalogue) + 1, dtype=np.int32))

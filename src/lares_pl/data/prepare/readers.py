@@ -1,222 +1,211 @@
-"""Raw files to tables of interactions, in file order, a piece at a time: a log need not fit into memory.
+"""Raw files to tables of interactions, in file order and in chunks, so that a log need not fit into memory.
 
-Formats, told by the file's name (`.gz` may follow): RecBole atomic files (`.inter`), comma- or tab-separated tables with
-a header (`.csv`, `.tsv`), Parquet (`.parquet`, or a folder of such files), and lines `user item item …` (`.txt`; a user may
-have several lines). RecBole benchmark files, split already, are told by the folder or by one of their names
-(`NAME.train.inter`).
+Formats, told by the file's name (`.gz`, `.zst`, `.bz2` or `.lz4` may follow): RecBole atomic files (`.inter`), comma- or
+tab-separated tables with a header (`.csv`, `.tsv`), Parquet (`.parquet`), and lines `user item item …` (`.txt`; a user may
+have several lines). A folder of files of one format is one log; `column=value` in the names of its folders is a column. RecBole
+benchmark files, split already, are told by the folder or by one of their names (`NAME.train.inter`).
 """
 
 from __future__ import annotations
 
 import csv
-import gzip
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lares_pl.data.prepare.columns import Columns, checked_ids, named_column, named_columns
+from lares_pl.data.prepare.columns import Columns, are_numbers, chosen_columns, ids, named_column, numbers, times
 from lares_pl.data.prepare.recbole_splits import benchmark_files, join_parts
+from lares_pl.data.prepare.source import DataFile, Source, data_files
+from lares_pl.data.prepare.text_files import read_delimited, read_lines, separator_of
 from lares_pl.errors import LaresError
-
-Format = Literal["inter", "csv", "tsv", "parquet", "lines"]
 
 ROWS = 1 << 20  # of a piece
 
 
-def read_interactions(path: Path, columns: Columns, kind: Format | None = None) -> Iterator[pd.DataFrame]:
-    """Pieces with one row an interaction: `user`, `item` and, where known, `time` (int64 or float64) and `rating`.
+def read_interactions(source: Source, columns: Columns, ratings: bool = False) -> Iterator[pd.DataFrame]:
+    """Pieces with one row an interaction: `user`, `item` (int64 or text) and, where known, `time` and `rating` (numbers).
 
-    Each knows the file it is of (`attrs["file"]`).
+    Each knows the file it is of (`attrs["file"]`) and which ids are numbers (`attrs["numbers"]`); these are text in a piece
+    with some that 64 bits can't hold.
 
     Args:
-        path: the file, the folder of Parquet files, or that of benchmark files.
+        source: the file, the folder of files that make up one log, or that of benchmark files.
         columns: column names; lines have none.
-        kind: the format, where the file's name does not tell.
+        ratings: whether to read ratings.
 
     Raises:
-        LaresError: for a missing file, an unknown format, a missing column or a value that can't be read; names the row.
+        LaresError: for a missing file, an unknown format, a missing column or an invalid value; the message names the row.
     """
-    if kind is None and not _parquet_files(path) and (parts := benchmark_files(path)) is not None:
+    if (parts := _benchmark(source)) is not None:
         yield join_parts((part, _benchmark_rows(part, columns)) for part in parts)
         return
     empty = True
     dates: bool | None = None  # whether times are written as dates; the first piece decides
-    for file in source_files(path, kind):
+    for file in data_files(source):
         rows = 0
-        for table in _pieces(file, kind):
-            if _resolved(file, kind) != "lines":
-                table, dates = named_columns(table, columns, file, rows, dates)
+        for table in _pieces(file, source, columns, ratings):
+            if file.kind != "lines":
+                table, dates = _named(table, columns, ratings, file, rows, dates)
             rows += len(table)
             empty = empty and table.empty
-            table.attrs["file"] = file.name
+            table.attrs["file"] = file.path.name
             if len(table):
                 yield table
     if empty:
-        raise LaresError(f"{path}: no interactions in it")
+        raise LaresError(f"{source.path}: no interactions in it")
 
 
-def source_files(path: Path, kind: Format | None = None) -> list[Path]:
-    """The files that `read_interactions` reads for this path, in order.
-
-    Raises:
-        LaresError: for a folder with neither Parquet files nor a benchmark in it.
-    """
-    return _parquet_files(path) or (benchmark_files(path) if kind is None else None) or [path]
+def source_files(source: Source) -> list[Path]:
+    """The files that `read_interactions` reads, in order; raises as it does."""
+    return _benchmark(source) or [file.path for file in data_files(source)]
 
 
-def _parquet_files(path: Path) -> list[Path]:
-    """Those of a folder, in the order of their names."""
-    return sorted(path.glob("*.parquet")) if path.is_dir() else []
-
-
-def _benchmark_rows(path: Path, columns: Columns) -> pd.DataFrame:
-    """Rows of one part of a benchmark: `user`, `history`, `item`."""
-    table = read_table(path, "inter")
-    users = named_column(table, columns.user, path, "columns.user")
-    histories = named_column(table, f"{columns.item}_list", path, "columns.item")
-    items = named_column(table, columns.item, path, "columns.item")
-    return pd.DataFrame(
-        {
-            "user": checked_ids(users, path, columns.user),
-            "item": checked_ids(items, path, columns.item),
-            "history": histories.str.split().str.join(" "),
-        }
-    )
-
-
-def read_table(path: Path, kind: Format | None = None) -> pd.DataFrame:
+def read_table(source: Source) -> pd.DataFrame:
     """A whole file as it is, columns under their own names.
 
-    Args:
-        path: the file.
-        kind: the format, where the file's name does not tell.
-
     Raises:
-        LaresError: for a missing file, an unknown format, or a file that can't be read.
+        LaresError: for a missing file, an unknown format, or a file that cannot be read.
     """
-    pieces = list(_pieces(path, kind))
+    pieces = [piece for file in data_files(source) for piece in _pieces(file, source)]
     if not pieces:
-        raise LaresError(f"{path}: no rows in it")
+        raise LaresError(f"{source.path}: no rows in it")
     return pieces[0] if len(pieces) == 1 else pd.concat(pieces, ignore_index=True)
 
 
-def _pieces(path: Path, kind: Format | None) -> Iterator[pd.DataFrame]:
-    """A file as it is, piece by piece, at least one; raises as `read_table`."""
-    kind = _resolved(path, kind)
-    try:
-        yield from _READERS[kind](path)
-    except LaresError:
-        raise
-    except pd.errors.ParserWarning as error:
-        raise LaresError(f"{path}: its rows have more fields than its header; mend the header or the rows") from error
-    except Exception as error:  # pandas, pyarrow and zlib raise whatever damaged bytes lead to
-        raise LaresError(f"{path}: can't be read as {kind}: {error}. Name another --format if it is another one.") from error
-
-
-def _resolved(path: Path, kind: Format | None) -> Format:
-    """The format of a file that is there."""
-    if not path.is_file():
-        raise LaresError(f"no such file: {path}. Give the path of a file in one of the formats {', '.join(_READERS)}.")
-    return _format_of(path) if kind is None else kind
-
-
-def _format_of(path: Path) -> Format:
-    name = path.name.removesuffix(".gz")
-    if name != path.name and name.endswith((".parquet", ".pq")):
-        raise LaresError(f"{path}: Parquet is compressed inside already; unpack the .gz first")
-    suffix = Path(name).suffix.lower()
-    known: dict[str, Format] = {
-        ".inter": "inter",
-        ".item": "inter",
-        ".csv": "csv",
-        ".tsv": "tsv",
-        ".parquet": "parquet",
-        ".pq": "parquet",
-        ".txt": "lines",
-    }
-    if suffix not in known:
-        raise LaresError(f"{path}: can't tell the format from the ending {suffix!r}; name it: --format {'|'.join(_READERS)}")
-    return known[suffix]
+def _benchmark(source: Source) -> list[Path] | None:
+    if source.format is not None or (source.path.is_dir() and any(source.path.glob("*.parquet"))):
+        return None
+    return benchmark_files(source.path)
 
 
 # ---------------------------------------------------------------- readers
 
 
-def _open(path: Path) -> IO[str]:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8", newline="")
-    return path.open(encoding="utf-8", newline="")
+def _pieces(file: DataFile, source: Source, columns: Columns | None = None, ratings: bool = False) -> Iterator[pd.DataFrame]:
+    """A file as it is, piece by piece; of Parquet only what is needed where columns are given. Raises as `read_table`."""
+    options = source.options
+
+    def wanted(names: Sequence[str]) -> Sequence[str]:
+        every = [*names, *(name for name in file.partition if name not in names)]
+        found = every if columns is None else chosen_columns(every, columns, ratings, file.path).values()
+        return [name for name in found if name in names]
+
+    try:
+        for table in _READERS[file.kind](file.path, source, wanted):
+            for name, value in file.partition.items():
+                if name not in table.columns:
+                    table[name] = pd.Series(
+                        [value] * len(table), index=table.index, dtype="int64" if isinstance(value, int) else object
+                    )
+            yield table
+    except LaresError:
+        raise
+    except UnicodeError as error:
+        written = source.encoding or "UTF-8"
+        raise LaresError(
+            f"{file.path}: is not written in {written} ({error}). Name its encoding: --{options}encoding cp1252 for most files "
+            "of Windows and Excel, else latin-1, utf-16, …"
+        ) from error
+    except pd.errors.ParserWarning as error:
+        raise LaresError(f"{file.path}: its rows have more fields than its header; mend the header or the rows") from error
+    except Exception as error:  # pandas, pyarrow and zlib raise whatever damaged bytes lead to
+        raise LaresError(
+            f"{file.path}: cannot be read as {file.kind}: {error}. If it has another format, set --{options}format."
+        ) from error
 
 
-def _read_delimited(path: Path, separator: str, quoting: Literal[0, 3]) -> Iterator[pd.DataFrame]:
-    options: dict[str, Any] = {"sep": separator, "dtype": str, "keep_default_na": False, "quoting": quoting}
-    with _open(path) as file, pd.read_csv(file, on_bad_lines="error", index_col=False, chunksize=ROWS, **options) as pieces:
-        while True:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header would lose fields
-                piece = next(pieces, None)
-            if piece is None:
-                return
-            yield piece
+Wanted = Callable[[Sequence[str]], Sequence[str]]
 
 
-def _read_inter(path: Path) -> Iterator[pd.DataFrame]:
-    for table in _read_delimited(path, "\t", csv.QUOTE_NONE):
+def _read_inter(path: Path, source: Source, _: Wanted) -> Iterator[pd.DataFrame]:
+    for table in read_delimited(path, "\t", csv.QUOTE_NONE, ROWS, source.encoding, source.names):
         yield table.rename(columns={name: str(name).split(":")[0] for name in table.columns})
 
 
-def _read_csv(path: Path) -> Iterator[pd.DataFrame]:
-    return _read_delimited(path, ",", csv.QUOTE_MINIMAL)
+def _read_csv(path: Path, source: Source, _: Wanted) -> Iterator[pd.DataFrame]:
+    separator = separator_of(source.separator or ",")
+    return read_delimited(path, separator, csv.QUOTE_MINIMAL, ROWS, source.encoding, source.names)
 
 
-def _read_tsv(path: Path) -> Iterator[pd.DataFrame]:
-    return _read_delimited(path, "\t", csv.QUOTE_NONE)  # a quote is a character there: 3" bolts
+def _read_tsv(path: Path, source: Source, _: Wanted) -> Iterator[pd.DataFrame]:
+    separator = separator_of(source.separator or "tab")
+    return read_delimited(
+        path, separator, csv.QUOTE_NONE, ROWS, source.encoding, source.names
+    )  # a quote is a character: 3" bolts
 
 
-def _read_parquet(path: Path) -> Iterator[pd.DataFrame]:
+def _read_parquet(path: Path, _: Source, wanted: Wanted) -> Iterator[pd.DataFrame]:
     with pq.ParquetFile(path) as file:
+        names = list(wanted(file.schema_arrow.names))
         if file.metadata.num_rows == 0:
-            yield file.schema_arrow.empty_table().to_pandas()
-        for batch in file.iter_batches(batch_size=ROWS):
+            yield file.schema_arrow.empty_table().select(names).to_pandas(ignore_metadata=True)
+        for batch in file.iter_batches(batch_size=ROWS, columns=names):
             batch.validate(full=True)  # text that is no UTF-8
-            yield pa.Table.from_batches([batch]).to_pandas()
+            # metadata of pandas would make columns an index
+            yield pa.Table.from_batches([batch]).to_pandas(ignore_metadata=True)
 
 
-def _read_lines(path: Path) -> Iterator[pd.DataFrame]:
-    users: list[str] = []
-    lengths: list[int] = []
-    items: list[str] = []
-
-    def piece() -> pd.DataFrame:
-        user_of_row = np.repeat(np.array(users, dtype=object), lengths)
-        return pd.DataFrame({"user": user_of_row, "item": np.array(items, dtype=object)})
-
-    with _open(path) as file:
-        for number, line in enumerate(file, start=1):
-            fields = line.split()
-            if not fields:
-                continue
-            if len(fields) == 1:
-                raise LaresError(f"{path}: line {number} has a user ({fields[0]}) and no item; expected `user item item …`")
-            users.append(fields[0])
-            lengths.append(len(fields) - 1)
-            items.extend(fields[1:])
-            if len(items) >= ROWS:
-                yield piece()
-                users, lengths, items = [], [], []
-    yield piece()
+def _read_lines(path: Path, source: Source, _: Wanted) -> Iterator[pd.DataFrame]:
+    return read_lines(path, ROWS, source.format == "lines", source.encoding)
 
 
-_READERS: dict[Format, Callable[[Path], Iterator[pd.DataFrame]]] = {
+_READERS: dict[str, Callable[[Path, Source, Wanted], Iterator[pd.DataFrame]]] = {
     "inter": _read_inter,
     "csv": _read_csv,
     "tsv": _read_tsv,
     "parquet": _read_parquet,
     "lines": _read_lines,
 }
+
+# ---------------------------------------------------------------- columns
+
+
+def _named(
+    table: pd.DataFrame, columns: Columns, ratings: bool, file: DataFile, before: int, dates: bool | None
+) -> tuple[pd.DataFrame, bool | None]:
+    """The columns asked for, under our names, checked; and whether times are dates.
+
+    Args:
+        table: a piece of the file.
+        columns: their names.
+        ratings: whether ratings are wanted.
+        file: the file.
+        before: number of rows before this piece.
+        dates: whether times are dates; None before the first piece.
+    """
+    path = file.path
+    found = chosen_columns(list(table.columns), columns, ratings, path, table.attrs.get("twice", ()))
+    named = {}
+    kept_as_numbers = []
+    for ours in ("user", "item"):
+        values = table[found[ours]]
+        if file.kind != "parquet" and not pd.api.types.is_numeric_dtype(values):  # numbers are of folders' names
+            values = values.str.strip()  # what fixed widths and typing leave around an id
+        if are_numbers(values):
+            kept_as_numbers.append(ours)
+        named[ours] = ids(values, path, found[ours], before)
+    if "time" in found:
+        named["time"], dates = times(table[found["time"]], path, found["time"], before, dates, columns.time_format)
+    if ratings and "rating" in found:
+        named["rating"] = numbers(table[found["rating"]], path, found["rating"], before)
+    made = pd.DataFrame(named)
+    made.attrs["numbers"] = kept_as_numbers
+    return made, dates
+
+
+def _benchmark_rows(path: Path, columns: Columns) -> pd.DataFrame:
+    """Rows of one part of a benchmark: `user`, `history`, `item`."""
+    table = read_table(Source(path, "inter"))
+    users = named_column(table, columns.user, path, "columns.user")
+    histories = named_column(table, f"{columns.item}_list", path, "columns.item")
+    items = named_column(table, columns.item, path, "columns.item")
+    return pd.DataFrame(
+        {
+            "user": ids(users, path, columns.user),
+            "item": ids(items, path, columns.item),
+            "history": histories.str.split().str.join(" "),
+        }
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,23 +12,23 @@ from typing import Any
 
 import pyarrow as pa
 
-from lares_pl.data.prepare.columns import Columns
+from lares_pl.data.prepare.columns import Columns, chosen_columns
 from lares_pl.data.prepare.engines import Engine, Session
-from lares_pl.data.prepare.readers import Format
+from lares_pl.data.prepare.source import DataFile, Source, data_files
 from lares_pl.errors import LaresError
 
-ROW_BITS = 40  # of a row's place: the row within its file; the file's number stands above
+ROW_BITS = 40  # of a row's place: the lower bits are the row in its file, the upper bits the file
 
 
 @dataclass(frozen=True)
 class Spark(Engine):
     """Spark, for logs in Parquet. Needs the extra `spark` and Java.
 
-    The log and the output must lie where every worker sees them under the same path (a shared file system).
+    The log and the output must be on a shared file system, under the same path for every worker.
 
     Args:
-        master: where it runs: `local[4]`, `spark://host:7077`, `yarn`; that of the environment (`spark-submit`) where None.
-        memory: memory of the driver and of each executor (`8g`), where this process starts them.
+        master: the cluster: `local[4]`, `spark://host:7077`, `yarn`; None: that of the environment (`spark-submit`).
+        memory: memory of the driver and of each executor (`8g`), if this process starts them.
     """
 
     master: str | None = None
@@ -36,7 +36,7 @@ class Spark(Engine):
 
     @contextmanager
     def open(self, folder: Path) -> Iterator[Session]:
-        """A session; one that is running already is used and left as it is."""
+        """Open a session; one that is already running is used and left unchanged."""
         if importlib.util.find_spec("pyspark") is None:
             raise LaresError("--engine lares_pl.Spark needs pyspark: pip install 'lares-pl[spark]'")
         from pyspark.errors import PySparkException
@@ -50,7 +50,7 @@ class Spark(Engine):
             builder = builder.config(f"spark.{of}.memory", self.memory)
         try:
             spark = running or builder.getOrCreate()
-        except Exception as error:  # whatever Java and the cluster lead to
+        except Exception as error:  # any error of Java and the cluster
             raise LaresError(f"Spark could not be started: {str(error).splitlines()[0]}") from error
         with tempfile.TemporaryDirectory(prefix=".spark.", dir=folder) as place:
             try:
@@ -69,35 +69,75 @@ class _SparkSession(Session):
     def __init__(self, spark: Any) -> None:
         self._spark = spark
 
-    def read(self, source: Path, columns: Columns, kind: Format | None) -> set[str]:
-        files = sorted(source.glob("*.parquet")) if source.is_dir() else [source]
-        if kind not in (None, "parquet") or not files or any(file.suffix != ".parquet" or not file.is_file() for file in files):
-            raise LaresError(f"{source}: on Spark the log is a Parquet file or a folder of such; write it so first")
-        frame = self._spark.read.parquet(*map(str, files))
+    def read(self, source: Source, columns: Columns, ratings: bool) -> set[str]:
+        files = data_files(source)
+        if any(file.kind != "parquet" for file in files):
+            raise LaresError(f"{source.path}: on Spark the log is a Parquet file or a folder of such; write it so first")
+        if columns.time_format is not None:
+            raise LaresError("--columns.time_format: on Spark dates are read as ISO 8601 only; write them so first")
+        frame = self._frame(source, files)
         types = {field.name: field.dataType.typeName() for field in frame.schema.fields}
-        time = columns.time or ("timestamp" if "timestamp" in types else None)
-        rating = columns.rating or ("rating" if "rating" in types else None)
-        asked = {"columns.user": columns.user, "columns.item": columns.item, "columns.time": time, "columns.rating": rating}
-        for option, name in asked.items():
-            if name is not None and name not in types:
-                raise LaresError(f"{source}: no column {name!r}; it has {', '.join(types)}. Name the right one with --{option}")
-        names = [file.name.replace("'", "\\'") for file in files]
-        number = " ".join(f"WHEN file = '{name}' THEN {place}" for place, name in enumerate(names))
-        decoded = "url_decode(replace(_metadata.file_name, '+', '%2B')) AS file"
+        types |= {name: "long" for name, value in files[0].partition.items() if isinstance(value, int)}
+        found = chosen_columns(list(types), columns, ratings, source.path)
+        if not ratings:
+            found.pop("rating", None)
+        paths = [str(file.path.absolute()).replace("\\", "\\\\").replace("'", "\\'") for file in files]
+        number = " ".join(f"WHEN file = '{path}' THEN {place}" for place, path in enumerate(paths))
+        decoded = "regexp_replace(url_decode(replace(_metadata.file_path, '+', '%2B')), '^file:/+', '/') AS file"
         frame.selectExpr("*", decoded, "_metadata.row_index AS row").createOrReplaceTempView("rows")
         selected = {
-            "user_id": f"`{columns.user}`",
-            "item_id": f"`{columns.item}`",
-            "moment": "false" if time is None else _moment(time, types[time]),
+            "user_id": self._id(found["user"], types[found["user"]]),
+            "item_id": self._id(found["item"], types[found["item"]]),
+            "moment": self._moment(found["time"], types[found["time"]]) if "time" in found else "false",
             "place": f"(CASE {number} END) * {1 << ROW_BITS} + row",
-            **({} if rating is None else {"rating": f"try_cast(`{rating}` AS DOUBLE)"}),
+            **({"rating": f"try_cast(`{found['rating']}` AS DOUBLE)"} if "rating" in found else {}),
         }
         self.make("log", f"SELECT {', '.join(f'{what} AS {name}' for name, what in selected.items())} FROM rows")
-        self._check(source, {name: str(asked[f"columns.{option}"]) for name, option in _OPTIONS.items() if name in selected})
-        return {name for name, column in (("time", time), ("rating", rating)) if column is not None}
+        self._check(source.path, {name: found[ours] for name, ours in _OURS.items() if ours in found})
+        return {"time", "rating"} & set(found)
+
+    def _frame(self, source: Source, files: Sequence[DataFile]) -> Any:
+        """The files as one table, with the columns that the names of their folders give, as text."""
+        inference = "spark.sql.sources.partitionColumnTypeInference.enabled"  # would make 007 a 7
+        before = self._spark.conf.get(inference)
+        self._spark.conf.set(inference, "false")
+        try:
+            root = source.path if source.path.is_dir() else source.path.parent
+            return self._spark.read.option("basePath", str(root.absolute())).parquet(
+                *(str(file.path.absolute()) for file in files)
+            )
+        finally:
+            self._spark.conf.set(inference, before)
+
+    def _id(self, name: str, kind: str) -> str:
+        """An id as a whole number where all are, else as text: as the embedded engine keeps it (`plain_ids`)."""
+        if kind in ("byte", "short", "integer", "long"):
+            return f"CAST(`{name}` AS BIGINT)"
+        text = f"CAST(`{name}` AS STRING)"
+        if kind not in ("decimal", "float", "double"):
+            return text
+        largest = {"float": 2**24, "double": 2**53}.get(kind)
+        if largest is not None and self.number(f"SELECT count(*) FROM rows WHERE abs(`{name}`) >= {largest}"):
+            raise LaresError(
+                f"{name!r} has floating-point numbers too large to keep the digits of an id. Write ids as "
+                "whole numbers or as text"
+            )
+        whole = f"try_cast(`{name}` AS BIGINT)"
+        if self.number(f"SELECT count(*) FROM rows WHERE `{name}` IS NOT NULL AND NOT ({whole} <=> `{name}`)") == 0:
+            return whole
+        return f"CASE WHEN instr({text}, '.') > 0 THEN regexp_replace({text}, '[.]?0+$', '') ELSE {text} END"
+
+    def _moment(self, name: str, kind: str) -> str:
+        """A time as a number; moments as seconds since 1970, also of text in which nothing is a number."""
+        if kind in ("string", "decimal"):
+            number = f"try_cast(`{name}` AS DOUBLE)"
+            if kind == "decimal" or self.number(f"SELECT count(*) FROM rows WHERE {number} IS NOT NULL"):
+                return number
+            return f"CAST(try_cast(`{name}` AS TIMESTAMP) AS DOUBLE)"
+        return f"CAST(CAST(`{name}` AS TIMESTAMP) AS DOUBLE)" if kind in ("timestamp", "timestamp_ntz", "date") else f"`{name}`"
 
     def _check(self, source: Path, names: dict[str, str]) -> None:
-        """Refuse values that can't be used; names the first row."""
+        """Reject invalid values; the message names the first row."""
         for column, name in names.items():
             if column in ("user_id", "item_id"):
                 bad, expected = f"{column} IS NULL OR CAST({column} AS STRING) = ''", "an id"
@@ -108,13 +148,13 @@ class _SparkSession(Session):
                 row = (found & ((1 << ROW_BITS) - 1)) + 1
                 raise LaresError(
                     f"{source}: data row {row} of file {(found >> ROW_BITS) + 1} has no usable {name!r}; expected {expected}. "
-                    "Mend it or leave the row out."
+                    "Correct it or remove the row."
                 )
         if self.number("SELECT count(*) FROM log") == 0:
             raise LaresError(f"{source}: no interactions in it")
 
     def make(self, name: str, query: str) -> None:
-        # cut off from its history, which would be computed again for each use
+        # a checkpoint of the plan, which would otherwise be recomputed for each use
         self._spark.sql(query).checkpoint().createOrReplaceTempView(name)
 
     def fetch(self, query: str) -> pa.Table:
@@ -124,7 +164,7 @@ class _SparkSession(Session):
     def write_sequences(self, folder: Path, with_time: bool) -> None:
         moments = "transform(rows, row -> CAST(rint(row.moment) AS BIGINT))"
         times = f", {moments} AS timestamps" if with_time else ""
-        # sorting what was collected compares moments, then places
+        # arrays of structs are sorted by moment, then by place
         lists = "array_sort(collect_list(struct(moment, place, item))) AS rows FROM coded JOIN items USING (i) GROUP BY u"
         items = "transform(rows, row -> CAST(row.item AS INT)) AS items"
         query = f"SELECT u, user_id, {items}{times} FROM (SELECT u, {lists}) AS lists JOIN users USING (u)"
@@ -135,11 +175,4 @@ class _SparkSession(Session):
                 path.unlink()  # Spark's own marks and checksums
 
 
-_OPTIONS = {"user_id": "user", "item_id": "item", "moment": "time", "rating": "rating"}
-
-
-def _moment(name: str, kind: str) -> str:
-    """A time as a number; moments as seconds since 1970."""
-    if kind in ("timestamp", "timestamp_ntz", "date"):
-        return f"CAST(CAST(`{name}` AS TIMESTAMP) AS DOUBLE)"
-    return f"try_cast(`{name}` AS DOUBLE)" if kind in ("string", "decimal") else f"`{name}`"
+_OURS = {"user_id": "user", "item_id": "item", "moment": "time", "rating": "rating"}

@@ -1,0 +1,91 @@
+"""The study: cells are trained once, and the page says what the record says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+
+import study_grid
+import study_runs
+import study_tables
+from lares_pl import SequenceDataModule, load_stage
+from study_runs import results, run_grid
+
+TOY = ("--data.max_length", "8", "--model.backbone.hidden_size", "16")
+
+
+def line(model: str, dataset: str, seed: int, value: float, depth: int) -> dict[str, Any]:
+    depths = study_runs.DEPTHS if depth else (0,)
+    metrics = {
+        protocol: {str(d): {"ndcg@10": value * factor * (1 + d / 100), "recall@10": value} for d in depths}
+        for protocol, factor in zip(study_runs.PROTOCOLS, (1.0, 2.0), strict=True)
+    }
+    return {
+        "dataset": dataset, "model": model, "seed": seed, "epochs": 1, "cpu_seconds": {"model": 100.0 * (1 + depth)},
+        "parameters": 9, "parameters_without_items": 5, "depth": depth, "val": metrics, "test": metrics,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Path:
+    """Three seeds of two models on Beauty, and one cell on Sports."""
+    base = {1: 0.040, 2: 0.041, 3: 0.042}
+    lines = [line("sasrec", "beauty", seed, value, 0) for seed, value in base.items()]
+    lines += [line("recipe", "beauty", seed, value * 1.1 + 0.0001 * seed, 4) for seed, value in base.items()]
+    lines += [line("sasrec", "sports", 1, 0.02, 0)]
+    path = tmp_path / "study.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    return path
+
+
+def test_tables_say_what_the_record_says(record: Path) -> None:
+    lines = results(record)
+    quality = study_tables.quality(lines)
+    assert "| SASRec, 2 layers | 0.0410 ± 0.0010 | 0.0200 (one seed) |" in quality
+    (recipe, *_) = [row for row in quality.splitlines() if row.startswith("| recipe")]
+    # at its depth of 4: 1.04 * (0.0451 + 0.0002)
+    assert recipe.startswith("| recipe (spt.yaml) | 0.0471 ± 0.0012, +14.9% (p ")
+    assert recipe.endswith("| not run |")
+    assert "| 0.0906 | 0.0915 | 0.0924 | 0.0942 | 0.0978 | +3.0% | +3.8% |" in study_tables.by_depth(lines)
+    assert "500 (5.00 x)" in study_tables.cost(lines)
+    assert "| SASRec, 2 layers | 5 | 0.0410 / 0.0820 | 0.0200 / 0.0400 |" in study_tables.front_page(lines)
+
+
+def test_only_the_marked_part_of_a_page_is_replaced(record: Path, tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    for page in (docs / "results.md", tmp_path / "README.md"):
+        page.write_text(f"before\n{study_tables.START}\nold\n{study_tables.END}\nafter\n")
+    study_tables.write_results(record, docs)
+    text = (docs / "results.md").read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert "0.0410 ± 0.0010" in text
+    assert (docs / "assets" / "depth.svg").stat().st_size > 1000
+    (docs / "results.md").write_text("no marks")
+    with pytest.raises(SystemExit, match="expected the lines"):
+        study_tables.write_results(record, docs)
+
+
+@pytest.mark.slow
+def test_a_cell_is_trained_once_and_its_line_is_what_a_test_gives(
+    toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(study_grid.BUDGETS, "dataset", 1)
+    options = dict(zip(TOY[::2], TOY[1::2], strict=True))
+    stage = study_grid.Stage("model", ("sasrec.yaml",), options)
+    monkeypatch.setitem(study_grid.MODELS, "toy", study_grid.Model("toy", "toy", (stage,)))
+    record = tmp_path / "study.jsonl"
+    for _ in range(2):
+        run_grid(record, tmp_path / "runs", toy_dataset.parent, ["dataset"], ["toy"], [1], "cpu")
+    (found,) = results(record)
+    assert found["cpu_seconds"]["model"] > 0
+    checkpoint = tmp_path / "runs" / "dataset" / "1" / "runs" / "toy" / "model" / "checkpoints" / "best.ckpt"
+    trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False)
+    (tested,) = trainer.test(load_stage(checkpoint), SequenceDataModule(str(toy_dataset), max_length=8), verbose=False)
+    assert found["test"]["ranked"]["0"]["ndcg@10"] == pytest.approx(tested["test/ndcg@10"], rel=1e-5)
