@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,26 +70,6 @@ def test_spark_is_chosen_on_the_command_line_and_says_what_is_wrong(log: Path, t
     assert not (tmp_path / "out").exists()
 
 
-WRITERS = [
-    "pandas parquet, floats",
-    "pandas parquet, text of floats",
-    "pandas parquet, dates as text",
-    "arrow, decimal128(38, 9)",
-    "Spark parquet by ratings and users",
-    "BigQuery parquet",
-    "Snowflake parquet",
-    "DuckDB parquet, partitions",
-]
-
-
-@pytest.mark.parametrize("writer", WRITERS)
-def test_spark_reads_what_others_write(writer: str, tmp_path: Path) -> None:
-    path, options = test_writers.WRITERS[writer](tmp_path)
-    prepare(str(path), str(tmp_path / "out"), engine=Spark("local[1]"), min_rating=2.0, **options)
-    prepare(str(path), str(tmp_path / "expected"), min_rating=2.0, **options)
-    assert test_writers.contents(tmp_path / "out") == test_writers.contents(tmp_path / "expected")
-
-
 def test_spark_names_the_row_of_a_bad_value(tmp_path: Path) -> None:
     frame = pd.DataFrame({"user_id": ["a", "b", None], "item_id": [1, 2, 3]})
     frame.to_parquet(tmp_path / "x.parquet")
@@ -97,3 +78,35 @@ def test_spark_names_the_row_of_a_bad_value(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("user_id,item_id\nu,i\n")
     with pytest.raises(LaresError, match="on Spark the log must be a Parquet file or a folder of them"):
         prepare(str(tmp_path / "x.csv"), str(tmp_path / "out"), engine=Spark("local[1]"))
+
+
+WRITERS = [
+    "pandas parquet, floats",
+    "pandas parquet, text of floats",
+    "pandas parquet, dates as text",
+    "arrow, decimal128(38, 9)",
+    "pandas parquet, two partitions",
+    "BigQuery parquet",
+    "Snowflake parquet",
+    "DuckDB parquet, partitions",
+]
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[None]:
+    """A session that is running already, as in a notebook: used by all and left as it is."""
+    from pyspark.sql import SparkSession
+
+    builder = SparkSession.builder.master("local[1]").config("spark.sql.session.timeZone", "UTC")
+    spark = builder.config("spark.sql.shuffle.partitions", "1").config("spark.ui.enabled", "false").getOrCreate()
+    yield
+    spark.stop()
+
+
+@pytest.mark.usefixtures("running")
+@pytest.mark.parametrize("writer", WRITERS)
+def test_spark_reads_what_others_write(writer: str, tmp_path: Path) -> None:
+    path, options = test_writers.WRITERS[writer](tmp_path)
+    prepare(str(path), str(tmp_path / "out"), engine=Spark("local[1]"), min_rating=2.0, **options)
+    prepare(str(path), str(tmp_path / "expected"), min_rating=2.0, **options)
+    assert test_writers.contents(tmp_path / "out") == test_writers.contents(tmp_path / "expected")

@@ -39,6 +39,7 @@ class Spark(Engine):
         """Open a session; one that is already running is used and left unchanged."""
         if importlib.util.find_spec("pyspark") is None:
             raise LaresError("--engine lares_pl.Spark needs pyspark: pip install 'lares-pl[spark]'")
+        from py4j.protocol import Py4JError
         from pyspark.errors import PySparkException
         from pyspark.sql import SparkSession
 
@@ -56,8 +57,9 @@ class Spark(Engine):
             try:
                 spark.sparkContext.setCheckpointDir(place)
                 yield _SparkSession(spark)
-            except PySparkException as error:
-                raise LaresError(f"Spark: {str(error).splitlines()[0]}") from error
+            except (PySparkException, Py4JError) as error:
+                lines = [line for line in str(error).splitlines() if not line.startswith("An error occurred while calling")]
+                raise LaresError(f"Spark: {lines[0] if lines else type(error).__name__}") from error
             finally:
                 if running is None:
                     spark.stop()
