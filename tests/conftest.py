@@ -61,7 +61,7 @@ def _shared(name: str) -> Path:
 def toy_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small prepared dataset of the embedded process: 61 users (an odd number), 40 items."""
     folder = tmp_path_factory.mktemp("toy")
-    process = Process(users=61, topics=4, topic_size=10, min_length=2, max_length=14)
+    process = Process(users=61, stations=36, kinds=2, min_length=2, max_length=14)
     write_interactions(process, folder / "toy.tsv")
     prepare(str(folder / "toy.tsv"), str(folder / "dataset"))
     return folder / "dataset"
