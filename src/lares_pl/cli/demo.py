@@ -111,7 +111,8 @@ def measure(dataset: str, process: Process | None) -> dict[str, Any]:
     depths = {str(depth): row(_evaluate(str(_best("rpt")), dataset, depth)[0]) for depth in DEPTHS}
     models["SPT + RPT"] = row(_evaluate(str(_best("rpt")), dataset)[0])
     if process is not None:
-        models["best possible"] = row(process.best_ndcg(*_of_users(process.sample(), dataset)))
+        items, lengths = _of_users(process.sample(), dataset)
+        models["best possible"] = row(process.best_ndcg(items, lengths))
     ndcg, steps = _evaluate(str(_best("rpt")), dataset, max(DEPTHS), STOP_BELOW)
     adaptive = {"ndcg": row(ndcg), "steps": row(steps)}
     counts = {name: int(members.sum()) for name, members in groups.items()}
