@@ -1,10 +1,11 @@
 # Two commands do all the set-up: `make demo` and `make test`.
 PYTHON ?= python3
 VENV := .venv
+OLDEST := .venv-oldest
 RUN := $(VENV)/bin
 DATA ?=
 
-.PHONY: demo test bench docs lint unit clean
+.PHONY: demo test test-clone test-oldest bench docs lint unit clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -14,6 +15,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.spark: $(VENV)/.installed  # half a gigabyte that only tests need
 	$(RUN)/python -m pip install -q -c constraints.txt -e '.[spark]'
+	touch $@
+
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install -q -c constraints-oldest.txt -e '.[test]'
 	touch $@
 
 demo: $(VENV)/.installed  ## prepare, SPT, RPT, test, predict; DATA=path/to/file for data of your own
@@ -29,12 +35,19 @@ lint: $(VENV)/.installed
 unit: $(VENV)/.spark
 	$(RUN)/python -m pytest -n 2
 
+test-clone: $(VENV)/.installed  ## the quick tests in a clone with nothing beside it
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && git clone -q . "$$folder/clone" && cd "$$folder/clone" \
+	  && PYTHONPATH=src $(CURDIR)/$(RUN)/python -m pytest -n 2 -m "not slow"
+
+test-oldest: $(OLDEST)/.installed  ## the quick tests with the oldest versions that pyproject.toml allows
+	$(OLDEST)/bin/python -m pytest -n 2 -m "not slow"
+
 bench: $(VENV)/.installed  ## the slow side against ours: CPU seconds, peak memory, ratios
 	$(RUN)/python benchmarks/bench.py $(DATA)
 
 docs: $(VENV)/.installed  ## the documentation site, in build/site; a warning or a broken link is an error
-	$(RUN)/python docs/pages.py build/docs
-	$(RUN)/zensical build --strict --clean --config-file mkdocs.yml
+	$(RUN)/python docs/pages.py
+	$(RUN)/zensical build --strict --clean --config-file build/mkdocs.yml
 
 clean:
-	rm -rf $(VENV) dist build
+	rm -rf $(VENV) $(OLDEST) dist build

@@ -2,7 +2,7 @@
 
     python benchmarks/bench.py [DATASET] [--config FILE] [--case NAME …] [--device cuda] [--json FILE]
 
-DATASET is a prepared dataset; by default Beauty is prepared from ../shared/data. FILE is the `config.yaml` of a run, whose
+DATASET is a prepared dataset; by default Beauty is prepared from LARES_DATA_DIR. FILE is the `config.yaml` of a run, whose
 architecture (of the transformer family) is measured instead of the paper's. On a CPU: CPU seconds of one thread, resident
 memory. On CUDA: seconds between synchronised ends, memory allocated on the device. For steps also our tokens and
 floating-point operations (of matrix products) per second. Medians of ratios.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -42,19 +43,22 @@ from lares_pl import (
     prepare,
 )
 from lares_pl.data.dataset.prepared import Instances, TrainingInstances
-from lares_pl.data.loading.batches import InstanceLoader, SameTargetPartners, WindowLoader
+from lares_pl.data.loading.loaders import InstanceLoader, WindowLoader
+from lares_pl.data.loading.partners import SameTargetPartners
 from lares_pl.data.loading.windows import training_windows
 from lares_pl.losses.alignment import Alignment, alignment_losses
-from lares_pl.model.backbone import with_dropout
+from lares_pl.model.architecture import with_dropout
 from lares_pl.model.recurrence import KeyedNoise
-from lares_pl.serialization import class_of, from_plain
+from lares_pl.parsing import from_plain
+from lares_pl.serialization import class_of
 from lares_pl.stages.group_loss import GroupObjective, group_loss
 from lares_pl.stages.pruning import kept_instances
-from slow_side import PaddedRows, SlowSide
+from naive_baseline import NaiveBaseline, PaddedRows
 
 L = 20
 DEVICE = torch.device("cpu")
-BEAUTY = Path(__file__).resolve().parents[2] / "shared" / "data" / "beauty" / "Beauty.txt"
+REAL_DATA = Path(os.environ.get("LARES_DATA_DIR", Path(__file__).resolve().parents[2] / "shared" / "data"))
+BEAUTY = REAL_DATA / "beauty" / "Beauty.txt"
 CONFIG = BackboneConfig(
     hidden_size=64,
     pre_layers=2,
@@ -129,7 +133,7 @@ def depths_of(repetition: int, count: int) -> list[int]:
 def spt_step(data: SequenceDataset) -> Case:
     instances = chosen(data.training_instances, 8192)
     model = backbone(data.catalogue_size, 0.5).train()
-    slow_model = SlowSide(model)
+    slow_model = NaiveBaseline(model)
     slow_batch = on_device(next(iter(PaddedRows(data, instances, L, partners=True).loader(1024))))
     batch = next(iter(batches(data, instances, 1024, partners=True))).to(DEVICE)
     update = updates(model)
@@ -154,7 +158,7 @@ def spt_step(data: SequenceDataset) -> Case:
 def rpt_step(data: SequenceDataset) -> Case:
     instances = chosen(data.training_instances, 8192)
     policy, frozen = backbone(25_000, 0.1).train(), backbone(25_000, 0.1).eval()
-    slow_policy, slow_frozen = SlowSide(policy), SlowSide(frozen)
+    slow_policy, slow_frozen = NaiveBaseline(policy), NaiveBaseline(frozen)
     slow_frozen.eval()
     slow_batch = on_device(next(iter(PaddedRows(data, instances, L).loader(400))))
     batch = next(iter(batches(data, instances, 400))).to(DEVICE)
@@ -173,7 +177,7 @@ def rpt_step(data: SequenceDataset) -> Case:
 def validation(data: SequenceDataset) -> Case:
     instances = data.held_out("validation")
     model = backbone(data.catalogue_size, 0.5).eval()
-    slow_model = SlowSide(model).eval()
+    slow_model = NaiveBaseline(model).eval()
     rows = PaddedRows(data, instances, L)
 
     def slow(repetition: int) -> None:
@@ -203,7 +207,7 @@ def epoch(whole: SequenceDataset) -> Case:
     instances = data.training_instances
     partners = SameTargetPartners(data)
     model = backbone(data.catalogue_size, 0.5).train()
-    slow_model = SlowSide(model)
+    slow_model = NaiveBaseline(model)
     rows = PaddedRows(data, instances, L, partners=True)
     windows = WindowLoader(data, training_windows(data, L), 256, L, aligned=1, partners=partners, shuffle=True)
     update = updates(model)
@@ -220,7 +224,7 @@ def epoch(whole: SequenceDataset) -> Case:
             assert batch.aligned is not None
             assert batch.partners is not None
             histories = [batch.histories, batch.aligned, batch.partners]
-            prediction, a, b = model.rollout(histories, [depth, pair, pair], read=[batch.places, None, None])
+            prediction, a, b = model.rollout(histories, [depth, pair, pair], read=[batch.target_positions, None, None])
             trajectory, step = alignment_losses(Alignment(), a, b, repetition % pair, batch.targets)
             update(model.head().cross_entropy(prediction[-1], batch.targets) + 0.1 * trajectory + 0.5 * step)
 
@@ -232,7 +236,7 @@ def pruning(whole: SequenceDataset) -> Case:
     data = some_users(whole, 16)
     instances = data.training_instances
     model = backbone(data.catalogue_size, 0.5).eval()
-    slow_model = SlowSide(model).eval()
+    slow_model = NaiveBaseline(model).eval()
     rows = PaddedRows(data, instances, L)
     windows = WindowLoader(data, training_windows(data, L, overlap=L), 256, L)
 

@@ -63,7 +63,8 @@ def serve(dataset: str, instances: str, rank: int, processes: int, batches: int)
     from typing import Any, cast
 
     from lares_pl.data.dataset.prepared import SequenceDataset
-    from lares_pl.data.loading.batches import InstanceLoader, SameTargetPartners, WindowLoader
+    from lares_pl.data.loading.loaders import InstanceLoader, WindowLoader
+    from lares_pl.data.loading.partners import SameTargetPartners
     from lares_pl.data.loading.sampler import Shard
     from lares_pl.data.loading.windows import training_windows
 

@@ -1,4 +1,4 @@
-"""Where the shared read-only material lies, and how a test says that it is missing."""
+"""Data that several tests read: reference values, real data where a machine has it, and generated logs."""
 
 from __future__ import annotations
 
@@ -12,48 +12,46 @@ from lares_pl.data.prepare.command import prepare
 from lares_pl.data.synthetic import Process, write_interactions
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARED = ROOT.parent / "shared"
+GOLDEN = ROOT / "tests" / "golden"
+REAL_DATA = Path(os.environ.get("LARES_DATA_DIR", ROOT.parent / "shared" / "data"))  # no test needs it, some use it
 
 torch.set_num_threads(1)  # small tensors, and a test process a core
 os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 
 
-def golden_folder() -> Path:
-    return Path(os.environ.get("LARES_GOLDEN_DIR", SHARED / "golden"))
-
-
 def golden_files() -> list[Path]:
-    return sorted(golden_folder().glob("*.npz"))
+    """The committed reference values, and further ones where LARES_GOLDEN_DIR names a directory."""
+    further = os.environ.get("LARES_GOLDEN_DIR")
+    return sorted(GOLDEN.glob("*.npz")) + (sorted(Path(further).glob("*.npz")) if further else [])
 
 
 @pytest.fixture(scope="session")
 def ml_100k() -> Path:
-    return _shared("ml-100k/ml-100k.inter")
+    return _real("ml-100k/ml-100k.inter")
 
 
 @pytest.fixture(scope="session")
-def ml_100k_part(ml_100k: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every fifth user of ML-100K: 189 users, 1,390 items, where all of them would only take longer."""
-    header, *rows = ml_100k.read_text().splitlines(keepends=True)
-    path = tmp_path_factory.mktemp("part") / ml_100k.name
-    path.write_text(header + "".join(row for row in rows if int(row.split("\t", 1)[0]) % 5 == 2))
+def interactions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A log with an odd number of users (189) and an even number of items (600), each at least five times."""
+    path = tmp_path_factory.mktemp("log") / "interactions.tsv"
+    write_interactions(Process(users=189, stations=592, min_length=20, max_length=100, noise=0.3), path)
     return path
 
 
 @pytest.fixture(scope="session")
 def beauty() -> Path:
-    return _shared("beauty/Beauty.txt")
+    return _real("beauty/Beauty.txt")
 
 
 @pytest.fixture(scope="session")
 def scientific() -> Path:
-    return _shared("scientific")
+    return _real("scientific")
 
 
-def _shared(name: str) -> Path:
-    path = SHARED / "data" / name
+def _real(name: str) -> Path:
+    path = REAL_DATA / name
     if not path.exists():
-        pytest.skip(f"real data is missing: {path}")
+        pytest.skip(f"real data is missing: {path} (LARES_DATA_DIR names the directory)")
     return path
 
 

@@ -81,8 +81,8 @@ def golden(request: pytest.FixtureRequest) -> Golden:
     return Golden(request.param)
 
 
-def test_there_is_something_to_compare_with() -> None:
-    assert any("transformer" in path.stem for path in golden_files()), "no golden values: set LARES_GOLDEN_DIR"
+def test_every_family_of_the_paper_is_compared() -> None:
+    assert {"transformer", "fmlp", "bsarec", "tedrec"} <= {path.stem.split("_")[0] for path in golden_files()}
 
 
 def assert_close(actual: Tensor, expected: Tensor, name: str = "") -> None:

@@ -15,7 +15,7 @@ from tests.console import QUICK, SMALL, lares_of
 pytestmark = pytest.mark.slow
 
 
-def test_the_main_job_from_a_wheel(ml_100k_part: Path, tmp_path: Path) -> None:
+def test_the_main_job_from_a_wheel(interactions: Path, tmp_path: Path) -> None:
     def run(*command: str) -> None:
         clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         done = subprocess.run(command, capture_output=True, text=True, env=clean, check=False, timeout=550)
@@ -29,7 +29,7 @@ def test_the_main_job_from_a_wheel(ml_100k_part: Path, tmp_path: Path) -> None:
 
     folder = tmp_path / "elsewhere"
     folder.mkdir()
-    lares_of(python, folder, "prepare", str(ml_100k_part))
+    lares_of(python, folder, "prepare", str(interactions))
     lares_of(python, folder, "fit", "--config", "spt.yaml", *QUICK, *SMALL)
     quick = ["--model.pruning.passes", "1", "--data.batch_size", "16"]
     done = lares_of(python, folder, "fit", "--config", "rpt.yaml", *QUICK, *quick)

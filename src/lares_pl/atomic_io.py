@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and folders to make them in that nobody has to clear away by hand."""
+"""Files and folders written atomically, and temporary folders that clean up after themselves."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ from typing import Any
 
 from lares_pl.errors import LaresError
 
+REMEDY = "Free some space there, or choose another path"
+
 
 @contextmanager
-def appearing(path: Path, remedy: str = "Make room there, or name another place") -> Iterator[Path]:
-    """A temporary name to write to; the file takes the place of `path` if the block ends well, else it vanishes.
+def atomic_write(path: Path, remedy: str = REMEDY) -> Iterator[Path]:
+    """Write a file atomically: yield a temporary path, which replaces `path` if the block succeeds and is deleted if it fails.
 
     Args:
         path: the file.
-        remedy: what to do where it can't be written.
+        remedy: what to do if it cannot be written, for the error message.
 
     Raises:
-        LaresError: if it can't be written (no space, no permission); what was there before still is.
+        LaresError: if it cannot be written (no space, no permission); an existing file is left unchanged.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,15 +40,15 @@ def appearing(path: Path, remedy: str = "Make room there, or name another place"
                 os.fsync(file.fileno())
             os.replace(temporary, path)
     except OSError as error:
-        raise LaresError(f"{path}: could not be written ({error}); a former one there is as it was. {remedy}") from error
+        raise LaresError(f"{path}: could not be written ({error}); an existing file was left unchanged. {remedy}") from error
 
 
 @contextmanager
 def temporary_folder(place: Path, name: str) -> Iterator[Path]:
-    """A hidden folder `.NAME.tmp.XXXXXXXX` in `place`, gone after the block unless it was renamed in it.
+    """Yield a hidden folder `.NAME.tmp.XXXXXXXX` in `place`; it is deleted after the block unless the block renamed it.
 
-    A process that is killed can't clear its folder away; the next one with the same name does. Each holds a lock on its own
-    (the kernel drops it with the process), so that the folder of a living process is never taken for one left behind.
+    A process that is killed cannot delete its folder; the next one with the same name does. Each process locks its own folder,
+    and the kernel releases the lock when the process ends, so that the folder of a running process is never deleted.
     """
     for former in place.glob(f".{glob.escape(name)}.tmp.????????"):
         with suppress(BlockingIOError, FileNotFoundError):
@@ -63,17 +65,17 @@ def temporary_folder(place: Path, name: str) -> Iterator[Path]:
 
 
 def _new_folder(place: Path, prefix: str) -> tuple[Path, int | None]:
-    """A folder of a new name, and its lock."""
+    """Create a folder with a unique name, and lock it."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
-        with suppress(BlockingIOError, FileNotFoundError):  # a process that clears away was quicker: not this one
+        with suppress(BlockingIOError, FileNotFoundError):  # another process deleted it before it was locked: try again
             lock = _locked(folder)
             if folder.exists():
                 return folder, lock
 
 
 def _locked(folder: Path) -> int | None:
-    """A descriptor that holds the folder's lock; None where the file system knows no locks.
+    """Lock a folder and return the descriptor that holds the lock; None if the file system has no locks.
 
     Raises:
         BlockingIOError: if another process holds it.
@@ -94,15 +96,15 @@ def _locked(folder: Path) -> int | None:
 
 
 @contextmanager
-def appearing_folder(target: Path, check: Callable[[], None]) -> Iterator[Path]:
-    """A folder to fill that takes the place of `target` if the block ends well, else it vanishes.
+def atomic_folder(target: Path, check: Callable[[], None]) -> Iterator[Path]:
+    """Write a folder atomically: yield a temporary folder, which replaces `target` if the block succeeds.
 
     Args:
         target: the folder.
-        check: raises where `target` may not be written; asked again when all is ready.
+        check: raises if `target` may not be written; called again just before it is replaced.
 
     Raises:
-        LaresError: if it can't be written; what was there before still is.
+        LaresError: if it cannot be written; an existing folder is left unchanged.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -120,38 +122,38 @@ def appearing_folder(target: Path, check: Callable[[], None]) -> Iterator[Path]:
                 folder.rename(target)
     except OSError as error:
         raise LaresError(
-            f"{target}: could not be written ({error}); what was there before is as it was. Make room there, or name "
-            "another --output"
+            f"{target}: could not be written ({error}); an existing folder was left unchanged. Free some space there, or "
+            "choose another --output"
         ) from error
 
 
 def check_folder(target: Path, what: str, mark: str, ours: Sequence[str], overwrite: bool) -> None:
-    """Raise where a folder would be replaced that nobody said may be, or with it something that is not ours.
+    """Check that a folder may be written: only our own output is replaced, and only on request.
 
     Args:
         target: the folder.
-        what: what we write there, such as `report`.
-        mark: name of the file that tells it from other folders.
-        ours: patterns of the names in it.
-        overwrite: whether one that is there may be replaced.
+        what: what is written there, such as `report`.
+        mark: name of the file that identifies such a folder.
+        ours: patterns of the file names in it.
+        overwrite: whether an existing one may be replaced.
 
     Raises:
         LaresError: if it may not be written.
     """
     one = f"{'an' if what[0] in 'aeiou' else 'a'} {what}"
     if target.exists() and not (target / mark).is_file() and (not target.is_dir() or any(target.iterdir())):
-        raise LaresError(f"{target} exists and holds no {what}; name another --output")
+        raise LaresError(f"{target} exists and contains no {what}; choose another --output")
     if (target / mark).is_file() and not overwrite:
-        raise LaresError(f"{target} holds {one} already; --overwrite true replaces it, or name another --output")
+        raise LaresError(f"{target} already contains {one}; --overwrite true replaces it, or choose another --output")
     names = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
     if foreign := [name for name in names if not any(fnmatch(name, pattern) for pattern in ours)]:
-        raise LaresError(f"{target} holds more than {one} ({', '.join(foreign[:3])}); name another --output")
+        raise LaresError(f"{target} contains more than {one} ({', '.join(foreign[:3])}); choose another --output")
 
 
 def exchange(folder: Path, other: Path) -> None:
-    """Swap two folders of one file system: at each moment both names are there, whole.
+    """Swap two folders of one file system atomically, with Linux's `renameat2`.
 
-    Where the system can't (it is Linux's `renameat2`), a third name is used for a moment.
+    On other systems a third name is used, and for a moment `other` does not exist.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
@@ -168,20 +170,20 @@ def exchange(folder: Path, other: Path) -> None:
 
 
 def check_free(path: Path, overwrite: bool) -> None:
-    """Raise where a file would be replaced that nobody said may be.
+    """Check that a file may be written.
 
     Raises:
-        LaresError: if `path` is a folder, or is there and may not be replaced.
+        LaresError: if `path` is a folder, or exists and may not be replaced.
     """
     if path.is_dir():
-        raise LaresError(f"{path} is a folder; name a file with --output")
+        raise LaresError(f"{path} is a folder; give a file with --output")
     if path.exists() and not overwrite:
-        raise LaresError(f"{path} exists; --overwrite true replaces it, or name another --output")
+        raise LaresError(f"{path} exists; --overwrite true replaces it, or choose another --output")
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file."""
-    with appearing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -191,10 +193,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def move_aside(folder: Path) -> Path | None:
-    """Rename a folder that is there and not empty to `NAME.1`, `NAME.2`, …
+    """Rename an existing, non-empty folder to `NAME.1`, `NAME.2`, …
 
     Returns:
-        Its new name; None where there was nothing to move.
+        Its new path; None if there was nothing to move.
     """
     if not folder.exists() or not any(folder.iterdir()):
         return None

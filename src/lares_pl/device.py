@@ -1,4 +1,4 @@
-"""What computes, by its name."""
+"""Resolve a device name."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import torch
 from lares_pl.errors import LaresError
 
 
-def best_device(name: str | torch.device) -> torch.device:
-    """The device of a name; `auto` is the GPU where there is one.
+def resolve_device(name: str | torch.device) -> torch.device:
+    """Resolve a device name; `auto` is the GPU if there is one, else the CPU.
 
     Raises:
-        LaresError: if there is no such device.
+        LaresError: if the device does not exist or cannot compute.
     """
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.zeros(1, device=device).item()  # some devices hold tensors, and no numbers
+        torch.zeros(1, device=device).item()  # `meta` holds tensors without values
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise LaresError(f"--device {name}: {reason}. There are auto, cpu and, with a GPU, cuda") from error
+        raise LaresError(f"--device {name}: {reason}. Choose auto, cpu or, with a GPU, cuda") from error
     return device

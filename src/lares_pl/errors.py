@@ -1,8 +1,8 @@
-"""The one exception a person is meant to read."""
+"""The exception for errors that the user can fix."""
 
 
 class LaresError(Exception):
-    """Something the caller can mend: the message says what is wrong, where, and what to do.
+    """An error that the user can fix: the message states what is wrong, the value found, and what to do.
 
     The command line prints the message alone; set `LARES_TRACEBACK=1` to see the traceback as well.
     """

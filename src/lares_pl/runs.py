@@ -1,4 +1,4 @@
-"""The folder of a stage of a run: what lies where in it, who is at work there, whether that work is done."""
+"""The folder of a stage of a run: its files, its lock, and the record of a finished training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -22,7 +21,7 @@ LAST = Path("checkpoints") / "last.ckpt"
 
 
 def trained() -> list[Path]:
-    """The best checkpoints of all runs at hand."""
+    """Return the best checkpoints of all runs in the current folder."""
     return sorted(RUNS.glob(f"*/*/{BEST}"))
 
 
@@ -42,11 +41,12 @@ class StageFolder:
         return self.path / LAST
 
     def hold(self) -> TextIO:
-        """Claim the folder for this process, until it ends or the file returned is closed.
+        """Lock the folder for this process, until it ends or the returned file is closed.
 
-        The claim is a lock of the operating system on a file beside the folder (which may be moved): it ends with the process,
-        however that ends. It holds between the machines of a cluster as far as the shared file system locks: NFS does, unless
-        mounted with `nolock` or `local_lock`; Lustre where mounted with `flock`. Where it can't lock, a warning says so.
+        The lock is the operating system's, on a file beside the folder (which may be moved), so it is released however the
+        process ends. It works across the machines of a cluster if the shared file system supports locks: NFS does, unless
+        mounted with `nolock` or `local_lock`; Lustre does if mounted with `flock`. If it is not supported, a warning is shown.
+        (The `filelock` package would fall back to a lock that a killed process leaves behind, and does not record the holder.)
 
         Raises:
             LaresError: if another process holds it.
@@ -61,11 +61,13 @@ class StageFolder:
             holder = lock.read().strip() or "another process"
             lock.close()
             raise LaresError(
-                f"{self.path} is being trained already, by {holder}: two runs in one folder would mix their checkpoints. "
+                f"{self.path} is already being trained, by {holder}: two runs in one folder would mix their checkpoints. "
                 "Wait for it, stop it, or choose another --run or --stage"
             ) from error
         except OSError as error:
-            warnings.warn(f"{place}: no lock on this file system ({error}); take care not to start a run twice", stacklevel=2)
+            warnings.warn(
+                f"{place}: this file system does not support locks ({error}); make sure not to start a run twice", stacklevel=2
+            )
             return lock
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
@@ -73,63 +75,48 @@ class StageFolder:
         return lock
 
     def move_aside(self) -> Path | None:
-        """Make room for a new run; returns where the former one is now, if there was one."""
+        """Move an earlier run aside; return its new path, if there was one."""
         return move_aside(self.path)
 
-    # ------------------------------------------------------------ which run of W&B it is
+    # ------------------------------------------------------------ the W&B run
 
     @property
     def _tracked(self) -> Path:
         return self.path / "wandb-run.json"
 
     def track(self, run: str) -> None:
-        """Remember the id of the run in W&B, for those who resume."""
+        """Store the id of the W&B run, so that a resumed run continues it."""
         write_json(self._tracked, {"id": run})
 
     def tracked(self) -> str | None:
-        """What `track` remembered."""
+        """Return the id that `track` stored."""
         return str(json.loads(self._tracked.read_text(encoding="utf-8"))["id"]) if self._tracked.is_file() else None
 
-    # ------------------------------------------------------------ whether the work is done
+    # ------------------------------------------------------------ the record of a finished training
 
     @property
     def _record(self) -> Path:
         return self.path / "finished.json"
 
     def finished(self) -> dict[str, Any] | None:
-        """What `finish` recorded; None while training is not over."""
+        """Return what `finish` recorded; None if training has not finished."""
         if not self._record.is_file():
             return None
         outcome: dict[str, Any] = json.loads(self._record.read_text(encoding="utf-8"))
         return outcome
 
     def finish(self, epochs: int, updates: int, best: str, tested: bool, flops: float | None = None) -> None:
-        """Record that training came to its end (its budget, or early stopping).
+        """Record that training has finished (its budget is spent, or it was stopped early).
 
         Args:
             epochs, updates: how many were made.
-            best: path of the best checkpoint, empty where there is none.
-            tested: whether it was tested too.
-            flops: floating-point operations it cost, where they were counted.
+            best: path of the best checkpoint; empty if there is none.
+            tested: whether it has been tested.
+            flops: FLOPs of the training, if they were counted.
         """
         record = {"epochs": epochs, "updates": updates, "best": best, "tested": tested, "flops": flops}
         write_json(self._record, record)
 
     def reopen(self) -> None:
-        """Training goes on."""
+        """Delete the record: training continues."""
         self._record.unlink(missing_ok=True)
-
-
-def comparison(report: Mapping[str, Any]) -> str:
-    """What `test.json` says, for people: metrics, beside those before this stage where there are any."""
-    before = report.get("before", {}).get("metrics")
-    split = {"val": "validation"}.get(prefix := next(iter(report["metrics"])).split("/")[0], prefix)
-    lines = [f"{split} metrics at depth {report['depth']}" + (" before and after RPT" if before else "")]
-    for name, value in report["metrics"].items():
-        label = f"  {name.rpartition('/')[2]:<10}"
-        if before:
-            change = f"{value / before[name] - 1:+.1%}" if before[name] else ""
-            lines.append(f"{label} {before[name]:.4f} -> {value:.4f}  {change}")
-        else:
-            lines.append(f"{label} {value:.4f}")
-    return "\n".join(lines)

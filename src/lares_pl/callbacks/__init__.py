@@ -1,1 +1,1 @@
-"""What a run shows and keeps while it runs."""
+"""Lightning callbacks and the W&B logger: progress, tracking, FLOPs, depth sweep, shutdown, predictions."""

@@ -1,4 +1,4 @@
-"""The whole resolved configuration of a run, kept beside it and sent to W&B, once."""
+"""The resolved configuration of a run, saved in its folder and sent to W&B once."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lares_pl.atomic_io import write_text
 from lares_pl.runs import StageFolder
 
 
-class ConfigRecord(SaveConfigCallback):
-    """Writes `config.yaml` into the run's folder and gives the configuration to W&B.
+class ConfigSaver(SaveConfigCallback):
+    """Writes `config.yaml` to the run's folder and logs the configuration to W&B.
 
     Args:
         parser: the subcommand's parser.
         config: its configuration.
-        resolved: what to record of it: everything as it was asked for, before this run's own paths were filled in.
-        folder: the run's folder; None where nothing is to be written (validate, test, predict).
+        resolved: the configuration to save: as requested, before this run's own paths were filled in.
+        folder: the run's folder; None writes no file (validate, test, predict).
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The depth sweep: what each further step of reasoning brings, as a chart and as a CSV."""
+"""The depth sweep: metrics by reasoning depth, as a chart and as a CSV."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from lares_pl.atomic_io import write_text
 from lares_pl.callbacks.tracking import Wandb
 from lares_pl.errors import LaresError
 from lares_pl.evaluation.depths import metrics_by_depth
-from lares_pl.stages.base import CUTOFFS, RankingStage
+from lares_pl.stages.base import CUTOFFS, BaseStage
 
 CHARTS = ("ndcg@10", "recall@10")
 
 
 class DepthSweep(Callback):
-    """Behind a test: metrics at depths 1 to `reach` times the mean depth, from one rollout a batch.
+    """After a test, computes metrics at depths 1 to `reach` times the mean depth, from one rollout per batch.
 
-    W&B gets the table `depth_sweep/table` and line charts of NDCG@10 and Recall@10, by split; the CSV has the same rows. A
-    model without recurrence is left alone, and so is a test whose numbers would be kept nowhere.
+    W&B gets the table `depth_sweep/table` and line charts of NDCG@10 and Recall@10, by split; the CSV has the same rows. The
+    sweep is skipped for a model without recurrence, and if there is nowhere to write its results.
 
     Args:
-        reach: the greatest depth, in mean depths.
-        splits: what is ranked: `val` (to choose a depth by), `test`.
-        path: the CSV; on the command line `depth-sweep.csv` in the stage's folder. None writes none.
+        reach: the greatest depth, as a multiple of the mean depth.
+        splits: the evaluated splits: `val` (to choose a depth), `test`.
+        path: the CSV file; None: none, or on the command line `depth-sweep.csv` in the stage's folder.
     """
 
     def __init__(self, reach: int = 4, splits: Sequence[Literal["val", "test"]] = ("val", "test"), path: str | None = None):
@@ -42,8 +42,8 @@ class DepthSweep(Callback):
         self.path = path
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sweep, on all processes; the first one keeps what they found."""
-        assert isinstance(pl_module, RankingStage)
+        """Run the sweep on all processes; the first one writes the results."""
+        assert isinstance(pl_module, BaseStage)
         loggers = [logger for logger in trainer.loggers if isinstance(logger, Wandb)]
         deepest = self.reach * pl_module.backbone_config.depth.evaluation_depth
         trial: bool = trainer.fast_dev_run  # type: ignore[attr-defined]
@@ -52,7 +52,8 @@ class DepthSweep(Callback):
         rows: list[dict[str, Any]] = []
         for split in self.splits:
             with trainer.precision_plugin.test_step_context():
-                found = metrics_by_depth(pl_module, self._batches(trainer, split), range(1, deepest + 1), CUTOFFS)
+                batches, depths = self._batches(trainer, split), range(1, deepest + 1)
+                found = metrics_by_depth(pl_module.backbone, batches, depths, CUTOFFS, pl_module.excluded)
             rows += [{"split": split, **row, "depth": int(row["depth"])} for row in found]
         if trainer.is_global_zero:
             self._keep(rows, loggers)

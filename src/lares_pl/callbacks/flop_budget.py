@@ -1,4 +1,4 @@
-"""What training costs in operations, so that two ways of training can be compared at the same cost."""
+"""FLOPs of training, and a budget of them, so that two ways of training can be compared at equal cost."""
 
 from __future__ import annotations
 
@@ -16,63 +16,64 @@ from torch.utils.flop_counter import FlopCounterMode
 from lares_pl.errors import LaresError
 
 
-class Cost(Callback):
-    """Estimates the floating-point operations of training; ends it where another run's are spent.
+class FlopBudget(Callback):
+    """Estimates the FLOPs of training, and optionally ends it when those of another run are spent.
 
-    Operations do not depend on the machine or on who else is at work on it, as seconds do. PyTorch's counter counts those of
-    products of matrices and of attention, forwards and backwards, which are nearly all; FFTs it does not know. It slows what it
-    counts, so one batch in `every` is counted and stands for all of them; what comes before the first (RPT's pruning) is
-    counted whole. Validation is left out. Processes add up what each of them counted, so that all know the same number and
-    stop behind the same update. A batch that is counted runs without `torch.compile` (`compile_core`), the others with it.
+    Unlike seconds, FLOPs do not depend on the machine or its load. PyTorch's counter includes matrix products and attention,
+    forward and backward, which are nearly all; it does not include FFTs. Counting slows training, so only one batch in `every`
+    is counted and represents the others; the work before the first batch (RPT's pruning) is counted in full, validation is
+    not. The counts of all processes are added, so that all know the same number and stop after the same update. A counted batch
+    runs without `torch.compile` (`compile_core`), the others with it.
 
-    Logged as `train/tflops` (10^12 operations since the start, of all processes) and kept in `finished.json`; not so by a run
-    that goes on from a checkpoint that did not count, which warns.
+    The number is logged as `train/tflops` (10^12 FLOPs since the start, of all processes) and stored in `finished.json`. A run
+    resumed from a checkpoint that did not count does neither, and warns.
 
     Args:
-        every: of so many batches one is counted (an update has `accumulate_grad_batches` of them).
-        like: stop when this run's operations are spent: its `finished.json`, or a stage of the same run by name. None: never.
+        every: one batch in this many is counted (an update has `accumulate_grad_batches` batches).
+        match: end training when the FLOPs of this run are spent: its `finished.json`, or a stage of the same run by name.
+            None: no budget.
     """
 
-    def __init__(self, every: int = 10, like: str | None = None) -> None:
+    def __init__(self, every: int = 10, match: str | None = None) -> None:
         if every < 1:
-            raise LaresError(f"Cost: every must be at least 1, got {every}")
+            raise LaresError(f"FlopBudget: every must be at least 1, got {every}")
         self.every = every
-        self.like = like
-        self.flops: float | None = 0.0  # None: not known
-        self._before = 0.0  # operations of all processes before the first update
-        self._counted, self._batches = 0.0, 0  # operations of the batches that were counted, of all processes, and their number
-        if like is not None and like.endswith(".json"):
-            spent(Path(like))  # what is missing is said before the run's folder is claimed
+        self.match = match
+        self.flops: float | None = 0.0  # None: unknown
+        self._before = 0.0  # FLOPs of all processes before the first update
+        self._counted, self._batches = 0.0, 0  # FLOPs of the counted batches, of all processes, and their number
+        if match is not None and match.endswith(".json"):
+            spent(Path(match))  # raises before the run's folder is locked
         self._budget = float("inf")
         self._at_work = ExitStack()
         self._counter: FlopCounterMode | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Read the budget, which the first process tells the others.
+        """Read the budget in the first process and broadcast it.
 
         Raises:
-            LaresError: if the run to be like is not over, or did not count its cost.
+            LaresError: if the run to match has not finished, or did not count its FLOPs.
         """
-        if stage == "fit" and self.like is not None:
-            self._budget = trainer.strategy.broadcast(spent(Path(self.like)))
+        if stage == "fit" and self.match is not None:
+            self._budget = trainer.strategy.broadcast(spent(Path(self.match)))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on with."""
+        """Return the state that a resumed run continues with."""
         return {"flops": self.flops, "counted": self._counted, "updates": self._batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Continue from a saved state."""
         self.flops, self._counted, self._batches = state_dict["flops"], state_dict["counted"], state_dict["updates"]
 
     # ------------------------------------------------------------ counting
 
     def _count(self) -> None:
-        # compiled, products would be hidden from the counter, and what is first called under it would never be compiled
+        # the counter does not see compiled products, and code first called under it would never be compiled
         self._at_work.enter_context(torch.compiler.set_stance("force_eager"))
         self._counter = self._at_work.enter_context(FlopCounterMode(display=False))
 
     def _counted_since(self, trainer: Trainer) -> float | None:
-        """Operations of all processes since `_count`, the same number on each; None where it was not called."""
+        """FLOPs of all processes since `_count`, the same number on each; None if it was not called."""
         if (counter := self._stop_counting()) is None:
             return None
         own = float(counter.get_total_flops())
@@ -87,18 +88,18 @@ class Cost(Callback):
         return counter
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What a stage does before its first update."""
+        """Count the work of a stage before its first update."""
         self._count()
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validation is left out, also the one before training."""
+        """Stop counting: validation is not included."""
         self._before = self._counted_since(trainer) or 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Updates begin; a resumed run did the rest before.
+        """Set the FLOPs before the first update, unless the run is resumed.
 
         Raises:
-            LaresError: if nobody knows what a run with a budget spent before.
+            LaresError: if a resumed run has a budget and the FLOPs spent before are unknown.
         """
         before = self._counted_since(trainer)
         if trainer.global_step == 0:
@@ -107,22 +108,24 @@ class Cost(Callback):
             self._lose(trainer)
 
     def _lose(self, trainer: Trainer) -> None:
-        """What it cost until here was not counted."""
+        """Handle a resumed run whose FLOPs so far were not counted."""
         self.flops = None
-        lost = f"Cost: {trainer.ckpt_path or 'training'} did not count what its {trainer.global_step} updates cost"
-        if self.like is not None:
-            raise LaresError(f"{lost}: no saying when the budget is spent. Start anew without --ckpt_path, or leave out `like`")
-        rank_zero_warn(f"{lost}: the cost of the whole run will not be known (`flops` is null in finished.json)")
+        lost = f"FlopBudget: {trainer.ckpt_path or 'training'} did not count what its {trainer.global_step} updates cost"
+        if self.match is not None:
+            raise LaresError(
+                f"{lost}, so the rest of the budget is unknown. Start a new run without --ckpt_path, or leave out `match`"
+            )
+        rank_zero_warn(f"{lost}: the FLOPs of the whole run will be unknown (`flops` is null in finished.json)")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Count this one? The first of all in any case, also where a resumed run begins inside an epoch."""
+        """Decide whether to count this batch: always the first, also of a run resumed within an epoch."""
         if self._batches == 0 or batch_idx % self.every == 0:
             self._count()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add what it cost, or what those that were counted cost on the average."""
+        """Add the FLOPs of the batch: counted, or the average of the counted batches."""
         of_all = self._counted_since(trainer)
         if of_all is not None:
             self._counted, self._batches = self._counted + of_all, self._batches + 1
@@ -134,28 +137,28 @@ class Cost(Callback):
             trainer.should_stop = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave no counter behind, also where no batch was left to train."""
+        """Remove the counter, also if there was no batch to train on."""
         self._stop_counting()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave no counter behind."""
+        """Remove the counter."""
         self._stop_counting()
 
 
 def spent(record: Path) -> float:
-    """Operations that a finished run cost.
+    """Return the FLOPs of a finished run.
 
     Raises:
-        LaresError: if it is not over, or did not count them.
+        LaresError: if it has not finished, or did not count them.
     """
     run, stage = record.absolute().parent.parent.name, record.absolute().parent.name
     train = f"`lares fit --config {stage}.yaml --run {run}`, to its end"
     if not record.is_file():
-        raise LaresError(f"Cost: no finished run at {record.parent} whose cost could be spent: train it first, {train}")
+        raise LaresError(f"FlopBudget: no finished run at {record.parent} to match: train it first, {train}")
     flops = json.loads(record.read_text(encoding="utf-8")).get("flops")
     if flops is None:
         raise LaresError(
-            f"Cost: {record.parent} did not count what it cost, or not from its start: train it with the callback Cost of "
-            f"rpt.yaml, {train}"
+            f"FlopBudget: {record.parent} did not count what it cost, or not from its start: train it with the callback "
+            f"FlopBudget of rpt.yaml, {train}"
         )
     return float(flops)

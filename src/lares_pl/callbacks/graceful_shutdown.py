@@ -1,4 +1,4 @@
-"""All processes of a run do the same: they start from the same checkpoint and stop after the same update."""
+"""Coordinated start and shutdown: all processes start from the same checkpoint and stop after the same update."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lares_pl.errors import LaresError
 
 @contextmanager
 def terminated_is_not_success() -> Iterator[None]:
-    """Exit 143 after SIGTERM, as the shell says of a terminated process; Lightning saves a checkpoint and would exit 0."""
+    """Exit with status 143 after SIGTERM, as shells report it; Lightning saves a checkpoint and would exit with 0."""
     try:
         yield
     except SIGTERMException:
@@ -35,33 +35,33 @@ def terminated_is_not_success() -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """A process that was started by another one as part of a run is killed when that one dies, however it dies (on Linux).
+    """Have the kernel kill a process that another one started for a run when that one dies, for whatever reason (on Linux).
 
-    Without it those that wait for the first process of a run to meet them would wait for half an hour where it was killed.
+    Otherwise the processes that wait for a killed first process in a collective would wait for half an hour.
     """
     libc = ctypes.CDLL(None)
     if "LOCAL_RANK" in os.environ and hasattr(libc, "prctl"):
         libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-class Together(Callback):
-    """SIGTERM, on whichever processes it arrives, stops training on all of them behind the same whole update.
+class GracefulShutdown(Callback):
+    """Stops training on all processes after the same complete update when any of them receives SIGTERM.
 
-    Lightning's own handler talks to the other processes from inside the signal handler, in the middle of whatever they
-    exchange, and waits for ever where they are elsewhere; it stops between the batches that make up one update
-    (`accumulate_grad_batches`), and inside a validation, which a resumed run does not make up for. Here a signal is only
-    remembered; after each update and each validation all agree whether any of them got one. Then Lightning is told, which
-    ends the run with its `SIGTERMException`, for which `ModelCheckpoint(save_on_exception=True)` saves.
+    Lightning's own handler communicates with the other processes inside the signal handler, in the middle of another
+    collective, and can wait forever; it also stops between the batches of one update (`accumulate_grad_batches`), and inside a
+    validation, which a resumed run does not repeat. Here the handler only sets a flag; after each update and each validation
+    the processes agree whether any flag is set. Then Lightning's own flag is set, which ends the run with `SIGTERMException`,
+    for which `ModelCheckpoint(save_on_exception=True)` saves.
 
     In `validate`, `test` and `predict` there is nothing to save: SIGTERM ends the process at once.
     """
 
     def __init__(self) -> None:
-        self._asked = False  # this process got the signal
+        self._asked = False  # this process received the signal
         self._trainer: Trainer | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that all processes start alike.
+        """Check that all processes start from the same checkpoint.
 
         Raises:
             LaresError: on all processes, if some found a checkpoint to resume from and others did not.
@@ -74,13 +74,13 @@ class Together(Callback):
             raise LaresError(
                 f"process {trainer.global_rank} would start from {mine or 'no checkpoint'}, the first one from "
                 f"{first or 'no checkpoint'}: the folder of the run must be the same for all processes (on a shared file "
-                "system; one that is slow to show new files is read right a minute later). Nothing was changed: start again"
+                "system; if new files appear on it with a delay, wait a minute). Nothing was changed: run the command again"
             )
 
     # ------------------------------------------------------------ training
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take Lightning's place, which it takes itself just before; it restores what was there when the run ends."""
+        """Replace the signal handler that Lightning has just set; it restores the previous one when the run ends."""
         self._asked = False
         signal.signal(signal.SIGTERM, self._remember)
 
@@ -90,12 +90,12 @@ class Together(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Behind a whole update: agree."""
+        """After a complete update: agree on stopping."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             self._agree(trainer)
 
     def _agree(self, trainer: Trainer) -> None:
-        """Not between two epochs: with `max_steps` Lightning does not resume there exactly; the next update does."""
+        """Agree, but not between two epochs: with `max_steps` Lightning does not resume exactly there."""
         if not trainer.is_last_batch:
             self._decide(trainer)
 
@@ -103,10 +103,10 @@ class Together(Callback):
         stop = trainer.strategy.reduce_boolean_decision(self._asked, all=False)
         self._tell(trainer, stop)
         if stop and (started := getattr(trainer.strategy.launcher, "procs", None)):
-            started.clear()  # Lightning's watch over processes that it started would kill this one when they end with 143
+            started.clear()  # otherwise Lightning kills this process when those it started exit with 143
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Behind the last update: what comes next reads `trainer.received_sigterm`."""
+        """After the last update: agree, for code that reads `trainer.received_sigterm`."""
         self._decide(trainer)
 
     @staticmethod
@@ -114,14 +114,14 @@ class Together(Callback):
         trainer._signal_connector.received_sigterm = stop
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A validation inside training is finished first."""
+        """Let a validation during training finish first."""
         if trainer.state.fn == TrainerFn.FITTING:
             self._tell(trainer, False)
         else:
             self._end_at_once(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Behind a validation: agree."""
+        """After a validation: agree on stopping."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._agree(trainer)
 
@@ -140,7 +140,7 @@ class Together(Callback):
         signal.signal(signal.SIGTERM, self._end)
 
     def _end(self, signum: int, frame: FrameType | None) -> None:
-        """End as a process without a handler does, and with it those that Lightning started."""
+        """End like a process without a handler, together with the processes that Lightning started."""
         if self._trainer is not None and self._trainer.strategy.launcher is not None:
             self._trainer.strategy.launcher.kill(signum)
         signal.signal(signum, signal.SIG_DFL)

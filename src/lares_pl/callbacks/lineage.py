@@ -1,8 +1,7 @@
-"""Where a run's weights and data come from and what became of them, as artifacts of W&B.
+"""The lineage of a run, as W&B artifacts: its dataset, its initial checkpoint and its best checkpoint.
 
-An artifact is known by the checksums of its files, not by where they lie: the dataset that two runs read, or the checkpoint
-that SPT logs and RPT starts from, is the same version of the same artifact, also where both runs are kept offline and sent
-later.
+An artifact is identified by the checksums of its files, not by their path: the dataset of two runs, or the checkpoint that SPT
+logs and RPT starts from, is the same version of the same artifact, also if both runs are offline and synchronised later.
 """
 
 from __future__ import annotations
@@ -17,31 +16,31 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from lares_pl.callbacks.tracking import Wandb
-from lares_pl.stages.base import RankingStage
+from lares_pl.stages.base import BaseStage
 from lares_pl.stages.checkpoint import read_checkpoint
 
 Keeping = Literal["reference", "upload"]
 
 
 class Lineage(Callback):
-    """Tells W&B which dataset and which checkpoint a fit starts from, and which checkpoint was its best.
+    """Logs to W&B the dataset and the checkpoint that a fit starts from, and its best checkpoint.
 
-    What is sent of them the logger says (`Wandb(dataset=…, checkpoint=…)`); without one nothing happens.
+    The logger determines what is sent (`Wandb(dataset=…, checkpoint=…)`); without one nothing happens.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Inputs."""
-        assert isinstance(pl_module, RankingStage)
+        """Log the inputs."""
+        assert isinstance(pl_module, BaseStage)
         for logger in _loggers(trainer):
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             if logger.dataset != "off":
                 logger.use(dataset_artifact(Path(data.dataset_path), logger.dataset))
-            source = pl_module.started_from
+            source = pl_module.initial_checkpoint
             if logger.checkpoint != "off" and source is not None and Path(source).is_file():
                 logger.use(checkpoint_artifact(Path(source), logger.checkpoint))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Output."""
+        """Log the output."""
         keeper = trainer.checkpoint_callback
         best = keeper.best_model_path if isinstance(keeper, ModelCheckpoint) else ""
         for logger in _loggers(trainer):
@@ -50,16 +49,16 @@ class Lineage(Callback):
 
 
 def _loggers(trainer: Trainer) -> list[Wandb]:
-    """Those that write: on the first process."""
+    """The W&B loggers; only the first process has any."""
     return [logger for logger in trainer.loggers if isinstance(logger, Wandb)] if trainer.is_global_zero else []
 
 
 def checkpoint_artifact(path: Path, keeping: Keeping) -> wandb.Artifact:
-    """A checkpoint; its name is that of run and stage, as in `runs/RUN/STAGE/checkpoints/best.ckpt`.
+    """Return the artifact of a checkpoint, named after run and stage, as in `runs/RUN/STAGE/checkpoints/best.ckpt`.
 
     Args:
         path: the file.
-        keeping: `reference`: its place, size and checksum; `upload`: the file too.
+        keeping: `reference`: its path, size and checksum; `upload`: also the file.
     """
     folder = path.absolute().parent
     name = f"{folder.parents[1].name}-{folder.parent.name}" if folder.name == "checkpoints" else path.stem
@@ -69,7 +68,7 @@ def checkpoint_artifact(path: Path, keeping: Keeping) -> wandb.Artifact:
 
 
 def dataset_artifact(folder: Path, keeping: Keeping) -> wandb.Artifact:
-    """A prepared dataset without what is made again from it; its counts, filters and sources are metadata.
+    """Return the artifact of a prepared dataset, without its cache; its counts, filters and sources are metadata.
 
     Args:
         folder: its directory.

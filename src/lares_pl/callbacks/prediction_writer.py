@@ -15,18 +15,18 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lares_pl.atomic_io import appearing, check_free
+from lares_pl.atomic_io import atomic_write, check_free
 from lares_pl.data.dataset.prepared import Instances, SequenceDataset
 
 
 class PredictionWriter(Callback):
-    """Gathers what every process predicts, batch by batch, and writes one file: a row a user, in the order of the dataset.
+    """Gathers the predictions of all processes, batch by batch, and writes one file: one row per user, in dataset order.
 
-    Columns: `user_id`, `item_ids` (best first) and `scores`. The file appears whole or not at all.
+    Columns: `user_id`, `item_ids` (best first) and `scores`. The file is written atomically.
 
     Args:
         path: the file.
-        overwrite: whether a file that is there may be replaced.
+        overwrite: whether an existing file may be replaced.
     """
 
     def __init__(self, path: str, overwrite: bool = False) -> None:
@@ -39,22 +39,22 @@ class PredictionWriter(Callback):
         self._rows = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse to write over a file before any work is done."""
+        """Check that the file may be written, before any work is done."""
         if stage == "predict":
             check_free(self.path, self.overwrite)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin the file under a temporary name."""
+        """Open the file under a temporary name."""
         if trainer.is_global_zero:
-            self._temporary = self._file.enter_context(appearing(self.path))
+            self._temporary = self._file.enter_context(atomic_write(self.path))
             self._instances = trainer.datamodule.predict_dataloader().instances  # type: ignore[attr-defined]
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Gather the batches of all processes, which follow one another in the dataset, and write them."""
-        # every process has equally many rows (the last ones may only fill up), so shapes agree
-        readers = pl_module.readers  # with a sharded catalogue those that share it predict the same
+        """Gather the batches of all processes, which are consecutive in the dataset, and write them."""
+        # every process has the same number of rows (the last ones may be padding), so shapes agree
+        readers = pl_module.data_parallel_group  # the processes that share a sharded catalogue predict the same
         gathered = [cast(Tensor, pl_module.all_gather(part, group=readers)) for part in outputs]
         if not trainer.is_global_zero:
             return
@@ -69,24 +69,24 @@ class PredictionWriter(Callback):
         self._rows += table.num_rows
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the file appear."""
+        """Rename the file to its final name."""
         if trainer.is_global_zero:
             self._file.close()
             rank_zero_info(f"wrote {self._rows:,} rankings to {self.path}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave nothing half-written."""
+        """Delete the incomplete file."""
         self._file.__exit__(type(exception), exception, exception.__traceback__)
 
 
 def predictions_table(predicted: SequenceDataset, users: np.ndarray, items: Tensor, scores: Tensor) -> pa.Table:
-    """Rankings with original ids; places that no item was left for are dropped.
+    """Convert rankings to a table with original ids; entries without an item are dropped.
 
     Args:
-        predicted: whose users they are.
+        predicted: the dataset of the users.
         users: user of each row, `[U]`.
         items: item indices, `[U, k]`.
-        scores: `[U, k]`, -inf where no item was left.
+        scores: `[U, k]`, -inf for an entry without an item.
     """
     real = torch.isfinite(scores)
     offsets = pa.array(torch.cat([torch.zeros(1, dtype=torch.int64), real.sum(dim=1).cumsum(0)]).int().numpy())

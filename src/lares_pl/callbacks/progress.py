@@ -1,4 +1,4 @@
-"""Progress for people: a bar on a terminal, plain lines in a log file."""
+"""Progress: a bar on a terminal, plain lines in a log file."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _SHOWN = {"loss": "train/loss", "depth": "train/depth", "reward": "train/reward"
 
 
 def shown_metrics(trainer: Trainer) -> dict[str, str]:
-    """What is worth a glance: loss, depth, reward (RPT) and validation NDCG@10, as text."""
+    """Return the displayed metrics as text: loss, depth, reward (RPT) and validation NDCG@10."""
     metrics = trainer.callback_metrics
     return {label: f"{float(metrics[name]):.4g}" for label, name in _SHOWN.items() if name in metrics}
 
 
 def total_updates(trainer: Trainer) -> int | None:
-    """Number of batches until training must end; None where it has no bound."""
+    """Return the number of batches after which training must end; None if it is unbounded."""
     per_epoch = trainer.num_training_batches
     by_epochs = None
     if trainer.max_epochs not in (None, -1) and per_epoch != float("inf"):
@@ -40,8 +40,8 @@ def clock(seconds: float) -> str:
 class Progress(ProgressBar):
     """Shows loss, depth, validation NDCG@10 and the time left.
 
-    On a terminal it draws one bar for the whole training; where the output goes to a file it prints a plain line every
-    `every` seconds and after each validation.
+    On a terminal it draws one bar for the whole training; if the output is a file it prints a plain line every `every` seconds
+    and after each validation.
 
     Args:
         every: seconds between plain lines.
@@ -75,7 +75,7 @@ class Progress(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move on."""
+        """Advance."""
         if self._bar is not None:
             self._bar.set_postfix(shown_metrics(trainer), refresh=False)
             self._bar.update(1)
@@ -83,7 +83,7 @@ class Progress(ProgressBar):
             self._print_line(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A line for each validation."""
+        """Print a line after each validation."""
         if self._bar is None and self._enabled and not trainer.sanity_checking and trainer.state.fn == "fit":
             self._print_line(trainer, pl_module)
 
@@ -94,7 +94,7 @@ class Progress(ProgressBar):
             self._bar = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the terminal clean."""
+        """Close the bar."""
         self.on_train_end(trainer, pl_module)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Weights & Biases that works with and without an account."""
+"""Weights & Biases, with and without an account."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
-STEP = "trainer/global_step"  # of W&B's charts: updates made
+STEP = "trainer/global_step"  # the x axis of W&B's charts: updates
 
 
 def has_account() -> bool:
-    """Whether a key or a login of W&B is at hand."""
+    """Whether there is an API key or a login for W&B."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url).netloc
@@ -33,18 +33,18 @@ def has_account() -> bool:
 
 
 class Wandb(WandbLogger):
-    """Lightning's W&B logger that is online with an account and keeps an offline run without one; it never prompts.
+    """Lightning's W&B logger: online with an account, offline without one; it never prompts.
 
-    `WANDB_MODE`, where set, decides instead. An offline run is sent later with `wandb sync DIR`.
+    `WANDB_MODE` overrides this if set. An offline run is uploaded later with `wandb sync DIR`.
 
     Args:
         project: W&B project.
-        name: name of the run; `RUN-STAGE` where None.
-        save_dir: where the run is kept; the stage's folder where None.
-        group: group of the run; the name of `--run` where None, so that the stages of one run stand together.
-        id: id of the run, to go on in it; the command line gives a resumed run the one it had.
+        name: name of the run; None: `RUN-STAGE`.
+        save_dir: folder of the run; None: the stage's folder.
+        group: group of the run; None: the name of `--run`, so that the stages of one run are grouped.
+        id: id of a run to continue; the command line sets it for a resumed run.
         checkpoint: the best checkpoint and the one a stage starts from as artifacts (with the callback `Lineage`, which the
-            command line adds): `reference` sends name, checksum and place, `upload` the file too, `off` nothing.
+            command line adds): `reference` sends name, checksum and path, `upload` also the file, `off` nothing.
         dataset: the prepared dataset as an artifact, likewise.
     """
 
@@ -60,7 +60,7 @@ class Wandb(WandbLogger):
     ) -> None:
         mode = os.environ.get("WANDB_MODE")
         if mode == "":
-            del os.environ["WANDB_MODE"]  # W&B takes the empty word for a mode
+            del os.environ["WANDB_MODE"]  # W&B would take the empty string as a mode
         offline = mode in ("offline", "dryrun") if mode else not has_account()
         self.checkpoint = checkpoint
         self.dataset = dataset
@@ -71,7 +71,7 @@ class Wandb(WandbLogger):
             offline=offline,
             id=id,
             group=group,
-            settings=wandb.Settings(init_timeout=30),  # seconds until an unreachable server is given up
+            settings=wandb.Settings(init_timeout=30),  # seconds to wait for an unreachable server
         )
         self._wandb_init.pop("anonymous", None)  # Lightning passes it on; W&B warns that it has no effect
         if offline:
@@ -79,7 +79,7 @@ class Wandb(WandbLogger):
 
     @property
     def experiment(self) -> Any:
-        """The W&B run; falls back to an offline run where the server can't be reached."""
+        """The W&B run; falls back to an offline run if the server can't be reached."""
         from wandb.errors import CommError, UsageError
 
         if self._experiment is not None or rank_zero_only.rank > 0:  # type: ignore[attr-defined]
@@ -96,12 +96,12 @@ class Wandb(WandbLogger):
             run = super().experiment
         run.define_metric("train/*", step_metric=STEP)
         run.define_metric("val/*", step_metric=STEP)
-        run.define_metric("val/ndcg@10", step_metric=STEP, summary="max")  # the best checkpoint's, what a sweep looks for
+        run.define_metric("val/ndcg@10", step_metric=STEP, summary="max")  # the best checkpoint's, which sweeps maximise
         return run
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Training and validation by update; a test is no curve and stands in the summary."""
+        """Log training and validation metrics by update; put test metrics into the summary."""
         tested = {name: value for name, value in metrics.items() if name.startswith("test/")}
         if not tested:
             super().log_metrics(metrics, step)
@@ -109,12 +109,12 @@ class Wandb(WandbLogger):
         self.experiment.summary.update(tested)
 
     def use(self, artifact: wandb.Artifact) -> None:
-        """Record that the run reads an artifact, which W&B knows by its checksums or gets to know now."""
+        """Record that the run uses an artifact, which is logged if W&B does not have it."""
         run = self.experiment
-        if self._offline:  # W&B's `use_artifact` refuses without a server what it would write, and what `wandb sync` sends
+        if self._offline:  # `use_artifact` refuses to work offline, although `wandb sync` uploads such records
             run._log_artifact(artifact, aliases=[], is_user_created=True, use_after_commit=True)
             return
         try:
             run.use_artifact(artifact)
-        except (wandb.Error, ValueError) as error:  # a run goes on without it
-            rank_zero_warn(f"W&B did not take the artifact {artifact.name}: {error}")
+        except (wandb.Error, ValueError) as error:  # the run continues without it
+            rank_zero_warn(f"W&B did not accept the artifact {artifact.name}: {error}")

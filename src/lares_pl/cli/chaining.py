@@ -1,4 +1,4 @@
-"""How the stages follow one another: which checkpoint a `fit` resumes or starts from, and what it takes from it."""
+"""Chaining of the stages: which checkpoint a `fit` resumes or starts from, and which settings it takes from it."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from jsonargparse import Namespace, dict_to_namespace
 from lightning.pytorch.utilities import rank_zero_info
 
 from lares_pl.errors import LaresError
-from lares_pl.model.backbone import BackboneConfig
+from lares_pl.model.architecture import BackboneConfig
+from lares_pl.parsing import from_plain
 from lares_pl.runs import BEST, RUNS, StageFolder
-from lares_pl.serialization import from_plain, import_class, to_plain
+from lares_pl.serialization import import_class, to_plain
 from lares_pl.stages.checkpoint import StageCheckpoint, read_checkpoint
 from lares_pl.stages.rpt import RPT
 
 
 def resolve_checkpoint(config: Namespace, folder: StageFolder) -> dict[str, Any] | None:
-    """`ckpt_path: last` is this run's last checkpoint; `auto` is that where there is one, and a new run where there is none.
+    """Resolve `ckpt_path`: `last` is the last checkpoint of this run; `auto` is `last` if it exists, else a new run.
 
-    Processes start at different times, and each decides by itself: nothing that they look at changes before all of them
-    are there to train. (A new run moves the old folder away only where this very look found no checkpoint in it.)
+    Processes start at different times, and each decides by itself: nothing they look at changes before all of them have
+    started. (A new run moves the old folder aside only if there was no checkpoint in it at this point.)
 
     Args:
         config: of `fit`; its `ckpt_path` becomes a path, or None.
         folder: of the stage.
 
     Returns:
-        With `auto`, the record of a training that is over; None where there is training to do.
+        With `auto`, the record of a finished training; None if there is training to do.
     """
     asked = config.get("ckpt_path")
     if asked not in ("auto", "last"):
@@ -37,29 +38,29 @@ def resolve_checkpoint(config: Namespace, folder: StageFolder) -> dict[str, Any]
     config.ckpt_path = str(folder.last) if there or asked == "last" else None
     if asked == "last" or not there:
         return None
-    config.model.init_args["init_from"] = None  # of the first start
+    config.model.init_args["init_from"] = None  # it applied to the first start of the run
     finished = folder.finished()
     if finished is not None and (finished["tested"] or not config.test_after_fit):
         rank_zero_info(
             f"{folder.path} is finished ({finished['updates']:,} updates, {finished['epochs']:,} epochs): "
-            "nothing to do. Choose another --run to start anew; to train on, raise the budget and say --ckpt_path last"
+            "nothing to do. Choose another --run to start over; to continue training, raise the budget and set --ckpt_path last"
         )
         sys.exit(0)
     return finished
 
 
 def join_stages(config: Namespace, folder: StageFolder) -> StageCheckpoint | None:
-    """`ckpt_path` resumes this very stage, `init_from` starts from weights; RPT takes the rest from SPT.
+    """Apply `ckpt_path`, which resumes this stage, or `init_from`, which starts from weights; RPT takes its settings from SPT.
 
     Args:
-        config: of `fit`; takes dataset, history length and architecture of the checkpoint that the run starts from.
+        config: of `fit`; set to the dataset, history length and architecture of the checkpoint that the run starts from.
         folder: of the stage.
 
     Returns:
         The checkpoint to resume; None for a new run.
 
     Raises:
-        LaresError: if there is no such checkpoint, or it is of another kind than what is asked for.
+        LaresError: if the checkpoint does not exist, or is of another stage than requested.
     """
     arguments = config.model.init_args
     name = config.model.class_path.rsplit(".", 1)[-1]
@@ -67,17 +68,17 @@ def join_stages(config: Namespace, folder: StageFolder) -> StageCheckpoint | Non
         if arguments.get("init_from") is not None:
             raise LaresError(
                 "--ckpt_path and --model.init_from exclude each other: --ckpt_path resumes an interrupted run where it "
-                "stopped, --model.init_from starts a new run from the weights of another. Give the one you mean."
+                "stopped, --model.init_from starts a new run from the weights of another. Give only one of them."
             )
         checkpoint = read_checkpoint(config.ckpt_path)
         if checkpoint.stage_name != name:
             raise LaresError(
                 f"--ckpt_path {config.ckpt_path} is a checkpoint of {checkpoint.stage_name} and resumes only a run of "
-                f"{checkpoint.stage_name}; to start {name} from its weights say --model.init_from {config.ckpt_path}"
+                f"{checkpoint.stage_name}; to start {name} from its weights use --model.init_from {config.ckpt_path}"
             )
         if not checkpoint.resumable:
             raise LaresError(
-                f"--ckpt_path {config.ckpt_path} holds weights alone, no run to resume; to start from its weights say "
+                f"--ckpt_path {config.ckpt_path} contains only weights, no run to resume; to start from its weights use "
                 f"--model.init_from {config.ckpt_path}"
             )
         arguments["backbone"] = dict_to_namespace(checkpoint.settings["backbone"])
@@ -99,25 +100,25 @@ def join_stages(config: Namespace, folder: StageFolder) -> StageCheckpoint | Non
         arguments["init_from"] = str(RUNS / config.run / source / BEST)
         if not Path(arguments["init_from"]).is_file():
             raise LaresError(
-                f"{name} starts from the stage {source} of the run of the same name and there is none at "
+                f"{name} starts from the stage {source} of the same run, and there is none at "
                 f"{arguments['init_from']}: train it first (lares fit --config {source}.yaml --run {config.run}), "
-                "or name a checkpoint with --model.init_from"
+                "or give a checkpoint with --model.init_from"
             )
         source = arguments["init_from"]
     if folder.path.resolve() in Path(source).resolve().parents:
         raise LaresError(
-            f"--model.init_from {source} is a checkpoint of this very run ({folder.path}): to resume it say "
-            f"--ckpt_path {source}; to start anew from its weights choose another --run or --stage"
+            f"--model.init_from {source} is a checkpoint of this same run ({folder.path}): to resume it use "
+            f"--ckpt_path {source}; to start over from its weights choose another --run or --stage"
         )
     checkpoint = read_checkpoint(source)
     if named and not is_rpt:
         plain = (arguments["backbone"].as_dict(), to_plain(BackboneConfig()), checkpoint.settings["backbone"])
-        # parsed, all defaults are written out: two ways of writing one architecture are equal
+        # parsing fills in all defaults, so that two ways of writing one architecture compare equal
         asked, *same = (to_plain(from_plain(BackboneConfig, way, "backbone")) for way in plain)
         if asked not in same:
             raise LaresError(
-                f"{name} goes on with the model of {source}, architecture included; leave model.backbone out (and configs "
-                "that choose a block), or start from its weights alone with --model.init_from FILE"
+                f"{name} continues the model of {source}, architecture included; leave out model.backbone (and configs "
+                "that choose a block), or start from its weights only with --model.init_from FILE"
             )
     arguments["init_from"] = str(Path(source).absolute())
     if named or ("backbone" in arguments and arguments["backbone"] is None):
@@ -127,12 +128,12 @@ def join_stages(config: Namespace, folder: StageFolder) -> StageCheckpoint | Non
 
 
 def is_stage_name(text: str | None) -> bool:
-    """Whether this names a stage of a run, not a file: `spt`."""
+    """Whether this is the name of a stage of a run, such as `spt`, not a file."""
     return text is not None and "/" not in text and "." not in text
 
 
 def take_data(config: Namespace, checkpoint: StageCheckpoint) -> None:
-    """Dataset and history length of a checkpoint, where the configuration names none."""
+    """Take dataset and history length from a checkpoint if the configuration sets none."""
     for key, value in checkpoint.data.items():
         if config.data.get(key) is None:
             config.data[key] = value

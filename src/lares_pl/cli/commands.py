@@ -1,13 +1,69 @@
-"""What help says of `fit`, `validate`, `test` and `predict`, where Lightning's own words are not enough."""
+"""All commands: plain functions, and the four that Lightning runs."""
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class FunctionCommand:
+    """A command that is a plain function: its parameters are the options.
+
+    Args:
+        home: the function, as `module:name`.
+        text: what it does.
+        positional: whether required parameters are positional arguments.
+        one_list: whether all positional arguments are elements of one list.
+    """
+
+    home: str
+    text: str
+    positional: bool = True
+    one_list: bool = False
+
+    def load(self) -> Callable[..., Any]:
+        """Import the function."""
+        module, _, name = self.home.partition(":")
+        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        return function
+
+
+FUNCTIONS = {
+    "prepare": FunctionCommand("lares_pl.data.prepare.command:prepare", "turn raw interactions into a prepared dataset"),
+    "synthetic": FunctionCommand(
+        "lares_pl.data.synthetic:synthetic", "write the embedded demonstration data as raw interactions"
+    ),
+    "recommend": FunctionCommand(
+        "lares_pl.recommender.command:recommend", "rank the catalogue for histories never seen in training", positional=False
+    ),
+    "report": FunctionCommand(
+        "lares_pl.report.command:report", "report on trained runs: one HTML page with charts and tables", one_list=True
+    ),
+    "import-reference": FunctionCommand(
+        "lares_pl.reference.exchange:import_reference", "turn a checkpoint of the authors' release into one of ours"
+    ),
+    "export-reference": FunctionCommand(
+        "lares_pl.reference.exchange:export_reference", "turn a checkpoint of ours into one of the authors' release"
+    ),
+    "export": FunctionCommand(
+        "lares_pl.export.command:export", "write a checkpoint as an ONNX or PyTorch program that runs without this package"
+    ),
+    "config": FunctionCommand(
+        "lares_pl.cli.shipped_configs:config", "print a shipped config or script: lares config cluster.yaml"
+    ),
+    "completion": FunctionCommand(
+        "lares_pl.cli.completion:completion", "print a script that completes commands and options in bash, zsh or fish"
+    ),
+    "demo": FunctionCommand("lares_pl.cli.demo:demo", "prepare, SPT, RPT, test and predict in one go, with a summary"),
+}
 
 _TEXTS = {
-    "config": "A file of options, yours or a shipped one (spt.yaml, rpt.yaml, …); several are laid over one another.",
+    "config": "A file of options, yours or a shipped one (spt.yaml, rpt.yaml, …); a later one overrides an earlier one.",
     "seed_everything": "Seed of weights, dropout, noise, depths and the order of instances.",
-    "trainer.default_root_dir": "Folder for what has no place of its own; the stage's folder where not given.",
+    "trainer.default_root_dir": "Folder for output without a path of its own; default: the stage's folder.",
 }
 _CHECKPOINT = "The checkpoint: architecture, weights, dataset and history length are taken from it."
 _DEVICES = ("accelerator", "devices", "num_nodes", "strategy", "precision", "logger")
@@ -15,13 +71,13 @@ _DEVICES = ("accelerator", "devices", "num_nodes", "strategy", "precision", "log
 
 @dataclass(frozen=True)
 class StageCommand:
-    """One of them.
+    """A command that runs Lightning's Trainer on a stage, and its help where Lightning's own texts do not suffice.
 
     Args:
         text: what it does.
         examples: commands to copy.
-        common: of crowded sections, the options that the short help shows; "" is the section of those outside any.
-        texts: of options, instead of Lightning's text.
+        common: for long sections, the options that the short help shows; "" is the section of options outside any.
+        texts: texts of options that replace Lightning's.
     """
 
     text: str
@@ -36,6 +92,7 @@ def _evaluation(own: tuple[str, ...], data: tuple[str, ...] = ()) -> dict[str, t
         "": outside,
         "data": ("dataset", "eval_batch_size", *data),
         "data.columns": () if not data else ("user", "item", "time"),
+        "callbacks": (),
         "trainer": _DEVICES,
     }
 
@@ -61,6 +118,7 @@ STAGES = {
             ),
             "data": ("dataset", "max_length", "batch_size", "instances", "aligned_positions", "eval_batch_size"),
             "data.columns": (),
+            "callbacks": ("early_stopping", "flop_budget", "depth_sweep"),
             "trainer": (
                 *_DEVICES,
                 *("max_epochs", "max_steps", "max_time", "val_check_interval", "check_val_every_n_epoch"),
@@ -69,8 +127,8 @@ STAGES = {
         },
         {
             **_TEXTS,
-            "ckpt_path": "Resume: from this checkpoint; `last`: this run's; `auto`: that where there is one, else start anew. "
-            "(To start from weights: --model.init_from.)",
+            "ckpt_path": "Resume from this checkpoint; `last`: the last one of this run; `auto`: the same if it exists, else "
+            "start a new run. (To start from weights: --model.init_from.)",
         },
     ),
     "validate": StageCommand(
@@ -95,3 +153,5 @@ STAGES = {
         _evaluation(("k", "output", "overwrite"), ("predict", "histories")),
     ),
 }
+
+TEXTS = {name: command.text for name, command in FUNCTIONS.items()} | {name: stage.text for name, stage in STAGES.items()}

@@ -1,28 +1,30 @@
 """`lares completion`: a script that completes commands, options and values in a shell.
 
-The script is written once, from the same parsers that read the command line, and starts no Python when a key is pressed: shells
-look up runs, checkpoints and files themselves.
+The script is generated from the same parsers that read the command line. It does not start Python when a key is pressed: the
+shell looks up runs, checkpoints and files itself. (jsonargparse's own completion would list every subclass that torch and
+Lightning define, and knows neither shipped configs nor runs.)
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from lares_pl.cli.commands import STAGES
-from lares_pl.cli.help import Option, sections
-from lares_pl.cli.shipped_configs import shipped_files
+import shtab
+from jsonargparse import ArgumentParser, auto_parser
+
+from lares_pl.cli.commands import FUNCTIONS, TEXTS
+from lares_pl.cli.lightning import LaresCLI, run
+from lares_pl.cli.options import Option, sections
+from lares_pl.cli.parser import Parser
+from lares_pl.cli.shipped_configs import shipped_configs, shipped_files
 from lares_pl.runs import RUNS
-
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
 
 
 def completion(shell: Literal["bash", "zsh", "fish"]) -> None:
-    """Print a script that completes `lares` in a shell: commands, options, shipped configs, runs and checkpoints at hand.
+    """Print a script that completes `lares` in a shell: commands, options, shipped configs, runs and checkpoints.
 
-    It takes a few seconds to write, so keep it in a file; write it again after an update.
+    Generating it takes a few seconds, so keep it in a file; generate it again after an update.
 
     Args:
         shell: the shell.
@@ -32,20 +34,15 @@ def completion(shell: Literal["bash", "zsh", "fish"]) -> None:
         lares completion zsh > ~/.zfunc/_lares    # a folder in $fpath
         lares completion fish > ~/.config/fish/completions/lares.fish
     """
-    import shtab
-
     print(shtab.complete(_whole_command(), shell=shell))
 
 
 def _whole_command() -> argparse.ArgumentParser:
     """All commands with their options in one plain parser, for shtab."""
-    from lares_pl.cli.main import FUNCTIONS
-
     whole = argparse.ArgumentParser("lares", add_help=False)
     commands = whole.add_subparsers()
-    texts = {name: text for name, (_, text) in FUNCTIONS.items()} | {name: stage.text for name, stage in STAGES.items()}
     for name, parser in {**_function_parsers(), **_stage_parsers()}.items():
-        plain = commands.add_parser(name, help=texts[name], add_help=False)
+        plain = commands.add_parser(name, help=TEXTS[name], add_help=False)
         taken: set[str] = set()
         for section in sections(parser, choices=True):
             for option in section.options:
@@ -57,25 +54,17 @@ def _whole_command() -> argparse.ArgumentParser:
 
 
 def _function_parsers() -> dict[str, ArgumentParser]:
-    from jsonargparse import auto_parser
-
-    from lares_pl.cli.main import FUNCTIONS, NAME_ALL
-    from lares_pl.serialization import Parser
-
-    functions = {name: getattr(importlib.import_module(home), name.replace("-", "_")) for name, (home, _) in FUNCTIONS.items()}
     return {
-        name: auto_parser(function, parser_class=Parser, as_positional=name not in NAME_ALL)
-        for name, function in functions.items()
+        name: auto_parser(command.load(), parser_class=Parser, as_positional=command.positional)
+        for name, command in FUNCTIONS.items()
     }
 
 
 def _stage_parsers() -> dict[str, ArgumentParser]:
     """The parsers of `fit`, `validate`, `test` and `predict`, which are not run."""
-    from lares_pl.cli.lightning import Command, run
-
     found: dict[str, ArgumentParser] = {}
 
-    class Unparsed(Command):
+    class Unparsed(LaresCLI):
         def parse_arguments(self, parser: Any, args: Any) -> None:
             found.update(self._subcommand_parsers)
             raise StopIteration
@@ -88,7 +77,7 @@ def _stage_parsers() -> dict[str, ArgumentParser]:
 
 
 def _add(plain: argparse.ArgumentParser, names: list[str], option: Option) -> None:
-    """Give shtab an option: its words, its text, and what its value is completed from."""
+    """Add an option for shtab: its names, its text, and what its value is completed from."""
     text = option.text.split(". ")[0].rstrip(".").replace("%", "%%")
     if names[0].startswith("-") and not option.value:
         plain.add_argument(*names, dest=option.key, help=text, action="store_true")
@@ -102,10 +91,7 @@ def _add(plain: argparse.ArgumentParser, names: list[str], option: Option) -> No
 
 
 def _values(option: Option) -> dict[str, Any]:
-    """Where a shell looks for the values of an option."""
-    import shtab
-
-    configs = [name for name in shipped_files() if name.endswith(".yaml") and name != "sweep.yaml"]  # which is for W&B
+    """How a shell completes the value of an option."""
     name = option.key.rpartition(".")[2]
     if option.key == "run":
         return _from("run", f"ls {RUNS} 2>/dev/null", files=False)
@@ -113,14 +99,14 @@ def _values(option: Option) -> dict[str, Any]:
         words = " auto last" if name == "ckpt_path" else ""
         return _from(name, f"ls {RUNS}/*/*/checkpoints/*.ckpt 2>/dev/null; echo{words}")
     if option.names.startswith("-c,"):
-        return _from("config", f"echo {' '.join(configs)}")
+        return _from("config", f"echo {' '.join(shipped_configs())}")
     if option.names == "name":  # of `lares config`
         return _from("shipped", f"echo {' '.join(shipped_files())}", files=False)
     return shtab.FILE if option.value in ("TEXT", "VALUE", "") else _from("nothing", "true", files=False)
 
 
 def _from(what: str, command: str, files: bool = True) -> dict[str, Any]:
-    """Values are the words that a command prints when they are asked for, and file names."""
+    """Complete with the words that a shell command prints, and with file names."""
     function = f"_lares_{what}"
     bash = f'compgen -W "$({command})" -- "$1"' + ('; _shtab_compgen_files "$1"' if files else "")
     zsh = f"compadd -- $({command})" + ("; _files" if files else "")

@@ -105,7 +105,7 @@ def measure(dataset: str, process: Process | None) -> dict[str, Any]:
     def row(values: np.ndarray) -> Row:
         return {name: float(values[members].mean()) for name, members in groups.items() if members.any()}
 
-    models = {"popularity": row(popularity_ndcg(dataset))}
+    models = {"popularity": row(_popularity_of_users(dataset))}
     for name, stage in (("2 layers, no recurrence", "sasrec"), ("4 layers, no recurrence", "sasrec-4"), ("SPT", "spt")):
         models[name] = row(_evaluate(str(_best(stage)), dataset)[0])
     depths = {str(depth): row(_evaluate(str(_best("rpt")), dataset, depth)[0]) for depth in DEPTHS}
@@ -149,7 +149,7 @@ def _evaluate(
     from lares_pl.data.module import SequenceDataModule
     from lares_pl.losses.rewards import ndcg
     from lares_pl.model.reasoning import Reasoning, ResidualStop
-    from lares_pl.stages.checkpoint import load_stage
+    from lares_pl.stages.loading import load_stage
 
     stage = load_stage(checkpoint)
     data = SequenceDataModule(dataset)
@@ -166,8 +166,12 @@ def _evaluate(
     return torch.cat(values).numpy(), torch.cat(steps).numpy()
 
 
-def popularity_ndcg(dataset: str, k: int = 10) -> np.ndarray:
-    """Test NDCG@k of each user, ranking by the number of training interactions; ties count against the target."""
+def popularity_ndcg(dataset: str, k: int = 10) -> float:
+    """Test NDCG@k of ranking by the number of training interactions; ties count against the target."""
+    return float(_popularity_of_users(dataset, k).mean())
+
+
+def _popularity_of_users(dataset: str, k: int = 10) -> np.ndarray:
     from lares_pl.data.dataset.prepared import SequenceDataset
 
     sequences = SequenceDataset.load(dataset)

@@ -1,27 +1,22 @@
-"""`lares fit | validate | test | predict`: LightningCLI, made to chain the stages.
+"""`lares fit | validate | test | predict`: LightningCLI with chained stages.
 
-What it adds: configs shipped with the package are found by name; `--run` names the folder of a run; RPT takes dataset,
-architecture and weights from the SPT run; evaluation needs a checkpoint alone; the same `fit` can be started again and again
+It adds: configs shipped with the package are found by name; `--run` is the name of a run and its folder; RPT takes dataset,
+architecture and weights from the SPT run; evaluation needs only a checkpoint; the same `fit` command starts and resumes a run
 (`--ckpt_path auto`); errors are one paragraph.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 import sys
-import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from jsonargparse import Namespace, dict_to_namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lares_pl import (  # noqa: F401  (`class_path: FMLPBlock`)
@@ -33,96 +28,77 @@ from lares_pl import (  # noqa: F401  (`class_path: FMLPBlock`)
     TransformerBlock,
 )
 from lares_pl.atomic_io import write_json
-from lares_pl.callbacks.config_saver import ConfigRecord
-from lares_pl.callbacks.depth_sweep import DepthSweep
-from lares_pl.callbacks.flop_budget import Cost
-from lares_pl.callbacks.graceful_shutdown import Together, end_with_parent, terminated_is_not_success
+from lares_pl.callbacks.config_saver import ConfigSaver
+from lares_pl.callbacks.graceful_shutdown import GracefulShutdown, end_with_parent, terminated_is_not_success
 from lares_pl.callbacks.lineage import Lineage
 from lares_pl.callbacks.prediction_writer import PredictionWriter
 from lares_pl.callbacks.progress import Progress
-from lares_pl.cli.chaining import is_stage_name, join_stages, resolve_checkpoint
+from lares_pl.cli.callbacks import add_callback_options, chosen_callbacks, place_callbacks, spec_of
+from lares_pl.cli.chaining import join_stages, resolve_checkpoint
 from lares_pl.cli.commands import STAGES
-from lares_pl.cli.help import Helpful
-from lares_pl.cli.shipped_configs import with_shipped_configs
+from lares_pl.cli.known_warnings import silence_known_warnings
+from lares_pl.cli.loggers import place_loggers
+from lares_pl.cli.outcome import Outcome, metrics_text
+from lares_pl.cli.parser import Parser
+from lares_pl.cli.shipped_configs import TRAINER, shipped_configs, with_shipped_configs
 from lares_pl.data.dataset.prepared import check_dataset
 from lares_pl.data.module import SequenceDataModule
 from lares_pl.errors import LaresError
 from lares_pl.model.reasoning import StopRule
-from lares_pl.runs import BEST, LAST, RUNS, StageFolder, comparison, trained
-from lares_pl.serialization import class_path_of, own_defaults, readable
-from lares_pl.stages.base import RankingStage
-from lares_pl.stages.checkpoint import StageCheckpoint, load_stage, read_checkpoint
+from lares_pl.parsing import own_defaults, readable
+from lares_pl.runs import BEST, RUNS, StageFolder, trained
+from lares_pl.stages.base import BaseStage
+from lares_pl.stages.checkpoint import StageCheckpoint, read_checkpoint
 from lares_pl.stages.checkpoint_io import AtomicCheckpointIO
 from lares_pl.stages.rpt import RPT
 from lares_pl.stages.spt import SPT
 
 
-def run(kind: type[Command] | None = None) -> None:
-    """Parse the command line and run the subcommand, as `Command` does it or a class of that kind."""
-    _quieten()
+def run(kind: type[LaresCLI] | None = None) -> None:
+    """Parse the command line and run the subcommand, with `LaresCLI` or a subclass of it."""
+    silence_known_warnings()
     end_with_parent()
     sys.argv[1:] = with_shipped_configs(sys.argv[1:])
     with own_defaults(), terminated_is_not_success():
-        (kind or Command)(
-            RankingStage,
+        (kind or LaresCLI)(
+            BaseStage,
             SequenceDataModule,
             subclass_mode_model=True,
-            save_config_callback=ConfigRecord,
-            parser_class=CommandParser,
-            parser_kwargs={"allow_abbrev": False},
+            save_config_callback=ConfigSaver,
+            parser_class=LaresParser,
+            parser_kwargs={"allow_abbrev": False, "fit": {"default_config_files": [str(shipped_configs()[TRAINER])]}},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             seed_everything_default=0,
         )
 
 
-def _quieten() -> None:
-    """Drop advertisements, and warnings about choices this package makes on purpose."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
-        logging.getLogger(name).addFilter(lambda record: "💡" not in record.getMessage())
-    for message in (
-        ".*does not have many workers.*",  # batches are cut from flat arrays: there is nothing to hand to workers
-        ".*weights_only.*",  # our own reading of checkpoints always sets it
-        ".*callbacks used to create the checkpoint.*",  # evaluation needs none of them
-        ".*exists and is not empty.*",  # a resumed run goes on in its folder
-        ".*in eval mode at the start of training.*",  # the frozen reference policy
-        ".*instantiate_classes.*",  # Lightning 2.6 calls what jsonargparse will drop
-        ".*LeafSpec.*",  # Lightning and torch among themselves
-    ):
-        warnings.filterwarnings("ignore", message=message)
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-
-
 # ---------------------------------------------------------------- the command
 
 
-class CommandParser(Helpful, LightningArgumentParser):
-    """A parser whose errors are `LaresError`."""
+class LaresParser(Parser, LightningArgumentParser):
+    """The parser of these commands."""
 
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        """Raise what is wrong, without usage text and alternatives that were not meant."""
-        if not self.exit_on_error:  # a parser inside the parser: the outer one reports
-            super().error(message, ex)
-        raise LaresError(f"{self.meant(readable(message))} (`lares {sys.argv[1]} --help` lists the options)")
+    def report(self, message: str) -> str:
+        """Return the message of an error, with the command that lists the options."""
+        return f"{super().report(message)} (`lares {sys.argv[1]} --help` lists the options)"
 
 
-class Command(LightningCLI):
-    """The four commands that need a trainer."""
+class LaresCLI(LightningCLI):
+    """The four commands that use a trainer."""
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Trainer, model and data; the model may be left to a checkpoint."""
+        """Add trainer, model and data; the model is optional because a checkpoint may define it."""
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         parser.add_lightning_class_args(self._model_class, "model", subclass_mode=True, required=False)
         parser.add_lightning_class_args(self._datamodule_class, "data")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Options beside trainer, model and data."""
-        parser.add_argument("--run", default="default", help="Name of the run: a stage lives in runs/RUN/STAGE.")
+        """Add the options outside trainer, model and data."""
+        parser.add_argument("--run", default="default", help="Name of the run: a stage is written to runs/RUN/STAGE.")
+        parser.add_argument("--depth", type=NonNegativeInt | None, help="Depth of evaluation; default: the model's mean depth.")
         parser.add_argument(
-            "--depth", type=NonNegativeInt | None, help="Depth of evaluation; the model's mean depth where not given."
-        )
-        parser.add_argument(
-            "--stop", type=StopRule | None, help="Ends reasoning about a history before that depth (lares_pl.ResidualStop)."
+            "--stop", type=StopRule | None, help="Stops reasoning about a history before that depth (lares_pl.ResidualStop)."
         )
         parser.add_argument(
             "--trajectories", type=PositiveInt, default=1, help="Trajectories whose scores evaluation averages."
@@ -130,35 +106,36 @@ class Command(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        assert isinstance(parser, CommandParser)
+        assert isinstance(parser, LaresParser)
         parser.explain(**vars(STAGES[subcommand]))
+        add_callback_options(parser)
         if subcommand == "fit":
             parser.stages = (SPT, RPT)
             parser.add_argument(
                 "--stage",
                 type=str | None,
-                help="Folder of this stage in the run; the model's class in lower case where not given.",
+                help="Folder of this stage in the run; default: the model's class in lower case.",
             )
             parser.add_argument("--test_after_fit", type=bool, default=True, help="Test the best checkpoint at the end.")
         if subcommand in ("validate", "test"):
-            parser.add_argument("--output", type=str | None, help="JSON file to write the metrics to as well.")
-            parser.set_defaults({"verbose": False})  # Lightning's table; ours says at which depth
+            parser.add_argument("--output", type=str | None, help="JSON file to write the metrics to.")
+            parser.set_defaults({"verbose": False})  # Lightning's table; ours includes the depth
         if subcommand == "predict":
             parser.add_argument("--k", type=PositiveInt, default=10, help="Length of each ranked list.")
             parser.add_argument("--output", default="predictions.parquet", help="File to write.")
-            parser.add_argument("--overwrite", type=bool, default=False, help="Replace the file if it is there.")
+            parser.add_argument("--overwrite", type=bool, default=False, help="Replace the file if it exists.")
         return parser
 
     # ------------------------------------------------------------ configuration
 
     @property
     def chosen(self) -> Namespace:
-        """Configuration of the subcommand at work."""
+        """Configuration of the current subcommand."""
         chosen: Namespace = self.config[self.config.subcommand]
         return chosen
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Evaluation: the checkpoint says what model and data are, configs and command line may say otherwise."""
+        """For evaluation, take model and data from the checkpoint; configs and command line override them."""
         command, arguments = sys.argv[1], sys.argv[2:]
         if command == "fit" or {"-h", "--help"} & set(arguments):
             super().parse_arguments(parser, args)
@@ -181,13 +158,13 @@ class Command(LightningCLI):
             self.chosen.model.init_args["backbone"] = dict_to_namespace(checkpoint.settings["backbone"])
 
     def _parse_ckpt_path(self) -> None:
-        """Not Lightning's way, which lets the checkpoint's settings win over the command line."""
+        """Do nothing: Lightning's method lets the checkpoint's settings override the command line."""
 
     def before_instantiate_classes(self) -> None:
         """Fill in what follows from the run, the stage and earlier checkpoints."""
         config = self.chosen
         if config.get("model") is None:
-            raise LaresError("no model: name a config, such as `lares fit --config spt.yaml`")
+            raise LaresError("no model: give a config, such as `lares fit --config spt.yaml`")
         if config.data.seed is None:
             config.data.seed = config.seed_everything
         self.folder: StageFolder | None = None
@@ -201,70 +178,49 @@ class Command(LightningCLI):
             self.resumed = join_stages(config, self.folder)
         else:
             config.trainer.logger = config.trainer.logger or False
-            if not config.trainer.callbacks:  # nothing is saved: no checkpoint callback to be put in by default
+            if not chosen_callbacks(config):  # keeps Lightning from adding a checkpoint callback
                 config.trainer.enable_checkpointing = False
         check_dataset(config.data.dataset)
-        # recorded before anything of this run's own is added, so that the record can be run again under another name
+        # recorded before this run's own paths are added, so that the recorded config can be used for another run
         self.save_config_kwargs = {"folder": None if self.folder is None else self.folder.path, "resolved": config.clone()}
         if self.folder is not None:
             record = self.save_config_kwargs["resolved"]
             record.ckpt_path = "auto" if asked == "auto" else None
             if self.resumed is not None:
-                record.model.init_args["init_from"] = self.resumed.started_from
-            self._place_outputs(self.folder.path)
-        added = (f"{kind.__module__}.{kind.__name__}" for kind in (Together, Lineage))
-        callbacks = [*(config.trainer.callbacks or []), *(Namespace(class_path=path) for path in added)]
-        if config.trainer.enable_progress_bar is not False:
-            config.trainer.enable_progress_bar = True
-            callbacks.append(Namespace(class_path=f"{Progress.__module__}.Progress", init_args=Namespace(every=30.0)))
-        if self.subcommand == "predict":
-            arguments = Namespace(path=config.output, overwrite=config.overwrite)
-            writer = f"{PredictionWriter.__module__}.PredictionWriter"
-            callbacks.append(Namespace(class_path=writer, init_args=arguments))
-            config.return_predictions = False
-        config.trainer.callbacks = callbacks
+                record.model.init_args["init_from"] = self.resumed.initial_checkpoint
+            place_loggers(config, self.folder, resumed=self.resumed is not None)
+        config.trainer.callbacks = self._callbacks()
         plugins = config.trainer.plugins or []
         plugins = list(plugins) if isinstance(plugins, list) else [plugins]
         config.trainer.plugins = [*plugins, Namespace(class_path=f"{AtomicCheckpointIO.__module__}.AtomicCheckpointIO")]
 
-    def _place_outputs(self, folder: Path) -> None:
-        """Give checkpoints and loggers their place in the run's folder; metrics are always kept as CSV too."""
-        trainer = self.chosen.trainer
-        for callback in trainer.callbacks or []:
-            if callback.class_path.endswith(".ModelCheckpoint") and callback.init_args.get("dirpath") is None:
-                callback.init_args.dirpath = str(folder / "checkpoints")
-            if callback.class_path == class_path_of(Cost) and is_stage_name(callback.init_args.get("like")):
-                callback.init_args.like = str(folder.with_name(callback.init_args.like) / "finished.json")
-            if callback.class_path.endswith(".DepthSweep") and callback.init_args.get("path") is None:
-                callback.init_args.path = str(folder / "depth-sweep.csv")
-        loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
-        loggers = [logger for logger in loggers if isinstance(logger, Namespace)]
-        for logger in loggers:
-            arguments = logger.init_args
-            if "save_dir" in arguments and arguments.get("save_dir") in (None, "."):
-                arguments.save_dir = str(folder)
-            if logger.class_path.endswith(".Wandb"):
-                if self.resumed is not None:
-                    arguments.id = arguments.get("id") or StageFolder(folder).tracked()
-                arguments.name = arguments.get("name") or f"{self.chosen.run}-{folder.name}"
-                arguments.group = arguments.get("group") or self.chosen.run
-        csv = Namespace(save_dir=str(folder), name="metrics", version=None, prefix="", flush_logs_every_n_steps=100)
-        loggers.append(Namespace(class_path="lightning.pytorch.loggers.CSVLogger", init_args=csv))
-        trainer.logger = loggers
-        trainer.default_root_dir = trainer.default_root_dir or str(folder)
+    def _callbacks(self) -> list[Namespace]:
+        """Return the callbacks of the configuration with their paths, and those that every run has."""
+        config = self.chosen
+        callbacks = chosen_callbacks(config)
+        if self.folder is not None:
+            place_callbacks(callbacks, self.folder.path)
+        callbacks += [spec_of(GracefulShutdown), spec_of(Lineage)]
+        if config.trainer.enable_progress_bar is not False:
+            config.trainer.enable_progress_bar = True
+            callbacks.append(spec_of(Progress, every=30.0))
+        if self.subcommand == "predict":
+            callbacks.append(spec_of(PredictionWriter, path=config.output, overwrite=config.overwrite))
+            config.return_predictions = False
+        return callbacks
 
     def instantiate_classes(self) -> None:
-        """Build trainer, stage and data module; what they refuse is an error of the configuration."""
+        """Build trainer, stage and data module; report invalid arguments as errors of the configuration."""
         try:
             super().instantiate_classes()
         except (TypeError, ValueError, MisconfigurationException) as error:
             raise LaresError(readable(str(error))) from error
 
     def after_instantiate_classes(self) -> None:
-        """Options that belong to the model but are not part of it."""
+        """Set the options of evaluation on the model."""
         config = self.chosen
         if self.resumed is not None:
-            self.model.started_from = self.resumed.started_from
+            self.model.initial_checkpoint = self.resumed.initial_checkpoint
         if config.depth is not None:
             self.model.evaluation_depth = config.depth
         self.model.stop, self.model.trajectories = self._get(self.config_init, "stop"), config.trajectories
@@ -274,9 +230,9 @@ class Command(LightningCLI):
     # ------------------------------------------------------------ around the trainer
 
     def before_fit(self) -> None:
-        """Once the network could be built, the first process claims the folder, until it ends.
+        """Check that the network can be built, then lock the run's folder in the first process.
 
-        A new run never writes over an old one: what is there is moved aside.
+        A new run never overwrites an old one, which is moved aside.
         """
         self.datamodule.setup("fit")
         self.model.take_catalogue(self.datamodule, self.chosen.get("ckpt_path"))
@@ -287,84 +243,41 @@ class Command(LightningCLI):
 
     def _claim(self) -> None:
         assert self.folder is not None
-        self.claim: TextIO = self.folder.hold()  # held as long as this object is
+        self.claim: TextIO = self.folder.hold()  # kept open for the lifetime of this object
         if self.chosen.get("ckpt_path") is None and (former := self.folder.move_aside()) is not None:
-            rank_zero_info(f"{self.folder.path} held a run already: moved it to {former}")
+            rank_zero_info(f"{self.folder.path} already contained a run, which was moved to {former}")
         if self.finished is None:
             self.folder.reopen()
 
     def fit(self, **arguments: Any) -> None:
-        """Train, unless an earlier start did and left only the test to do."""
+        """Train, unless an earlier process finished training and only the test is left to do."""
         if self.finished is not None:
             return
         try:
             self.trainer.fit(**arguments)
-        except MisconfigurationException as error:  # such as a budget below what a resumed run has behind it
+        except MisconfigurationException as error:  # such as a budget smaller than what a resumed run has already used
             raise LaresError(readable(str(error))) from error
 
     def after_fit(self) -> None:
-        """Record the end of training; test the best checkpoint; for RPT say what changed since SPT."""
+        """Record the end of training; test the best checkpoint; after RPT print what changed since SPT."""
         if self.trainer.interrupted:
             return
-        self._keep_end()
-        best = self._record_end(tested=False)
+        assert self.folder is not None
+        outcome = Outcome(self.trainer, self.model, self.datamodule, self.folder, self.finished)
+        outcome.save_final_weights()
+        best = outcome.record(tested=False)
         if self.trainer.received_sigterm:  # with the last update
             raise SIGTERMException
         if self.chosen.test_after_fit:
-            self._test_best(best)
-            self._record_end(tested=bool(best))
-
-    def _keep_end(self) -> None:
-        """Training that ended before its first validation saved nothing yet: its end is its best and last."""
-        keeper = self.trainer.checkpoint_callback
-        if self.finished is not None or self.chosen.trainer.fast_dev_run or not isinstance(keeper, ModelCheckpoint):
-            return
-        assert self.folder is not None
-        if not keeper.best_model_path:
-            rank_zero_warn(
-                "training ended before the first validation (trainer.val_check_interval): its end is kept as the best"
-            )
-            for name in (LAST, BEST):
-                self.trainer.save_checkpoint(self.folder.path / name)
-            keeper.best_model_path = str((self.folder.path / BEST).absolute())
-
-    def _record_end(self, tested: bool) -> str:
-        """Say in the run's folder that training is over; returns the path of the best checkpoint."""
-        assert self.folder is not None
-        if self.finished is None:
-            keeper = self.trainer.checkpoint_callback
-            best = keeper.best_model_path if isinstance(keeper, ModelCheckpoint) else ""
-            callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-            counted = [callback.flops for callback in callbacks if isinstance(callback, Cost)]
-            made = {"epochs": self.trainer.current_epoch, "updates": self.trainer.global_step}
-            self.finished = {**made, "best": best, "flops": counted[0] if counted else None}
-        self.finished["tested"] = tested
-        if self.trainer.is_global_zero and not self.chosen.trainer.fast_dev_run:
-            self.folder.finish(**self.finished)
-        path: str = self.finished["best"]
-        return path
-
-    def _test_best(self, best: str) -> None:
-        if not best:
-            rank_zero_warn("no checkpoint was kept (trainer.enable_checkpointing), so none is tested")
-            return
-        report: dict[str, Any] = {"checkpoint": best, "depth": self.model.evaluation_depth}
-        if isinstance(self.model, RPT) and (source := self.model.started_from) is not None and Path(source).is_file():
-            report["before"] = {"checkpoint": source, "metrics": self._test_before(source)}
-        (metrics,) = self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
-        report["metrics"] = metrics
-        if self.trainer.is_global_zero:
-            assert self.folder is not None
-            write_json(self.folder.path / "test.json", report)
-            print(comparison(report))
-            print(f"best checkpoint: {best}")
+            outcome.test(best)
+            outcome.record(tested=bool(best))
 
     def after_validate(self) -> None:
-        """Say the metrics, and keep them where asked to."""
+        """Print the metrics, and write them to `--output` if given."""
         self._keep_metrics()
 
     def after_test(self) -> None:
-        """Say the metrics, and keep them where asked to."""
+        """Print the metrics, and write them to `--output` if given."""
         self._keep_metrics()
 
     def _keep_metrics(self) -> None:
@@ -372,20 +285,6 @@ class Command(LightningCLI):
             return
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         report = {"checkpoint": self.chosen.ckpt_path, "depth": self.model.evaluation_depth, "metrics": metrics}
-        print(comparison(report))
+        print(metrics_text(report))
         if self.chosen.output is not None:
             write_json(Path(self.chosen.output), report)
-
-    def _test_before(self, path: str) -> Mapping[str, float]:
-        """Test metrics of the SPT checkpoint under the same conditions, logged nowhere."""
-        before = load_stage(path)
-        for name in ("evaluation_depth", "stop", "trajectories", "exclude_seen"):
-            setattr(before, name, getattr(self.model, name))
-        trainer: Any = self.trainer
-        loggers, callbacks = trainer.loggers, trainer.callbacks
-        trainer.loggers, trainer.callbacks = [], [callback for callback in callbacks if not isinstance(callback, DepthSweep)]
-        try:
-            metrics: Mapping[str, float] = trainer.test(before, datamodule=self.datamodule, verbose=False)[0]
-        finally:
-            trainer.loggers, trainer.callbacks = loggers, callbacks
-        return metrics

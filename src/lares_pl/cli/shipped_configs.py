@@ -1,4 +1,4 @@
-"""Configs and scripts that come with the package, found by name from anywhere."""
+"""Configs and scripts that come with the package, by name, from any folder."""
 
 from __future__ import annotations
 
@@ -6,43 +6,52 @@ from pathlib import Path
 
 from lares_pl.errors import LaresError
 
-_MOST_VALUES = 100_000  # of a config: some lines of YAML can stand for billions
+_MOST_VALUES = 100_000  # of a config: a few lines of YAML aliases can expand to billions
 
 
-def shipped_configs() -> Path:
-    """Their folder: inside a wheel, or at the top of a checkout."""
-    inside = Path(__file__).parents[1] / "configs"
-    return inside if inside.is_dir() else Path(__file__).resolve().parents[3] / "configs"
+TRAINER = "trainer.yaml"  # the default config of `fit`
 
 
-def shipped_files() -> list[str]:
-    """Names of all that is shipped: configs, and scripts around them."""
-    return sorted(path.name for path in shipped_configs().iterdir())
+def _folder(name: str) -> Path:
+    """The path of a folder of shipped files: inside a wheel, or at the top of a checkout."""
+    inside = Path(__file__).parents[1] / name
+    return inside if inside.is_dir() else Path(__file__).resolve().parents[3] / name
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Return the shipped configs, by the name that `--config` takes."""
+    return {path.name: path for path in sorted(_folder("configs").rglob("*.yaml"), key=lambda path: path.name)}
+
+
+def shipped_files() -> dict[str, Path]:
+    """Return all shipped files: configs, and examples of scripts."""
+    examples = {path.name: path for path in _folder("examples").iterdir()}
+    return dict(sorted({**shipped_configs(), **examples}.items()))
 
 
 def config(name: str) -> None:
-    """Print a file that comes with the package, to read it or to make it one's own: `lares config spt.yaml > mine.yaml`.
+    """Print a file that comes with the package, to read it or to start your own: `lares config spt.yaml > mine.yaml`.
 
     Args:
         name: its name, such as spt.yaml, cluster.yaml or slurm.sh.
 
     Raises:
-        LaresError: if none of that name is shipped.
+        LaresError: if there is no such file.
 
     Example:
         lares config spt.yaml > mine.yaml
     """
-    path = shipped_configs() / name
-    if not path.is_file():
-        raise LaresError(f"nothing of the name {name} is shipped; there are {', '.join(shipped_files())}")
-    print(path.read_text(encoding="utf-8"), end="")
+    files = shipped_files()
+    if name not in files:
+        raise LaresError(f"no shipped file is named {name}; there are {', '.join(files)}")
+    print(files[name].read_text(encoding="utf-8"), end="")
 
 
 def with_shipped_configs(arguments: list[str]) -> list[str]:
-    """The arguments with each `--config NAME` that is no local file replaced by the shipped one of that name.
+    """Replace each `--config NAME` that is not a local file by the path of the shipped config.
 
     Raises:
-        LaresError: if there is neither, or it is no YAML.
+        LaresError: if there is neither, or it is not valid YAML.
     """
     resolved: list[str] = []
     expected = False
@@ -58,32 +67,29 @@ def with_shipped_configs(arguments: list[str]) -> list[str]:
 
 
 def _checked(path: str) -> str:
-    """The path of a config, once it is known to hold `key: value` and nothing that YAML would build or multiply."""
+    """Check that a config is a mapping of plain values of a reasonable size, and return its path."""
     import yaml
 
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise LaresError(f"--config {path}: can't be read as YAML: {' '.join(str(error).split())}") from error
+        raise LaresError(f"--config {path}: is not valid YAML: {' '.join(str(error).split())}") from error
     if content is not None and not (isinstance(content, dict) and all(isinstance(key, str) for key in content)):
-        raise LaresError(f"--config {path}: holds no options; expected lines `key: value`")
+        raise LaresError(f"--config {path}: contains no options; expected lines `key: value`")
     left, values = [content], 0
     while left:
         value = left.pop()
         values += 1
         left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
         if values > _MOST_VALUES:
-            raise LaresError(
-                f"--config {path}: its *aliases stand for more than {_MOST_VALUES:,} values; write out what is meant"
-            )
+            raise LaresError(f"--config {path}: its *aliases expand to more than {_MOST_VALUES:,} values; write the values out")
     return path
 
 
 def _find(name: str) -> str:
     if Path(name).is_file():
         return name
-    shipped = shipped_configs() / name
-    if shipped.is_file():
-        return str(shipped)
-    known = ", ".join(sorted(path.name for path in shipped_configs().glob("*.yaml")))
-    raise LaresError(f"--config {name}: no such file here, and none of that name is shipped (there are {known})")
+    shipped = shipped_configs()
+    if name in shipped:
+        return str(shipped[name])
+    raise LaresError(f"--config {name}: no such file, and no shipped config has that name (there are {', '.join(shipped)})")

@@ -8,47 +8,49 @@ from typing import Any, Literal
 
 import lightning as L
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
 
 from lares_pl.data.dataset.prepared import Instances, SequenceDataset, check_dataset
-from lares_pl.data.loading.batches import BatchLoader, InstanceLoader, SameTargetPartners, WindowLoader
 from lares_pl.data.loading.external_histories import read_histories
+from lares_pl.data.loading.loaders import BatchLoader, InstanceLoader, WindowLoader
+from lares_pl.data.loading.partners import SameTargetPartners
 from lares_pl.data.loading.sampler import Shard
 from lares_pl.data.loading.windows import training_windows
-from lares_pl.data.prepare.readers import Columns
+from lares_pl.data.prepare.columns import Columns
 from lares_pl.errors import LaresError
 
 
 class SequenceDataModule(L.LightningDataModule):
     """Serves leave-one-out sequences: training on every prefix, validation and test once per user.
 
-    What a batch brings beside histories and targets (aligned instances, partners, seen items) is what the stage says it needs.
+    A batch has histories and targets, and what else the stage requests: aligned instances, partners, seen items.
 
     Args:
         dataset: directory of a prepared dataset (`lares prepare`); a later stage takes it from the checkpoint.
-        max_length: longest history L, older items are cut off; 20, or the checkpoint's, where None.
-        batch_size: training instances, or sequences, a batch and process.
-        instances: how training instances are read. `prefix`: each target with a history of its own, the paper's.
+        max_length: maximum history length L, older items are cut off; None: 20, or the checkpoint's.
+        batch_size: training instances, or sequences, per batch and process.
+        instances: how training instances are read. `prefix`: each target with its own history, as in the paper.
             `sequence`, for causal blocks: a user's training items once, with a target at each position; users with more than
-            `max_length + 1` training items in windows that overlap by half.
-        aligned_positions: with `sequence`, how many targets of each sequence SPT aligns; 1 where None.
-        eval_batch_size: users a batch and process in validation, test and prediction.
-        predict: whose next item `predict` ranks for: after a user's whole sequence (`next`), or in place of the held-out
+            `max_length + 1` training items in windows that overlap by half. `auto`: `sequence` for causal models.
+        aligned_positions: with `sequence`, the number of targets of each sequence that SPT aligns; None: 1.
+        eval_batch_size: users per batch and process in validation, test and prediction.
+        predict: the position that `predict` ranks items for: after a user's whole sequence (`next`), or that of the held-out
             item (`validation`, `test`).
-        histories: file with histories of its own to predict for instead, in a format `lares prepare` reads, with item ids
-            of the dataset.
+        histories: file with other histories to predict for, in a format that `lares prepare` reads, with item ids of the
+            dataset.
         columns: names of the columns of `histories`.
-        seed: seed of the order of training instances and of partners; on the command line `seed_everything` where None.
+        seed: seed of the order of training instances and of partners; None: `seed_everything` on the command line, else 0.
 
     Raises:
-        LaresError: if there is no such dataset; in `setup`, if it is not whole.
+        LaresError: if there is no such dataset; in `setup`, if it is incomplete.
     """
 
     def __init__(
         self,
         dataset: str | None = None,
         max_length: int | None = None,
-        batch_size: int = 1024,
-        instances: Literal["prefix", "sequence"] = "prefix",
+        batch_size: int = 64,
+        instances: Literal["auto", "prefix", "sequence"] = "auto",
         aligned_positions: int | None = None,
         eval_batch_size: int = 1024,
         predict: Literal["next", "validation", "test"] = "next",
@@ -60,10 +62,10 @@ class SequenceDataModule(L.LightningDataModule):
         max_length = 20 if max_length is None else max_length
         if min(max_length, batch_size, eval_batch_size) < 1:
             raise LaresError("data: max_length, batch_size and eval_batch_size must be at least 1")
-        if instances not in ("prefix", "sequence"):
-            raise LaresError(f"data.instances must be prefix or sequence, got {instances}")
+        if instances not in ("auto", "prefix", "sequence"):
+            raise LaresError(f"data.instances must be auto, prefix or sequence, got {instances}")
         if aligned_positions is not None and (aligned_positions < 1 or instances == "prefix"):
-            raise LaresError("data.aligned_positions must be at least 1, and says something with data.instances: sequence only")
+            raise LaresError("data.aligned_positions must be at least 1, and applies only to data.instances: sequence")
         self.dataset_path = str(check_dataset(dataset).absolute())
         self.max_length = max_length
         self.batch_size = batch_size
@@ -75,13 +77,14 @@ class SequenceDataModule(L.LightningDataModule):
         self.histories = histories
         self.columns = columns
         self.seed = 0 if seed is None else seed
-        # what another run over the same data needs to know; a later stage reads it from the checkpoint
+        # a later stage on the same data reads these from the checkpoint
         self.save_hyperparameters({"dataset": self.dataset_path, "max_length": max_length}, logger=False)
         self._kept: np.ndarray | None = None
+        self._sequences = None if instances == "auto" else instances == "sequence"
 
     @cached_property
     def sequences(self) -> SequenceDataset:
-        """The dataset, read at first use."""
+        """The dataset, read on first use."""
         return SequenceDataset.load(self.dataset_path)
 
     def setup(self, stage: str) -> None:
@@ -91,15 +94,39 @@ class SequenceDataModule(L.LightningDataModule):
         if stage in ("fit", "validate", "test") and len(self.sequences.held_out("test")) == 0:
             raise LaresError(f"{self.dataset_path}: nothing to evaluate on: no user has three items or more")
 
+    def decide_instances(self, causal: bool) -> None:
+        """Settle how training instances are read, once there is a model.
+
+        Args:
+            causal: whether the model's states never depend on later items.
+        """
+        before, self._sequences = self._sequences, causal if self.instances == "auto" else self.instances == "sequence"
+        if self.instances == "auto" and not causal and before is None:
+            rank_zero_info(
+                "data.instances: auto serves each target with a history of its own, because this model lets a position see "
+                f"later ones; batches hold {self.batch_size} of them (--data.batch_size)"
+            )
+
+    @property
+    def reads_sequences(self) -> bool:
+        """Whether a user's training items are read in one pass.
+
+        Raises:
+            LaresError: if `instances` is `auto` and no model has decided.
+        """
+        if self._sequences is None:
+            raise LaresError("data.instances: auto is decided by the model that is trained; set sequence or prefix without one")
+        return self._sequences
+
     def keep(self, kept: np.ndarray | None) -> None:
-        """Train on these of the training instances only (a mask), or on all of them (None); RPT prunes with it."""
+        """Restrict training to some training instances (a mask), or lift the restriction (None); used by RPT's pruning."""
         self._kept = kept
 
     # ------------------------------------------------------------ loaders
 
     @property
     def _shard(self) -> Shard:
-        # processes that share a sharded catalogue read the same
+        # the processes of a sharded catalogue read the same batches
         serving = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
         return Shard() if serving is None else Shard(serving["rank"], serving["num_replicas"])
 
@@ -120,16 +147,16 @@ class SequenceDataModule(L.LightningDataModule):
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def _asked(self, need: str) -> bool:
-        """Whether the stage at work asks for something in its batches."""
+        """Whether the current stage requests something in its batches."""
         return self.trainer is not None and bool(getattr(self.trainer.lightning_module, need, False))
 
     def train_dataloader(self) -> BatchLoader:
-        """Training instances in an order drawn anew each epoch."""
+        """Training instances, in a new random order each epoch."""
         data = self.sequences
         order: dict[str, Any] = {"shuffle": True, "seed": self.seed, "shard": self._shard, "pin": self._on_cuda}
         loader: BatchLoader
         partners = SameTargetPartners(data) if self._asked("needs_partners") else None
-        if self.instances == "sequence":
+        if self.reads_sequences:
             windows = training_windows(data, self.max_length)
             aligned = self.aligned_positions if self._asked("needs_aligned") else 0
             loader = WindowLoader(data, windows, self.batch_size, self.max_length, self._kept, aligned, partners, **order)
@@ -147,33 +174,33 @@ class SequenceDataModule(L.LightningDataModule):
         """All training instances once, in order, for pruning.
 
         Args:
-            causal: the model is, so that a user's first L instances may be read in one go.
+            causal: whether the model is causal, so that a user's first L instances can be read in one pass.
         """
         if not causal:
             return self._loader(self.sequences.training_instances)
-        # on a CPU small batches, whose states stay in the cache
+        # small batches on a CPU, so that states stay in its cache
         size = self.eval_batch_size if self._on_cuda else min(self.eval_batch_size, 256)
-        # with prefix instances what lies beyond the first L is read from exactly the history that METHOD defines
-        overlap = None if self.instances == "sequence" else self.max_length
+        # with prefix instances, targets after the first L are read with exactly the history that docs/method.md defines
+        overlap = None if self.reads_sequences else self.max_length
         windows = training_windows(self.sequences, self.max_length, overlap)
         return WindowLoader(self.sequences, windows, size, self.max_length, shard=self._shard, pin=self._on_cuda)
 
     def val_dataloader(self) -> BatchLoader:
-        """One validation instance a user."""
+        """One validation instance per user."""
         return self._loader(self.sequences.held_out("validation"))
 
     def test_dataloader(self) -> BatchLoader:
-        """One test instance a user."""
+        """One test instance per user."""
         return self._loader(self.sequences.held_out("test"))
 
     def predict_dataloader(self) -> BatchLoader:
-        """One history a user, of the dataset or of `histories`."""
+        """One history per user, of the dataset or of `histories`."""
         split = self.predict if self.histories is None else "next"
         return self._loader(self.predicted.held_out(split), self.predicted)
 
     @cached_property
     def predicted(self) -> SequenceDataset:
-        """Whose histories `predict` reads."""
+        """The dataset whose histories `predict` reads."""
         if self.histories is None:
             return self.sequences
         return read_histories(Path(self.histories), self.columns, self.sequences)

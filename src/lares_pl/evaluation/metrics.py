@@ -16,7 +16,7 @@ _UNIT = 2**30
 class _RankMetric(Metric):
     """Mean over instances of a function of the target's rank.
 
-    Values are summed as whole multiples of 2^-30, so that the sum is exact: the same for any batches and processes.
+    Values are summed as integer multiples of 2^-30, so that the sum is exact and independent of batches and processes.
     """
 
     full_state_update = False
@@ -34,18 +34,18 @@ class _RankMetric(Metric):
         raise NotImplementedError
 
     def update(self, ranks: Tensor) -> None:
-        """Take in ranks (1 is best), `[B]`."""
+        """Add ranks (1 is best), `[B]`."""
         self.total += (self.value(ranks) * _UNIT).round().long().sum()
         self.count += ranks.numel()
 
     def compute(self) -> Tensor:
-        """Mean over all instances of all processes, float32; 0 where there was none."""
+        """Return the mean over all instances of all processes, float32; 0 if there are none."""
         mean = int(self.total) / _UNIT / max(int(self.count), 1)
         return torch.tensor(mean, dtype=torch.float32, device=self.total.device)
 
 
 class Recall(_RankMetric):
-    """Share of instances whose target is among the first k.
+    """Fraction of instances whose target is among the first k.
 
     Args:
         k: length of the list.
@@ -82,16 +82,22 @@ class MRR(_RankMetric):
 
 
 def ranking_metrics(prefix: str, cutoffs: Sequence[int]) -> MetricCollection:
-    """Recall@K and NDCG@K for each cutoff, and MRR.
+    """Make the collection of Recall@K and NDCG@K for each cutoff, and MRR.
 
     Args:
-        prefix: put before each name, such as `val/`.
+        prefix: prefix of each name, such as `val/`.
         cutoffs: the values of K.
     """
-    metrics: dict[str, Metric] = {}
-    for k in cutoffs:
-        metrics[f"recall@{k}"] = Recall(k)
-        metrics[f"ndcg@{k}"] = NDCG(k)
-    metrics["mrr"] = MRR()
-    # all share their state's shape but not its value: nothing to group
-    return MetricCollection(metrics, prefix=prefix, compute_groups=False)  # type: ignore[arg-type]
+    # compute groups would merge metrics whose states are equal by chance
+    return MetricCollection(_all_metrics(cutoffs), prefix=prefix, compute_groups=False)  # type: ignore[arg-type]
+
+
+def metric_names(cutoffs: Sequence[int]) -> tuple[str, ...]:
+    """The names of `ranking_metrics`, in the order of tables."""
+    return tuple(_all_metrics(cutoffs))
+
+
+def _all_metrics(cutoffs: Sequence[int]) -> dict[str, Metric]:
+    recalls: dict[str, Metric] = {f"recall@{k}": Recall(k) for k in cutoffs}
+    ndcgs: dict[str, Metric] = {f"ndcg@{k}": NDCG(k) for k in cutoffs}
+    return recalls | ndcgs | {"mrr": MRR()}

@@ -1,1 +1,1 @@
-"""A trained model as a program that runs without this package."""
+"""Export of a trained model as a program that runs without this package."""

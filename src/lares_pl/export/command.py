@@ -1,4 +1,4 @@
-"""`lares export`: a checkpoint to a folder that serves without this package."""
+"""`lares export`: from a checkpoint to a folder of programs and tables that are used without this package."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ import pyarrow.parquet as pq
 import torch
 
 from lares_pl import __version__
-from lares_pl.atomic_io import appearing_folder, check_folder
+from lares_pl.atomic_io import atomic_folder, check_folder
 from lares_pl.data.dataset.prepared import SequenceDataset
 from lares_pl.errors import LaresError
 from lares_pl.export.formats import FORMATS, ProgramFormat
-from lares_pl.export.parity import Agreement, check_agreement, compare, sampled_histories
+from lares_pl.export.parity import Parity, check_parity, compare, sampled_histories
 from lares_pl.export.programs import Depth, FixedDepth, InputDepth, Program, item_vectors
 from lares_pl.export.tracing import trace
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.runs import BEST, trained
-from lares_pl.stages.checkpoint import StageCheckpoint, load_stage, read_checkpoint
+from lares_pl.stages.checkpoint import StageCheckpoint, read_checkpoint
+from lares_pl.stages.loading import load_stage
 from lares_pl.stages.validation import compare_catalogues
 
 DESCRIPTION = "export.json"
@@ -32,10 +33,10 @@ DESCRIPTION = "export.json"
 _MEANING = {
     "items": "item indices of each history, the last max_length at most, oldest first, then 0s",
     "lengths": "number of items of each history, at least 1",
-    "excluded": "item indices not to rank for each history, filled up with 0s",
+    "excluded": "item indices to exclude for each history, padded with 0s",
     "depth": "number of reasoning steps, one number for all histories; below 1: none",
     "ranked_items": "item indices, best first",
-    "scores": "their scores, -inf where no item was left",
+    "scores": "their scores, -inf if no item was left",
     "state": "user vectors: inner products with item_vectors.npy are the scores",
 }
 
@@ -52,21 +53,20 @@ def export(
 ) -> None:
     """Write a trained model as a program that runs without this package.
 
-    The folder appears whole or not at all, after the program was run against the model on histories of the dataset.
+    The folder is written atomically, after the program was compared with the model on histories of the dataset.
 
     Args:
         ckpt_path: checkpoint of a stage.
         output: folder to write.
-        format: onnx (onnxruntime and its like), or torch (a program of torch.export).
-        depth: number of reasoning steps, or `input`: the program is told for each batch. The checkpoint's depth of evaluation
-            where not given.
+        format: onnx (for onnxruntime and similar runtimes), or torch (a program of torch.export).
+        depth: number of reasoning steps, or `input`: an input of the program. Default: the checkpoint's depth of evaluation.
         k: length of the ranked lists; at most the number of items.
-        check: number of histories to compare program and model on.
-        dataset: dataset with the original ids and the histories to check with; the checkpoint's where not given.
+        check: number of histories on which to compare program and model.
+        dataset: dataset with the original ids and the histories to compare on; default: the checkpoint's.
         overwrite: replace an exported folder.
 
     Raises:
-        LaresError: if there is something that can't be exported, or program and model differ; nothing is written then.
+        LaresError: if something can't be exported, or program and model differ; nothing is written.
 
     Example:
         lares export --ckpt_path runs/beauty/rpt/checkpoints/best.ckpt --output beauty-onnx
@@ -89,11 +89,11 @@ def export(
     sequences = _dataset(checkpoint, dataset)
     steps = _depth(depth, backbone, stage.evaluation_depth)
     k = min(k, backbone.items)
-    with appearing_folder(target, lambda: _check_target(target, overwrite)) as folder:
+    with atomic_folder(target, lambda: _check_target(target, overwrite)) as folder:
         states, rankings = trace(chosen, backbone, steps, k, folder)
         np.save(folder / "item_vectors.npy", item_vectors(backbone).numpy())
         agreement = _compare(chosen, backbone, sequences, steps, k, check, folder)
-        check_agreement(agreement)
+        check_parity(agreement)
         _write_items(item_ids(sequences), folder)
         description = {
             "format": format,
@@ -130,7 +130,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
 
 
 def _dataset(checkpoint: StageCheckpoint, named: str | None) -> SequenceDataset:
-    """The dataset of a checkpoint, or the one named instead, if it has the same catalogue."""
+    """The dataset of a checkpoint, or another one with the same catalogue."""
     folder = named or checkpoint.data.get("dataset")
     if folder is None:
         raise LaresError(f"{checkpoint.path} names no dataset, which has the original ids: --dataset DIR")
@@ -163,15 +163,15 @@ def _compare(
     k: int,
     count: int,
     folder: Path,
-) -> Agreement:
-    """Run what was written against the model."""
+) -> Parity:
+    """Compare the written programs with the model."""
     histories = sampled_histories(sequences, count, backbone.max_length)
     rankings, states = (chosen.load(folder / f"{name}{chosen.suffix}") for name in ("model", "user_state"))
     return compare(backbone, rankings, states, np.load(folder / "item_vectors.npy"), histories, depth.checked, k)
 
 
 def _write_items(ids: pa.Array, folder: Path) -> None:
-    """Item index to original id: as a table, and as a list for those who have no reader of Parquet."""
+    """Write the original id of each item: as a Parquet table, and as a JSON list."""
     numbers = pa.array(np.arange(1, len(ids) + 1, dtype=np.int32))
     pq.write_table(pa.table({"item": numbers, "item_id": ids}), folder / "items.parquet", compression="zstd")
     (folder / "items.json").write_text(
@@ -180,7 +180,7 @@ def _write_items(ids: pa.Array, folder: Path) -> None:
 
 
 def _signature(program: Program, backbone: RecurrentBackbone, k: int) -> dict[str, Any]:
-    """What goes in and what comes out."""
+    """Describe inputs and outputs."""
     length, size = backbone.max_length, backbone.config.hidden_size
     shapes: dict[str, list[str | int]] = {
         "items": ["batch", length],

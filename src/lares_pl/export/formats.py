@@ -1,4 +1,4 @@
-"""What a program is written as: ONNX, or PyTorch's own exported program."""
+"""The formats of programs: ONNX, or PyTorch's own exported program."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 from lares_pl.errors import LaresError
 from lares_pl.export.programs import Program
-from lares_pl.export.silence import quiet
+from lares_pl.export.silence import silence
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -23,18 +23,18 @@ Run = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 
 
 class ProgramFormat(ABC):
-    """Writes programs, and runs what was written."""
+    """Writes programs, and runs them."""
 
-    #: ending of its files
+    #: extension of its files
     suffix: str
     #: packages whose versions are worth knowing
     packages: tuple[str, ...]
 
     def check(self) -> None:
-        """Raise where it can't be written here.
+        """Check that the format's packages are installed.
 
         Raises:
-            LaresError: says what to install.
+            LaresError: with the command that installs them.
         """
         for name in self.packages:
             try:
@@ -48,10 +48,10 @@ class ProgramFormat(ABC):
 
     @abstractmethod
     def load(self, path: Path) -> Run:
-        """A written program as a function of named arrays."""
+        """Load a program as a function of named arrays."""
 
     def versions(self) -> dict[str, str]:
-        """Versions of the packages that wrote it."""
+        """Return the versions of the packages that wrote it."""
         return {name: importlib.metadata.version(name) for name in self.packages}
 
 
@@ -66,7 +66,7 @@ class Torch(ProgramFormat):
             torch.export.save(traced(program), folder / f"{name}{self.suffix}")
 
     def load(self, path: Path) -> Run:
-        with quiet():
+        with silence():
             module = torch.export.load(path).module()
 
         def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -79,7 +79,7 @@ class Torch(ProgramFormat):
 
 
 class Onnx(ProgramFormat):
-    """ONNX: runs in onnxruntime and its like, without PyTorch."""
+    """ONNX: runs in onnxruntime and similar runtimes, without PyTorch."""
 
     suffix = ".onnx"
     packages = ("torch", "onnx", "onnxscript", "onnxruntime")
@@ -130,7 +130,7 @@ FORMATS: dict[str, type[ProgramFormat]] = {"onnx": Onnx, "torch": Torch}
 
 
 def _check_loops(program: ExportedProgram) -> None:
-    """Raise where a reasoning step inside a loop goes through frequencies: ONNX's DFT is not valid there."""
+    """Check that a reasoning step inside a loop does not use frequencies: ONNX's DFT is not valid there."""
     loops = [
         module for name, module in program.graph_module.named_modules() if name and isinstance(module, torch.fx.GraphModule)
     ]

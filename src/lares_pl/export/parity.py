@@ -1,4 +1,4 @@
-"""Hold written programs against the model, on histories of the dataset."""
+"""Comparison of written programs with the model, on histories of the dataset."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """What the comparison found.
+class Parity:
+    """The result of the comparison.
 
     Args:
-        histories: how many were compared, at each depth.
-        depths: at which.
+        histories: number of histories compared at each depth.
+        depths: the depths.
         difference: largest difference of a score between program and model, relative to the largest score.
-        equal: share of histories whose whole list is the same, item by item.
+        equal: fraction of histories whose ranked lists are identical.
     """
 
     histories: int
@@ -46,13 +46,13 @@ class Agreement:
 
 
 def sampled_histories(dataset: SequenceDataset, count: int, max_length: int, seed: int = 0) -> Histories:
-    """Histories that end at random places of random users' sequences, so that all lengths occur.
+    """Sample histories that end at random positions of random users' sequences, so that all lengths occur.
 
     Args:
         dataset: the sequences.
-        count: how many.
-        max_length: longest history L.
-        seed: of the draw.
+        count: number of histories.
+        max_length: maximum history length L.
+        seed: the seed.
     """
     generator = np.random.default_rng(seed)
     users = generator.choice(np.flatnonzero(np.diff(dataset.offsets)), count)
@@ -69,7 +69,7 @@ def compare(
     histories: Histories,
     depths: tuple[int, ...],
     k: int,
-) -> Agreement:
+) -> Parity:
     """Run programs and model on the same histories.
 
     Every second history has its own items excluded. User states are compared by their scores with `vectors`.
@@ -77,9 +77,9 @@ def compare(
     Args:
         backbone: the model, in evaluation mode.
         rankings, states: the programs.
-        vectors: item vectors written beside them, `[N + 1, d]`.
-        histories: what both read.
-        depths: depths to compare at; more than one where it is an input.
+        vectors: the item vectors written with them, `[N + 1, d]`.
+        histories: the histories.
+        depths: depths to compare at; more than one if the depth is an input.
         k: length of the lists.
     """
     largest, difference, equal = 0.0, 0.0, 0
@@ -105,24 +105,24 @@ def compare(
                 off = np.abs(found["scores"][real] - scores[real])
                 difference = max(difference, float(off.max(initial=0)) if np.isfinite(off).all() else np.inf)
             equal += int(((ranked == items.numpy()) | ~real).all(axis=1).sum())
-    return Agreement(len(histories), depths, difference / max(largest, 1e-12), equal / (len(histories) * len(depths)))
+    return Parity(len(histories), depths, difference / max(largest, 1e-12), equal / (len(histories) * len(depths)))
 
 
-def check_agreement(agreement: Agreement) -> None:
-    """Raise where programs and model differ by more than round-off.
+def check_parity(agreement: Parity) -> None:
+    """Check that programs and model differ by no more than round-off.
 
     Raises:
-        LaresError: with what was found.
+        LaresError: if they do; with the differences.
     """
     if not agreement.difference <= TOLERANCE:
         raise LaresError(
-            f"the exported program is not the model ({agreement}); nothing was written. A block of your own that draws random "
-            "numbers in evaluation, or whose values decide which way its Python code goes, can't be exported"
+            f"the exported program differs from the model ({agreement}); nothing was written. A custom block that draws random "
+            "numbers in evaluation, or has Python control flow that depends on values, can't be exported"
         )
 
 
 def _batches(histories: Histories) -> Iterator[Histories]:
-    """One alone, then the others in batches."""
+    """A batch of one, then larger batches."""
     counts = [1, *(min(BATCH_SIZE, len(histories) - start) for start in range(1, len(histories), BATCH_SIZE))]
     tokens = [int(part.sum()) for part in histories.lengths.split(counts)]
     for items, lengths in zip(histories.items.split(tokens), histories.lengths.split(counts), strict=True):

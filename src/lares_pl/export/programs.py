@@ -1,8 +1,8 @@
-"""The model as modules that can be traced: plain tensors in and out, batch size and, where wanted, depth left open.
+"""The model as traceable modules: plain tensors in and out, with a dynamic batch size and optionally a dynamic depth.
 
-Two programs: user states (histories to vectors whose inner products with the item vectors are the scores), and rankings (the
-same, then the best k items). Both give what the model gives in evaluation, the noise of initial states included: it is a
-function of the history, computed in the program.
+There are two programs: user states (histories to vectors whose inner products with the item vectors are the scores), and
+rankings (the same, then the best k items). Both reproduce the model in evaluation, including the noise of initial states,
+which is a function of the history and computed in the program.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop
 
 from lares_pl.model.backbone import RecurrentBackbone
-from lares_pl.model.layout import PaddedLayout
+from lares_pl.model.padded_layout import PaddedLayout
 from lares_pl.model.recurrence import Noise, keyed_uniform, token_keys
 
 BATCH = torch.export.Dim("batch")
@@ -49,11 +49,11 @@ class GivenNoise(Noise):
 
 
 class Depth(ABC):
-    """How a program knows how many steps to make."""
+    """How the number of steps of a program is determined."""
 
-    #: its inputs beside the histories: names and example values
+    #: its inputs other than the histories: names and example values
     inputs: dict[str, Tensor]
-    #: depths at which it is held against the model
+    #: depths at which it is compared with the model
     checked: tuple[int, ...]
 
     @abstractmethod
@@ -63,7 +63,7 @@ class Depth(ABC):
 
 @dataclass(frozen=True)
 class FixedDepth(Depth):
-    """So many steps, written one after the other: a program without a loop.
+    """A fixed number of steps, unrolled: a program without a loop.
 
     Args:
         steps: T; 0 gives the pre-block's states.
@@ -85,10 +85,10 @@ class FixedDepth(Depth):
 
 @dataclass(frozen=True)
 class InputDepth(Depth):
-    """The depth is an input of the program, a whole number; a loop makes the steps. Below 1: the pre-block's states.
+    """The depth is an integer input of the program, with a loop over the steps. Below 1: the pre-block's states.
 
     Args:
-        usual: depth to trace with, and around which the program is checked.
+        usual: depth to trace with; the program is compared with the model at depths around it.
     """
 
     usual: int
@@ -135,11 +135,13 @@ class _Looped(nn.Module):
     def __init__(self, backbone: RecurrentBackbone) -> None:
         super().__init__()
         shape = (2, backbone.max_length, backbone.config.hidden_size)
-        # the loop traces its body more strictly than the rest is traced; a body that is traced already can't trouble it.
-        # Inputs must be different tensors, else they are taken for one
+        # the loop traces its body more strictly than other code, so the body is traced beforehand; its inputs must be
+        # different tensors, or they are merged into one
         example = (torch.zeros(shape), torch.ones(shape), torch.ones(2, dtype=torch.int64))
         traced = torch.export.export(Step(backbone), example, dynamic_shapes=({0: BATCH}, {0: BATCH}, {0: BATCH}))
-        self._step: list[Callable[..., Tensor]] = [traced.module(check_guards=False)]  # in a list: not a second set of weights
+        self._step: list[Callable[..., Tensor]] = [
+            traced.module(check_guards=False)
+        ]  # in a list, so that its weights are not registered twice
 
     def forward(self, state: Tensor, context: Tensor, lengths: Tensor, depth: Tensor) -> Tensor:
         step = self._step[0]

@@ -1,4 +1,4 @@
-"""Exporters talk to their developers."""
+"""Silence exporter logging."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Without their logs, warnings and prints."""
+def silence() -> Iterator[None]:
+    """Suppress logs, warnings and prints."""
     former = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Group-relative policy optimisation in latent space (METHOD "Stage 2, RPT")."""
+"""Group-relative policy optimisation in latent space (docs/method.md "Stage 2, RPT")."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cross-entropy of the next item: over the whole catalogue, or over a sample of it (METHOD "Stage 1, SPT", CE).
+"""Cross-entropy of the next item: over the whole catalogue, or over a sample of it (docs/method.md "Stage 1, SPT", CE).
 
 The sampled softmax estimates the normaliser by importance sampling (Bengio & Senécal 2008): with K negatives j drawn from q,
 `Z = exp(s_y) + sum_{j != y} exp(s_j)` is estimated without bias by `exp(s_y) + sum_{j drawn, j != y} exp(s_j - log(K q_j))`.

@@ -1,4 +1,4 @@
-"""Rewards of a trajectory: a ranking metric of its target at its last step (METHOD "Stage 2, RPT")."""
+"""Rewards of a trajectory: a ranking metric of its target at its last step (docs/method.md, "Stage 2, RPT")."""
 
 from __future__ import annotations
 

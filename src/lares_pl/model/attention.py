@@ -61,7 +61,7 @@ class _Arrange(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class Shelves:
+class PackedRows:
     """Packed tokens, put on shelves.
 
     Args:
@@ -89,7 +89,7 @@ class Shelves:
         return out
 
 
-def shelves(lengths: Tensor) -> Shelves:
+def packed_rows(lengths: Tensor) -> PackedRows:
     """Put histories of these lengths `[R]` on shelves."""
     order = torch.argsort(lengths, stable=True)
     ascending = lengths[order]
@@ -118,7 +118,7 @@ def shelves(lengths: Tensor) -> Shelves:
         seen = (of_row[..., None] == of_row[..., None, :]) & torch.ones(SHELF, SHELF, dtype=torch.bool).tril()
         groups.append((shelved, SHELF, torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)))
     groups += [(rows, width, None) for width, rows in zip(rows_of_width.tolist(), kinds.tolist(), strict=True)]
-    return Shelves(groups, token_or_none.clamp(max=tokens - 1), token_or_none, place)
+    return PackedRows(groups, token_or_none.clamp(max=tokens - 1), token_or_none, place)
 
 
 def _widths(counts: Sequence[int]) -> list[int]:

@@ -1,11 +1,8 @@
-"""The recurrent-depth backbone: read a history once, refine it as often as you like (METHOD "Backbone")."""
+"""The recurrent-depth backbone: read a history once, refine it as often as you like (docs/method.md "Backbone")."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,106 +10,25 @@ from torch import Tensor, nn
 
 from lares_pl.data.loading.histories import Histories
 from lares_pl.errors import LaresError
-from lares_pl.model.blocks import BlockFactory, build_block, is_causal, last_states, padding_matters
+from lares_pl.model.architecture import BackboneConfig
+from lares_pl.model.blocks import build_block, is_causal, padding_matters
 from lares_pl.model.blocks.probe import probe
-from lares_pl.model.blocks.transformer import TransformerBlock
 from lares_pl.model.catalogue_head import CatalogueHead
-from lares_pl.model.depth import DepthSchedule, PoissonLogNormal
-from lares_pl.model.embedding import Embedder, ItemEmbedder, ItemTable, ItemText
+from lares_pl.model.embedding import ItemTable, ItemText
 from lares_pl.model.item_pairs import items_read
-from lares_pl.model.layout import Layout, packed, padded
-from lares_pl.model.recurrence import AddInjection, InitialState, Injection, Noise, NormalState, RandomNoise
-from lares_pl.model.similarity import DotSimilarity, Similarity
+from lares_pl.model.layout import Layout
+from lares_pl.model.packed_layout import packed
+from lares_pl.model.padded_layout import padded
+from lares_pl.model.recurrence import Noise
+from lares_pl.model.rollout import rollout
+from lares_pl.model.similarity import Similarity
 from lares_pl.model.tiles import Repeats
-from lares_pl.serialization import class_of
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 #: the bias of repeats is this times its parameter: Adam moves a parameter by the learning rate an update, whatever its gradient
 REPEAT_BIAS_SCALE = 8.0
-
-
-@dataclass(frozen=True)
-class BackboneConfig:
-    """Architecture of a backbone.
-
-    Args:
-        hidden_size: size d of item embeddings and states.
-        embedder: what turns a history into token states.
-        pre_block: block that encodes the history.
-        pre_layers: number of pre-blocks, one after the other.
-        core_block: block that is repeated.
-        core_layers: number of core-blocks in one step; 0 (with depth 0) leaves recurrence out.
-        dropout: dropout of the embeddings, and of every block that does not set its own.
-        injection: how the encoded history joins the state before each step.
-        initial_state: what a trajectory starts from.
-        depth: how many steps a training pass makes; its mean is the depth of evaluation.
-        similarity: how user states and items are compared in training's cross-entropy and in ranking.
-        policy_similarity: how they are compared in the policy of RPT; as in ranking where None. (The authors' release
-            uses plain dot products there, whatever ranks.)
-        repeat_bias: learn one number that is added to the score of every item the history holds: it falls where users do
-            not come back to items, and rises where they do. Starts at 0. (Not part of the paper.)
-        initializer_range: standard deviation of initial weights.
-        layer_norm_eps: epsilon of the backbone's own normalisations.
-    """
-
-    hidden_size: int = 64
-    embedder: Embedder = field(default_factory=ItemEmbedder)
-    pre_block: BlockFactory = TransformerBlock
-    pre_layers: int = 2
-    core_block: BlockFactory = TransformerBlock
-    core_layers: int = 2
-    dropout: float = 0.5
-    injection: Injection = field(default_factory=AddInjection)
-    initial_state: InitialState = field(default_factory=NormalState)
-    depth: DepthSchedule = field(default_factory=PoissonLogNormal)
-    similarity: Similarity = field(default_factory=DotSimilarity)
-    policy_similarity: Similarity | None = None
-    repeat_bias: bool = False
-    initializer_range: float = 0.02
-    layer_norm_eps: float = 1e-12
-
-    def __post_init__(self) -> None:
-        if self.hidden_size < 1 or self.pre_layers < 0 or self.core_layers < 0:
-            raise LaresError("hidden_size must be at least 1, pre_layers and core_layers at least 0")
-        if not 0 <= self.dropout < 1:
-            raise LaresError(f"dropout must be within [0, 1), got {self.dropout}")
-        if self.depth.evaluation_depth == 0 and self.core_layers > 0:
-            raise LaresError(f"depth 0 never uses the core-block: set core_layers to 0 (it is {self.core_layers})")
-
-
-def with_dropout(config: BackboneConfig, dropout: float) -> BackboneConfig:
-    """The same architecture with this dropout everywhere, also where a block or the embedder sets its own.
-
-    Args:
-        config: the architecture.
-        dropout: the new dropout.
-    """
-
-    def with_own(factory: BlockFactory) -> BlockFactory:
-        kind, given = class_of(factory), getattr(factory, "keywords", {})
-        own = [name for name in inspect.signature(kind).parameters if name == "dropout" or name.endswith("_dropout")]
-        return partial(kind, **{**given, **dict.fromkeys(own, dropout)})
-
-    pre_block, core_block = with_own(config.pre_block), with_own(config.core_block)
-    embedder = config.embedder.with_dropout(dropout)
-    return replace(config, dropout=dropout, embedder=embedder, pre_block=pre_block, core_block=core_block)
-
-
-def _places(histories: Sequence[Histories], reads: Sequence[Tensor | None]) -> tuple[Tensor, list[int]]:
-    """Tokens to read, counted over all histories of all trajectories, and how many they are of each trajectory.
-
-    Args:
-        histories: of each trajectory.
-        reads: tokens counted within a trajectory's own histories; the last of each history where None.
-    """
-    places, start = [], 0
-    for part, tokens in zip(histories, reads, strict=True):
-        own = part.lengths.cumsum(0) - 1 if tokens is None else tokens
-        places.append(own + start if start else own)
-        start += part.tokens
-    return torch.cat(places), [len(own) for own in places]
 
 
 class RecurrentBackbone(nn.Module):
@@ -211,10 +127,10 @@ class RecurrentBackbone(nn.Module):
 
     def step(self, state: Tensor, context: Tensor, layout: Layout) -> Tensor:
         """One reasoning step: `CoreBlock(LN(inject(z, h)))`, all `[*layout.shape, d]`."""
-        out: Tensor = self.core_blocks[-1](self._before_last_block(state, context, layout), layout)
+        out: Tensor = self.core_blocks[-1](self.before_last_block(state, context, layout), layout)
         return out
 
-    def _before_last_block(self, state: Tensor, context: Tensor, layout: Layout) -> Tensor:
+    def before_last_block(self, state: Tensor, context: Tensor, layout: Layout) -> Tensor:
         """What the last block of a step reads; at the end of a trajectory only its last positions are asked for."""
         x: Tensor = self.core_norm(self.injection(state, context))
         for block in self.core_blocks[:-1]:
@@ -250,67 +166,7 @@ class RecurrentBackbone(nn.Module):
             LaresError: if a depth is negative, or above 0 in a model without core-block; if inner tokens are read of a model
                 that is not causal, so that their states would know later items.
         """
-        if min(depths) < 0:
-            raise LaresError(f"depth must not be negative, got {min(depths)}")
-        self.check_depth(max(depths))
-        count = len(depths)
-        shared = isinstance(histories, Histories)
-        each = [histories] * count if isinstance(histories, Histories) else list(histories)
-        sources = list(noise) if isinstance(noise, Sequence) else [noise or RandomNoise()] * count
-        reads = [read] * count if read is None or isinstance(read, Tensor) else list(read)
-        if any(tokens is not None for tokens in reads):
-            self.check_causal()
-
-        # deepest first, so that those still reasoning are always the first rows; then those that need all of the last layer
-        order = sorted(range(count), key=lambda r: (-depths[r], reads[r] is None))
-        if shared and not self.training:
-            context, layout = self.encode(each[0])
-            context, layout = context.repeat(count, *[1] * (context.ndim - 1)), layout.repeat(count)
-        else:
-            context, layout = self.encode(Histories.concatenate([each[r] for r in order]))
-        places, counts = _places([each[r] for r in order], [reads[r] for r in order])
-        counts_of = dict(zip(order, counts, strict=True))
-
-        trajectories: list[list[Tensor]] = [[] for _ in range(count)]
-        if min(depths) == 0:
-            for r, state in zip(order, layout.at(context, places).split(counts), strict=True):
-                if depths[r] == 0:
-                    trajectories[r].append(state)
-
-        state = (
-            self.initial_state([each[r] for r in order], [sources[r] for r in order], context)
-            if initial_states is None
-            else torch.cat([initial_states[r] for r in order])
-        )
-
-        def size_of(some: list[int]) -> tuple[int, int]:
-            """Histories and tokens of some trajectories."""
-            return sum(len(each[r]) for r in some), sum(each[r].tokens for r in some)
-
-        active = [r for r in order if depths[r] > 0]
-        if 0 < len(active) < count:
-            layout = layout.prefix(*size_of(active))
-            context, state = context[: layout.shape[0]], state[: layout.shape[0]]
-        for t in range(1, max(depths) + 1):
-            x = self._before_last_block(state, context, layout)
-            going_on = [r for r in active if depths[r] > t]
-            whole = [r for r in active if depths[r] > t or reads[r] is not None]
-            ending = active[len(whole) :]  # of these nothing but the last positions is asked for any more
-            states = []
-            if whole:
-                layout_of_whole = layout.prefix(*size_of(whole)) if ending else layout
-                state = self.core_blocks[-1](x[: layout_of_whole.shape[0]], layout_of_whole)
-                states.append(layout_of_whole.at(state, places[: sum(counts_of[r] for r in whole)]))
-            if ending:
-                ended = layout.suffix(*size_of(ending)) if whole else layout
-                states.append(last_states(self.core_blocks[-1], x[x.shape[0] - ended.shape[0] :], ended))
-            for r, of_step in zip(active, torch.cat(states).split([counts_of[r] for r in active]), strict=True):
-                trajectories[r].append(of_step)
-            if 0 < len(going_on) < len(active):
-                layout = layout.prefix(*size_of(going_on))
-                context, state = context[: layout.shape[0]], state[: layout.shape[0]]
-            active = going_on
-        return [torch.stack(states) for states in trajectories]
+        return rollout(self, histories, depths, noise, initial_states, read)
 
     def prefix_states(self, histories: Histories, depth: int, noise: Noise | None = None) -> Tensor:
         """The user state after every item of every history, in one pass: each is that of the history cut there.

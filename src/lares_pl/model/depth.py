@@ -1,4 +1,4 @@
-"""Depth schedules: how many reasoning steps a forward pass makes (METHOD "Backbone"; paper, section on recurrence).
+"""Depth schedules: how many reasoning steps a forward pass makes (docs/method.md "Backbone"; paper, section on recurrence).
 
 A schedule is a small frozen value, chosen by `class_path`. `mean` is also the depth of evaluation.
 To bring your own, derive a frozen dataclass from `DepthSchedule`.

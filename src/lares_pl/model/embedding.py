@@ -1,6 +1,6 @@
 """What turns a history into token states: items and positions, and TedRec's fusion with item text.
 
-METHOD "Backbone", step 1, and "Block families", TedRec. An embedder is a small frozen value chosen by `class_path`; it
+docs/method.md "Backbone", step 1, and "Block families", TedRec. An embedder is a small frozen value chosen by `class_path`; it
 builds the module.
 """
 

@@ -1,6 +1,6 @@
 """What starts the recurrence (initial states), what feeds it (noise), and how the history enters each step (injection).
 
-METHOD "Backbone", steps 3 and 4. Initial states and injections are small frozen values chosen by `class_path`.
+docs/method.md "Backbone", steps 3 and 4. Initial states and injections are small frozen values chosen by `class_path`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from lares_pl.data.loading.histories import Histories
-from lares_pl.model.layout import Layout, packed
+from lares_pl.model.layout import Layout
+from lares_pl.model.packed_layout import packed
 
 # ---------------------------------------------------------------- noise
 

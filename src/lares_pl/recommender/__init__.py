@@ -1,1 +1,1 @@
-"""Recommendations for histories of original ids from a checkpoint alone."""
+"""Recommendations for histories of original ids, from a checkpoint only."""

@@ -1,4 +1,4 @@
-"""Ranking a choice of the catalogue: the same items for all users, or each user's own."""
+"""Ranking a subset of the catalogue: the same candidates for all users, or separate ones per user."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lares_pl.model.catalogue_head import CatalogueHead
 from lares_pl.model.item_pairs import ItemPairs
 
 
-class Choice(ABC):
-    """Items that may be ranked."""
+class Candidates(ABC):
+    """The items to rank."""
 
     @abstractmethod
     def best(
@@ -34,7 +34,7 @@ class Choice(ABC):
         """
 
 
-class SharedChoice(Choice):
+class SharedCandidates(Candidates):
     """The same items for all users.
 
     Args:
@@ -60,7 +60,7 @@ class SharedChoice(Choice):
         return scores.cpu().numpy(), self.items[places].cpu().numpy()
 
 
-class OwnChoices(Choice):
+class PerUserCandidates(Candidates):
     """Items of each user's own.
 
     Args:

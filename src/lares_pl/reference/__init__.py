@@ -1,1 +1,1 @@
-"""Checkpoints of the authors' release (RecBole code): names, settings and files, to ours and back."""
+"""Conversion of checkpoints from and to the authors' release (RecBole code): names, settings and files."""

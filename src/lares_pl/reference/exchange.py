@@ -1,4 +1,4 @@
-"""`lares import-reference` and `lares export-reference`: checkpoints of the authors' release to ours and back."""
+"""`lares import-reference` and `lares export-reference`: conversion of checkpoints from and to the authors' release."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from lares_pl.errors import LaresError
 from lares_pl.reference.files import read_reference, read_settings
 from lares_pl.reference.names import family_of, from_reference, to_reference
 from lares_pl.reference.settings import backbone_config, complete_settings, reference_settings
-from lares_pl.stages.checkpoint import load_stage, read_checkpoint
+from lares_pl.stages.checkpoint import read_checkpoint
 from lares_pl.stages.checkpoint_io import write_checkpoint
+from lares_pl.stages.loading import load_stage
 from lares_pl.stages.spt import SPT
 
 
@@ -30,20 +31,21 @@ def import_reference(
 ) -> None:
     """Turn a checkpoint of the authors' release into one of ours, an SPT stage.
 
-    The result works wherever one of ours does: `lares test --ckpt_path`, `--model.init_from`, `load_stage`. Nothing in the
-    file is run. What could not be mapped, and what was taken from the paper because the file does not say it, is printed.
+    The result can be used like any of our checkpoints: `lares test --ckpt_path`, `--model.init_from`, `load_stage`. No code in
+    the file is run. Parameters that could not be mapped, and settings taken from the paper because the file has none, are
+    printed.
 
     Args:
-        source: RecBole's checkpoint, or a state dict alone.
+        source: RecBole's checkpoint, or only a state dict.
         output: checkpoint to write.
-        settings: YAML or JSON of the release's settings, which win over those in the checkpoint.
+        settings: YAML or JSON file of the release's settings, which override those in the checkpoint.
         dataset: prepared dataset to use the model with.
-        items: text file with the original item id of each row of the release's item embedding but the first, one a line:
-            the rows are put into the dataset's order. Without it they are taken to be in that order.
-        overwrite: replace the file if it is there.
+        items: text file with the original item id of each row of the release's item embedding except the first, one per line:
+            the rows are reordered to the dataset's order. Without it they are assumed to be in that order.
+        overwrite: replace the file if it exists.
 
     Raises:
-        LaresError: if the file can't be read, or its parameters do not make up a whole model.
+        LaresError: if the file can't be read, or its parameters are not those of a complete model.
 
     Example:
         lares import-reference LARES-Nov-2025.pth --dataset prepared --output imported.ckpt
@@ -92,7 +94,7 @@ def import_reference(
 
 
 def _catalogue(state: dict[str, Tensor], dataset: SequenceDataset | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Our checkpoint's entries on catalogue and data."""
+    """The entries of our checkpoint for catalogue and data."""
     size, length = len(state["item_embedding.weight"]) - 1, len(state["position_embedding.weight"])
     data: dict[str, Any] = {"max_length": length}
     catalogue: dict[str, Any] = {"items": size, "max_length": length, "fingerprint": None}
@@ -177,10 +179,10 @@ def export_reference(
     Args:
         source: checkpoint of a stage.
         output: file to write.
-        dataset: the dataset the model was trained on, where `items` is given; the checkpoint's where not given.
-        items: text file with original item ids, one a line, in the order the item rows shall have; the dataset's order
-            where not given.
-        overwrite: replace the file if it is there.
+        dataset: the dataset the model was trained on, if `items` is given; default: the checkpoint's.
+        items: text file with original item ids, one per line, in the order of the item rows to write; default: the dataset's
+            order.
+        overwrite: replace the file if it exists.
 
     Raises:
         LaresError: if the release has no such architecture.

@@ -1,4 +1,4 @@
-"""Files of the authors' release, read without running anything that is in them.
+"""Reading files of the authors' release without running any code in them.
 
 RecBole pickles its whole `Config` object, classes of its own included. Here only tensors and plain containers are
 rebuilt; any other class becomes an `Inert` object that keeps its state and does nothing.
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lares_pl.errors import LaresError
 
-# all that may be called while reading; each only puts tensors or plain values together
+# the only callables allowed while reading; each only assembles tensors or plain values
 _ALLOWED = {
     ("collections", "OrderedDict"),
     ("torch", "Size"),
@@ -36,7 +36,7 @@ _ALLOWED = {
 
 
 class Inert:
-    """Stands in for an object of a class that is not run: keeps what it was given, does nothing."""
+    """Placeholder for an object of a class that is not loaded: keeps its state and does nothing."""
 
     state: Any = None
 
@@ -68,16 +68,16 @@ def _load(file: IO[bytes], **keywords: Any) -> Any:
 
 
 def read_reference(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """State dict and settings of a file of the release.
+    """Read state dict and settings from a file of the release.
 
     Args:
-        path: RecBole's checkpoint (`state_dict` beside `config`), or a state dict alone.
+        path: RecBole's checkpoint (with `state_dict` and `config`), or only a state dict.
 
     Returns:
-        The state dict, and the settings (empty where the file has none).
+        The state dict, and the settings (empty if the file has none).
 
     Raises:
-        LaresError: if there is no such file or it holds no state dict.
+        LaresError: if there is no such file or it contains no state dict.
     """
     if not path.is_file():
         raise LaresError(f"no such file: {path}")
@@ -90,7 +90,7 @@ def read_reference(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 if any(Path(name).name == "constants.pkl" for name in file.namelist()):  # torch would run it
                     raise ValueError("it is a TorchScript program, not a checkpoint")
         content = torch.load(path, map_location="cpu", pickle_module=reader, weights_only=False)
-    except Exception as error:  # torch and pickle raise whatever the bytes lead to
+    except Exception as error:  # damaged bytes can cause any error in torch and pickle
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LaresError(f"{path}: can't be read as a checkpoint: {reason}") from error
     if not isinstance(content, Mapping):
@@ -105,7 +105,7 @@ def read_reference(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _settings(config: Any) -> dict[str, Any]:
-    """RecBole's `Config` keeps the final settings in an attribute; a plain dict is taken as it is."""
+    """Return settings from RecBole's `Config`, which keeps them in an attribute, or from a plain dict."""
     if isinstance(config, Inert) and isinstance(config.state, Mapping):
         config = config.state.get("final_config_dict", config.state)
     if not isinstance(config, Mapping):
@@ -115,10 +115,10 @@ def _settings(config: Any) -> dict[str, Any]:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Settings of the release from a YAML or JSON file.
+    """Read settings of the release from a YAML or JSON file.
 
     Raises:
-        LaresError: if there is no such file or it holds no mapping.
+        LaresError: if there is no such file or it contains no mapping.
     """
     try:
         settings = yaml.safe_load(path.read_text()) if path.suffix != ".json" else json.loads(path.read_text())

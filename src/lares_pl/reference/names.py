@@ -27,8 +27,8 @@ class Rule:
     Args:
         theirs: template of its name in the release.
         ours: template of its name here.
-        leading: dimensions of size 1 that the release keeps in front.
-        part: which third of our tensor it is, where we keep query, key and value in one.
+        leading: number of leading dimensions of size 1 in the release.
+        part: which third of our tensor it is, if ours has query, key and value in one.
     """
 
     theirs: str
@@ -97,7 +97,7 @@ _FAMILIES: dict[Family, list[Rule]] = {
 
 
 def family_of(state: Mapping[str, Tensor]) -> Family:
-    """The block family of a reference state dict.
+    """Determine the block family of a reference state dict.
 
     Raises:
         LaresError: if it is none of the four.
@@ -127,7 +127,7 @@ def _matches(name: str, template: str, into: str) -> str | None:
 
 
 def from_reference(state: Mapping[str, Tensor], family: Family) -> tuple[dict[str, Tensor], list[str]]:
-    """State dict of `RecurrentBackbone` from one of the release (or from gradients under the same names).
+    """Convert a state dict of the release (or gradients under the same names) to one of `RecurrentBackbone`.
 
     Args:
         state: the release's state dict.

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from lares_pl.errors import LaresError
-from lares_pl.model.backbone import BackboneConfig
+from lares_pl.model.architecture import BackboneConfig
 from lares_pl.model.blocks import BlockFactory
 from lares_pl.model.blocks.bsarec import BSARecBlock
 from lares_pl.model.blocks.fmlp import FMLPBlock
@@ -37,7 +37,7 @@ _DEPTHS = {
     "poisson-bounded": BoundedPoisson,
     "uniform": UniformDepth,
 }
-# where a file names none: METHOD's; what shapes tell (sizes, layers, injection) is read off the weights
+# where a file names none: docs/method.md's; what shapes tell (sizes, layers, injection) is read off the weights
 _PAPER: dict[str, Any] = {
     "n_heads": 2,
     "hidden_act": "gelu",

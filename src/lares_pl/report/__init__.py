@@ -1,6 +1,6 @@
-"""What a run learned, as tables and charts on one page: `lares report`.
+"""`lares report`: trained runs as tables and charts on one page.
 
-From the bottom up: `sources` (which checkpoints), `measure`, `distributions` and `latency` (what is measured), `statistics`
-(intervals and tests), `study` (all of it, of all runs), `page` and `charts` (how it is shown), `quality`, `steps`, `training`,
-`comparison`, `provenance` (sections: text, charts, tables), `command`.
+From the bottom up: `sources` (the checkpoints), `measure`, `distributions` and `latency` (measurements), `statistics`
+(intervals and tests), `study` (all measurements of all runs), `page`, `charts` and `html` (presentation), `quality`, `steps`,
+`training`, `comparison`, `provenance` (sections: text, charts, tables), `command`.
 """

@@ -1,4 +1,4 @@
-"""`lares report`: what a run learned, as one page with its charts and tables."""
+"""`lares report`: trained runs on one page, with charts and tables."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lares_pl.atomic_io import appearing_folder, check_folder
+from lares_pl.atomic_io import atomic_folder, check_folder
 from lares_pl.data.dataset.prepared import check_dataset
-from lares_pl.device import best_device
+from lares_pl.device import resolve_device
 from lares_pl.errors import LaresError
 from lares_pl.report.charts import check_matplotlib
 from lares_pl.report.comparison import comparison
-from lares_pl.report.page import Section, Table, render
-from lares_pl.report.provenance import command_line, origin
+from lares_pl.report.html import render
+from lares_pl.report.page import Section, Table
+from lares_pl.report.provenance import command_line, provenance
 from lares_pl.report.quality import cost, depth, kinds, summary
 from lares_pl.report.sources import Group, find_sources, group_by_seed, why_apart
 from lares_pl.report.steps import steps
@@ -24,7 +25,7 @@ from lares_pl.report.stopping import stopping
 from lares_pl.report.study import Options, Study, make_study
 from lares_pl.report.training import curves, pruning, reinforcement
 
-#: in the order of the page; what else there is to say about a study is another function here
+#: the sections in order; a new one is one more function of a study
 SECTIONS: Sequence[Callable[[Study], Section]] = (
     summary,
     comparison,
@@ -57,21 +58,21 @@ def report(
 
     Args:
         runs: runs to report on: folders runs/NAME or runs/NAME/STAGE, or checkpoint files. Runs that differ only in their
-            seed are put together.
-        output: folder to write; it appears whole or not at all.
-        split: whose targets to rank, test or val.
-        depths: numbers of reasoning steps for the tables, with commas between them; where not given, from 1 to 4 × the
-            depth of evaluation.
-        bootstrap: samples drawn for each interval.
-        timing: measure latency too.
-        dataset: the prepared dataset, where it is not where the checkpoints say.
-        batch_size: users a batch.
-        device: what computes: auto (the GPU where there is one), cpu, cuda.
-        title: of the page.
-        overwrite: replace a report that is there.
+            seed are grouped.
+        output: folder to write, atomically.
+        split: the split whose targets are ranked, test or val.
+        depths: numbers of reasoning steps for the tables, separated by commas; default: from 1 to 4 × the depth of
+            evaluation.
+        bootstrap: bootstrap samples for each interval.
+        timing: also measure latency.
+        dataset: the prepared dataset, if it is not at the path in the checkpoints.
+        batch_size: users per batch.
+        device: auto (the GPU if there is one), cpu, cuda.
+        title: title of the page.
+        overwrite: replace an existing report.
 
     Raises:
-        LaresError: if runs can't be read or don't belong together, or the folder can't be written.
+        LaresError: if runs can't be read or are of different datasets, or the folder can't be written.
 
     Example:
         lares report runs/beauty
@@ -84,7 +85,7 @@ def report(
         )
     target = Path(output).resolve()  # a symbolic link stays one
     _check_output(target, overwrite)
-    options = Options(split, _numbers(depths), bootstrap, timing, batch_size, best_device(device))
+    options = Options(split, _numbers(depths), bootstrap, timing, batch_size, resolve_device(device))
     sources, remarks = find_sources(runs)
     groups = group_by_seed(sources)
     remarks += why_apart(groups)
@@ -94,7 +95,7 @@ def report(
     study = make_study(groups, data, options, remarks, lambda line: print(line, flush=True))
     names = ", ".join(study.labels)
     heading = title or "Report on " + (", ".join(source.name for source in sources) if len(sources) <= 3 else names)
-    sections = [*(make(study) for make in SECTIONS), origin(study, command_line())]
+    sections = [*(make(study) for make in SECTIONS), provenance(study, command_line())]
     lead = [
         f"Evaluated: {names}; on the {study.target} items of "
         f"{study.population.users:,} users of {Path(data).name}. Models of this kind read a user's history once and refine "
@@ -114,7 +115,7 @@ def _numbers(depths: str | None) -> list[int] | None:
 
 
 def _dataset(groups: Sequence[Group]) -> str:
-    """The one dataset of all checkpoints."""
+    """The dataset of all checkpoints."""
     named = {source.checkpoint.data.get("dataset"): source.name for group in groups for source in group.sources}
     if len(named) > 1:
         places = "; ".join(f"{name} of {path}" for path, name in named.items())
@@ -141,7 +142,7 @@ def _check_output(target: Path, overwrite: bool) -> None:
 
 
 def _write(target: Path, page: str, sections: Sequence[Section], overwrite: bool) -> None:
-    with appearing_folder(target, lambda: _check_output(target, overwrite)) as folder:
+    with atomic_folder(target, lambda: _check_output(target, overwrite)) as folder:
         for name in ("charts", "tables"):
             (folder / name).mkdir()
         (folder / PAGE).write_text(page, encoding="utf-8")

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,9 +14,7 @@ from lares_pl.data.loading.batches import Batch
 from lares_pl.model.item_pairs import ItemPairs
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.report.measure import Split, batches
-
-if TYPE_CHECKING:
-    from lares_pl.stages.base import RankingStage
+from lares_pl.stages.base import BaseStage
 
 BATCH_SIZES = (1, 32, 256)
 WARM_UP, FEWEST, MOST = 3, 20, 500  # batches
@@ -56,7 +53,7 @@ def summarise(seconds: Sequence[float], depth: int, batch_size: int) -> Timing:
 
 @torch.inference_mode()
 def time_inference(
-    stage: RankingStage,
+    stage: BaseStage,
     dataset: str,
     split: Split,
     depths: Sequence[int],
@@ -83,7 +80,7 @@ def time_inference(
 
 
 def _time(
-    stage: RankingStage,
+    stage: BaseStage,
     some: Sequence[tuple[Batch, ItemPairs | None]],
     depths: Sequence[int],
     batch_size: int,
@@ -104,7 +101,7 @@ def _time(
     return [summarise(of_depth, depth, batch_size) for depth, of_depth in seconds.items()]
 
 
-def _recommend(stage: RankingStage, batch: Batch, excluded: ItemPairs | None, depth: int) -> None:
+def _recommend(stage: BaseStage, batch: Batch, excluded: ItemPairs | None, depth: int) -> None:
     backbone = stage.backbone
     (states,) = backbone.rollout(batch.histories, [depth], KeyedNoise(batch.histories))
     backbone.head(batch.histories).top_k(states[-1], min(TOP, backbone.items), excluded)

@@ -11,26 +11,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lares_pl.data.loading.batches import Batch, InstanceLoader
+from lares_pl.data.loading.batches import Batch
+from lares_pl.data.loading.loaders import InstanceLoader
 from lares_pl.data.module import SequenceDataModule
-from lares_pl.evaluation.metrics import ranking_metrics
+from lares_pl.evaluation.metrics import metric_names, ranking_metrics
 from lares_pl.model.item_pairs import ItemPairs
 from lares_pl.model.reasoning import Reasoning
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.report.distributions import movement, residuals
-from lares_pl.stages.base import CUTOFFS
-
-if TYPE_CHECKING:
-    from lares_pl.stages.base import RankingStage
+from lares_pl.stages.base import CUTOFFS, BaseStage
 
 Split = Literal["test", "val"]
-METRICS = (*(f"recall@{k}" for k in CUTOFFS), *(f"ndcg@{k}" for k in CUTOFFS), "mrr")
+METRICS = metric_names(CUTOFFS)
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def values_of(metric: str, ranks: np.ndarray) -> np.ndarray:
 
 
 def batches(
-    stage: RankingStage, dataset: str, split: Split, batch_size: int, shuffle: bool = False
+    stage: BaseStage, dataset: str, split: Split, batch_size: int, shuffle: bool = False
 ) -> Iterator[tuple[Batch, ItemPairs | None]]:
     """Users of a split as the stage reads them, on its device, and what is left out of their rankings.
 
@@ -99,7 +97,7 @@ class _Part(NamedTuple):
     kl: Tensor
 
 
-def _measure_batch(stage: RankingStage, batch: Batch, excluded: ItemPairs | None, deepest: int) -> _Part:
+def _measure_batch(stage: BaseStage, batch: Batch, excluded: ItemPairs | None, deepest: int) -> _Part:
     """One rollout; at the depth of evaluation the states are those that `lares test` ranks by, to the last bit.
 
     (The end of a trajectory is computed for its last positions alone, and rounds otherwise than a step on the way.)
@@ -115,7 +113,7 @@ def _measure_batch(stage: RankingStage, batch: Batch, excluded: ItemPairs | None
 
 
 @torch.inference_mode()
-def measure(stage: RankingStage, dataset: str, split: Split, deepest: int, batch_size: int = 1024) -> Measured:
+def measure(stage: BaseStage, dataset: str, split: Split, deepest: int, batch_size: int = 1024) -> Measured:
     """Ranks of all users of a split after every step, and what the steps do to states and distributions.
 
     The noise is a function of each history alone, as in every evaluation; nothing of size users × items is ever held.

@@ -16,7 +16,7 @@ from lares_pl.report.page import Section, Table
 from lares_pl.report.study import Study
 
 
-def origin(study: Study, command: Sequence[str]) -> Section:
+def provenance(study: Study, command: Sequence[str]) -> Section:
     """What was evaluated, with what, and how numbers came about."""
     rows = [
         (

@@ -1,4 +1,4 @@
-"""What is reported on: run folders and files to checkpoints, checkpoints that differ only in their seed to groups."""
+"""The checkpoints of a report: found in run folders and files, and grouped if they differ only in their seed."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class Source:
     """A checkpoint to report on.
 
     Args:
-        checkpoint: what it says about itself.
+        checkpoint: its description.
         run: name of its run.
-        stage: name of its stage (the folder's, where it lies in one).
-        folder: of the stage, with metrics and configuration; None for a file on its own.
-        configuration: all that decided what was trained but the seed, in JSON's types, to compare.
+        stage: name of its stage (that of the folder, if it is in one).
+        folder: of the stage, with metrics and configuration; None for a single file.
+        configuration: everything that determined the training except the seed, as JSON types, for comparison.
     """
 
     checkpoint: StageCheckpoint
@@ -67,7 +67,7 @@ class Source:
 
     @property
     def seed(self) -> int | None:
-        """What its run was seeded with."""
+        """The seed of its run."""
         return self.checkpoint.seed
 
 
@@ -77,7 +77,7 @@ class Group:
 
     Args:
         label: a short name, unique in the report.
-        sources: one a seed.
+        sources: one per seed.
     """
 
     label: str
@@ -85,10 +85,10 @@ class Group:
 
 
 def find_sources(paths: Sequence[str]) -> tuple[list[Source], list[str]]:
-    """The checkpoints of run folders (`runs/NAME`), stage folders (`runs/NAME/STAGE`) and files.
+    """Find the checkpoints of run folders (`runs/NAME`), stage folders (`runs/NAME/STAGE`) and files.
 
     Returns:
-        The checkpoints, and a sentence about each thing that was left out.
+        The checkpoints, and a sentence about each folder that was left out.
 
     Raises:
         LaresError: if there is none at a path, or it can't be read.
@@ -116,7 +116,7 @@ def find_sources(paths: Sequence[str]) -> tuple[list[Source], list[str]]:
             chosen.append(file)
         remarks += left_out
         # what others started from comes first
-        files += sorted(chosen, key=lambda file: read_checkpoint(file).started_from is not None)
+        files += sorted(chosen, key=lambda file: read_checkpoint(file).initial_checkpoint is not None)
         if not chosen:
             raise LaresError(
                 f"{path}: no run to report on. {''.join(f'{why} ' for why in left_out)}"
@@ -148,7 +148,7 @@ def _configuration(checkpoint: StageCheckpoint, folder: Path | None, depth: int 
             raise LaresError(
                 f"{record}: can't be read as YAML: {error}. Restore it, or report on the checkpoint alone"
             ) from error
-    start = checkpoint.started_from
+    start = checkpoint.initial_checkpoint
     if start is not None and depth < 8 and Path(start).is_file():  # 8: of a chain that leads back to itself
         first = Path(start)
         parts["start"] = _configuration(

@@ -1,4 +1,4 @@
-"""All that sections speak of: what was measured of every checkpoint, by configuration, and whose users they are."""
+"""The study: measurements of every checkpoint, grouped by configuration, and the evaluated users."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 
 from lares_pl.data.dataset.prepared import SequenceDataset
 from lares_pl.errors import LaresError
-from lares_pl.model.backbone import with_dropout
+from lares_pl.model.architecture import with_dropout
 from lares_pl.report.latency import Timing, time_inference
 from lares_pl.report.measure import Measured, Split, measure, values_of
 from lares_pl.report.sources import Group, Source
 from lares_pl.serialization import to_plain
-from lares_pl.stages.base import RankingStage
-from lares_pl.stages.checkpoint import load_stage
+from lares_pl.stages.base import BaseStage
+from lares_pl.stages.loading import load_stage
 from lares_pl.stages.pruning import KeptSet, Pruning
 from lares_pl.stages.rpt import RPT
 
@@ -52,8 +52,8 @@ def population(dataset: str, split: Split) -> Population:
     last = sequences.held_out("test").all()
     held = np.concatenate([sequences.items[last.ends], sequences.items[last.ends - 1]])
     counts = np.bincount(sequences.items, minlength=size) - np.bincount(held, minlength=size)
-    cuts = sequences.held_out("test" if split == "test" else "validation").all()
-    return Population(sequences, counts[sequences.targets(cuts)], cuts.ends - cuts.starts, counts)
+    spans = sequences.held_out("test" if split == "test" else "validation").all()
+    return Population(sequences, counts[sequences.targets(spans)], spans.ends - spans.starts, counts)
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,7 @@ def _measure_group(
     )
 
 
-def _depths(stage: RankingStage, path: Path, asked: Sequence[int] | None) -> Sequence[int]:
+def _depths(stage: BaseStage, path: Path, asked: Sequence[int] | None) -> Sequence[int]:
     if stage.evaluation_depth == 0:
         return [0]  # of a model without recurrence, the only one
     if asked is None:
@@ -271,7 +271,7 @@ def _depths(stage: RankingStage, path: Path, asked: Sequence[int] | None) -> Seq
     return sorted(set(asked))
 
 
-def _architecture(stage: RankingStage, depths: Sequence[int]) -> str:
+def _architecture(stage: BaseStage, depths: Sequence[int]) -> str:
     """What decides how long inference takes, as one string to compare."""
     backbone = stage.backbone
     sizes = (backbone.max_length, backbone.items, stage.evaluation_depth, list(depths))

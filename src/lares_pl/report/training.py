@@ -194,9 +194,9 @@ def pruning(study: Study) -> Section:
     pruned = [(g.label, f) for g in study.groups for f in g.findings if f.kept is not None and len(f.kept.mask) == instances]
     if not pruned:
         return Section(title, ["No checkpoint here holds a pruned set of this dataset's training instances (RPT keeps one)."])
-    cuts = study.population.sequences.training_instances.all()
-    popularity = study.population.counts[study.population.sequences.targets(cuts)]
-    length = cuts.ends - cuts.starts
+    spans = study.population.sequences.training_instances.all()
+    popularity = study.population.counts[study.population.sequences.targets(spans)]
+    length = spans.ends - spans.starts
     by = {"popularity": ("target's training interactions", popularity), "history": ("items before the target", length)}
     frames, panels = [], []
     for axis, values in by.values():

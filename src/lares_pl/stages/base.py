@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, Self, cast
@@ -22,12 +23,14 @@ from lares_pl.data.loading.batches import Batch
 from lares_pl.data.module import SequenceDataModule
 from lares_pl.errors import LaresError
 from lares_pl.evaluation.metrics import ranking_metrics
-from lares_pl.model.backbone import BackboneConfig, RecurrentBackbone
+from lares_pl.model.architecture import BackboneConfig
+from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.blocks import compile_block
 from lares_pl.model.embedding import ItemText
 from lares_pl.model.item_pairs import ItemPairs
 from lares_pl.model.reasoning import Reasoning, StopRule
-from lares_pl.serialization import class_path_of, from_plain, to_plain
+from lares_pl.parsing import from_plain
+from lares_pl.serialization import class_path_of, to_plain
 from lares_pl.stages.averaging import update_average
 from lares_pl.stages.checkpoint import KEY, read_checkpoint
 from lares_pl.stages.distributed import average_gradients, clip, share_values, total_norm
@@ -35,8 +38,8 @@ from lares_pl.stages.randomness import BatchRandomness
 from lares_pl.stages.schedules import WarmupCosine
 from lares_pl.stages.validation import (
     check_optimizer,
+    check_serializable,
     check_sharding,
-    check_that_it_comes_back,
     compare_catalogues,
     compare_weights,
     not_finite,
@@ -57,7 +60,7 @@ class Ranked(NamedTuple):
     scores: Tensor  # [B, k]
 
 
-class RankingStage(L.LightningModule):
+class BaseStage(L.LightningModule):
     """Base of the stages: owns backbone, optimiser, evaluation and logging; a stage adds its loss.
 
     The network is built when the data is known (`configure_model`), from catalogue size and history length.
@@ -97,7 +100,7 @@ class RankingStage(L.LightningModule):
         if on_nonfinite not in ("stop", "skip"):
             raise LaresError(f"on_nonfinite must be stop or skip, got {on_nonfinite}")
         self.backbone_config = backbone
-        check_that_it_comes_back(self.backbone_config)
+        check_serializable(self.backbone_config)
         self.optimizer = from_plain(OptimizerFactory, optimizer, "optimizer")
         self.scheduler = None if scheduler is None else from_plain(SchedulerFactory, scheduler, "scheduler")
         self.exclude_seen = exclude_seen
@@ -108,7 +111,7 @@ class RankingStage(L.LightningModule):
         self.skipped_updates = 0  # of this start
         self._latest: tuple[Mapping[str, float], Tensor] = ({}, torch.empty(0))  # of the last batch: logged values, instances
         #: checkpoint this run's weights came from; kept over resuming, for the record
-        self.started_from = init_from
+        self.initial_checkpoint = init_from
         #: depth of validation, test and prediction
         self.evaluation_depth = self.backbone_config.depth.evaluation_depth
         #: ends reasoning about a history before that depth, once it has arrived
@@ -153,6 +156,8 @@ class RankingStage(L.LightningModule):
         if data is None:
             raise LaresError("this stage takes the catalogue from a data module: trainer.fit(stage, SequenceDataModule(…))")
         self.take_catalogue(data, self.trainer.ckpt_path)
+        if stage == "fit":
+            data.keep(None)
 
     def take_catalogue(self, data: SequenceDataModule, checkpoint: Any = None) -> None:
         """Take catalogue (its size and original ids) and history length from this data module; raises as `setup`.
@@ -179,8 +184,11 @@ class RankingStage(L.LightningModule):
         Raises:
             LaresError: as `check_causal`; if aligned positions are asked for and this stage aligns nothing.
         """
-        if data.instances == "sequence":
+        data.decide_instances(self.backbone.causal)
+        if data.reads_sequences:
             self.backbone.check_causal()
+        if data.asks_alignment and not data.reads_sequences:
+            raise LaresError("data.aligned_positions: this model's instances are read by themselves; leave the option out")
         if data.asks_alignment and not self.needs_aligned:
             raise LaresError(f"data.aligned_positions: this {type(self).__name__} aligns nothing; leave the option out")
 
@@ -218,8 +226,10 @@ class RankingStage(L.LightningModule):
             return  # loaded from a checkpoint, which brings it
         if not hasattr(self, "backbone"):
             self.build()
-        if self.ema and self._is_fitting and not hasattr(self, "trained"):
-            self._split_learner()
+        if self._is_fitting:
+            self.check_instances(self.trainer.datamodule)  # type: ignore[attr-defined]
+            if self.ema and not hasattr(self, "trained"):
+                self._split_learner()
         if self.device_mesh is not None:
             self._shard(self.device_mesh)
 
@@ -268,7 +278,7 @@ class RankingStage(L.LightningModule):
         share_values(self)
 
     @property
-    def readers(self) -> dist.ProcessGroup | None:
+    def data_parallel_group(self) -> dist.ProcessGroup | None:
         """The processes that read different rows of a batch; all of them (None) unless they share a catalogue."""
         return None if self.device_mesh is None else self.device_mesh["data_parallel"].get_group()
 
@@ -296,7 +306,7 @@ class RankingStage(L.LightningModule):
         checkpoint[KEY] = {
             "class_path": class_path_of(type(self)),
             "catalogue": self._catalogue,
-            "started_from": self.started_from,
+            "initial_checkpoint": self.initial_checkpoint,
             "seed": self._seed,
         }
 
@@ -305,7 +315,7 @@ class RankingStage(L.LightningModule):
         if KEY not in checkpoint:
             raise LaresError("not a checkpoint of a lares_pl stage")
         stored = checkpoint[KEY]["catalogue"]
-        self.started_from = checkpoint[KEY]["started_from"]
+        self.initial_checkpoint = checkpoint[KEY]["initial_checkpoint"]
         self._seed = checkpoint[KEY].get("seed")
         if self._catalogue is None:
             self._catalogue = stored
@@ -323,16 +333,14 @@ class RankingStage(L.LightningModule):
     # ------------------------------------------------------------ randomness
 
     def on_fit_start(self) -> None:
-        """All training instances; one seed for all processes."""
-        self.check_instances(self.trainer.datamodule)  # type: ignore[attr-defined]
+        """One seed for all processes."""
         if self.compile_core:
             for block in self.learner.core_blocks:
                 compile_block(block)
-        self.trainer.datamodule.keep(None)  # type: ignore[attr-defined]
         if self._seed is None or self.trainer.ckpt_path is None:  # a resumed run goes on with its own
             self._seed = torch.initial_seed() % 2**62
         self._seed = int(self.trainer.strategy.broadcast(self._seed))
-        rank = dist.get_rank(self.readers) if dist.is_initialized() else 0
+        rank = dist.get_rank(self.data_parallel_group) if dist.is_initialized() else 0
         self.randomness = BatchRandomness(self._seed, rank, self.device)
         self._since = (time.perf_counter(), 0)
 
@@ -354,12 +362,31 @@ class RankingStage(L.LightningModule):
         if self.scheduler is None:
             return optimizer
         schedule = self.scheduler(optimizer)
-        if isinstance(schedule, WarmupCosine) and self.trainer.max_steps not in (-1, schedule.total):
+        if isinstance(schedule, WarmupCosine):
+            self._fit_schedule(schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _fit_schedule(self, schedule: WarmupCosine) -> None:
+        """Let a schedule end with training; warn where it is told to end elsewhere.
+
+        Raises:
+            LaresError: if nobody knows how long training will be.
+        """
+        most = self.trainer.max_steps
+        if schedule.total is None:
+            updates = self.expected_updates()
+            if not 0 < updates < math.inf:
+                raise LaresError("model.scheduler.total: training has no end; set it, or trainer.max_epochs or max_steps")
+            schedule.total = int(updates)
+        elif most not in (-1, schedule.total):
             rank_zero_warn(
-                f"model.scheduler.total is {schedule.total:,} updates, trainer.max_steps {self.trainer.max_steps:,}: the "
+                f"model.scheduler.total is {schedule.total:,} updates, trainer.max_steps {most:,}: the "
                 "learning rate is at its lowest after the former; keep the two equal"
             )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def expected_updates(self) -> float:
+        """Updates that this training makes if nothing ends it early."""
+        return self.trainer.estimated_stepping_batches
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         """An update, and the average of the weights after it."""

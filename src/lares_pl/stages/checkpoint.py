@@ -1,8 +1,8 @@
-"""What a checkpoint of a stage says about itself beside weights: read without running any code from it.
+"""Reading the checkpoint of a stage without running any code from it.
 
-Nothing in the file is trusted: every byte is held against its checksum, only tensors and plain values are rebuilt, and only
-classes of their kind are built from what it names (a stage, blocks, an optimiser). A class is looked up by importing its
-module, as blocks of one's own ask for; the file can name a module, not bring one.
+The file is not trusted: every byte is verified against its checksum, only tensors and plain values are loaded, and a class that
+it names is instantiated only if it is of the expected kind (a stage, a block, an optimiser). A class is found by importing its
+module, which custom blocks require; the file can name a module but cannot contain one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -20,10 +20,6 @@ from torch import Tensor
 
 from lares_pl.data.dataset.ids import unpacked_ids
 from lares_pl.errors import LaresError
-from lares_pl.serialization import import_class
-
-if TYPE_CHECKING:
-    from lares_pl.stages.base import RankingStage
 
 KEY = "lares"  # our entry in a Lightning checkpoint
 
@@ -35,13 +31,13 @@ class StageCheckpoint:
     Args:
         path: the file.
         class_path: class of the stage.
-        settings: its hyperparameters, plain.
-        catalogue: what the data determined: `items`, `max_length`, `fingerprint`, `item_ids` (packed), `text`.
+        settings: its hyperparameters, as plain values.
+        catalogue: properties of the data: `items`, `max_length`, `fingerprint`, `item_ids` (packed), `text`.
         data: hyperparameters of its data module: `dataset`, `max_length`.
         weights: its state dict.
-        resumable: whether it holds the state of the optimiser, so that training can go on from it.
-        started_from: checkpoint that its run took its first weights from, if any.
-        seed: of its run, where it is known.
+        resumable: whether it contains the state of the optimiser, so that training can be resumed.
+        initial_checkpoint: the checkpoint that initialised the weights of its run, if any.
+        seed: the seed of its run, if known.
     """
 
     path: Path
@@ -51,7 +47,7 @@ class StageCheckpoint:
     data: dict[str, Any]
     weights: dict[str, Tensor]
     resumable: bool
-    started_from: str | None = None
+    initial_checkpoint: str | None = None
     seed: int | None = None
 
     @property
@@ -61,10 +57,10 @@ class StageCheckpoint:
 
     @property
     def item_ids(self) -> pa.Array | None:
-        """Original ids of items 1 … N, where the checkpoint knows them.
+        """Original ids of items 1 … N, if the checkpoint contains them.
 
         Raises:
-            LaresError: if what it says is none, or not one an item.
+            LaresError: if they are damaged, or their number is wrong.
         """
         packed = self.catalogue.get("item_ids")
         if packed is None:
@@ -84,22 +80,22 @@ class StageCheckpoint:
 
 
 def read_checkpoint(path: str | Path) -> StageCheckpoint:
-    """Read a checkpoint of a stage; weights stay in the file until they are looked at.
+    """Read a checkpoint of a stage; weights are memory-mapped, not loaded.
 
     Raises:
-        LaresError: if there is no such file, it can't be read without running code from it, or it is another program's.
+        LaresError: if the file does not exist, is damaged, or is not a checkpoint of a stage.
     """
     path = Path(path)
     if not path.is_file():
-        raise LaresError(f"no checkpoint at {path.absolute()}: train one first, or name another")
+        raise LaresError(f"no checkpoint at {path.absolute()}: train one first, or give another")
     try:
         damaged = _damaged(path, path.stat().st_size, path.stat().st_mtime_ns)
         content = None if damaged else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # zipfile and torch raise whatever the damaged bytes lead to
+    except Exception as error:  # damaged bytes can cause any error in zipfile and torch
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise LaresError(f"{path}: can't be read as a checkpoint: {reason}. Take another, or train again") from error
+        raise LaresError(f"{path}: can't be read as a checkpoint: {reason}. Use another, or train again") from error
     if damaged:
-        raise LaresError(f"{path}: damaged (its part {damaged} has changed since it was written). Take another, or train again")
+        raise LaresError(f"{path}: damaged (its part {damaged} has changed since it was written). Use another, or train again")
     if not isinstance(content, dict) or KEY not in content:
         raise LaresError(f"{path}: not a checkpoint of a lares_pl stage (its entry {KEY!r} is missing)")
     if broken := _broken(content):
@@ -113,18 +109,18 @@ def read_checkpoint(path: str | Path) -> StageCheckpoint:
         content.get("datamodule_hyper_parameters") or {},
         content["state_dict"],
         bool(content.get("optimizer_states")),
-        own.get("started_from"),
+        own.get("initial_checkpoint"),
         own.get("seed"),
     )
 
 
 @lru_cache
 def _damaged(path: Path, size: int, changed: int) -> str | None:
-    """A part of the file that isn't what its checksum says, if any; torch itself takes changed bytes for numbers.
+    """Return a part of the file that does not match its checksum, if any; torch itself does not check.
 
     Args:
-        path: the file, a .zip as torch writes it.
-        size, changed: its size and time of change: a file is checked once as long as it stays the same.
+        path: the file, a .zip archive as torch writes it.
+        size, changed: its size and modification time: an unchanged file is checked only once.
     """
     with zipfile.ZipFile(path) as file:
         return file.testzip()
@@ -142,10 +138,10 @@ def _is_text_or_none(value: Any) -> bool:
     return isinstance(value, str | None)
 
 
-# what every checkpoint of a stage holds, and what may be missing
+# the entries of every checkpoint of a stage, and what may be missing
 _ENTRIES: dict[tuple[str, ...], Callable[[Any], bool]] = {
     (KEY, "class_path"): _is_text,
-    (KEY, "started_from"): _is_text_or_none,
+    (KEY, "initial_checkpoint"): _is_text_or_none,
     (KEY, "seed"): lambda value: isinstance(value, int | None),
     (KEY, "catalogue", "items"): _is_count,
     (KEY, "catalogue", "max_length"): _is_count,
@@ -156,7 +152,7 @@ _ENTRIES: dict[tuple[str, ...], Callable[[Any], bool]] = {
     (KEY, "catalogue", "text"): lambda value: value is None or isinstance(value, dict),
     (KEY, "catalogue", "text", "size"): lambda value: value is None or _is_count(value),
     (KEY, "catalogue", "text", "precision"): lambda value: value in (None, "float32", "float16"),
-    # names with an underscore are Lightning's own, by which it has a class named there built
+    # names with an underscore are Lightning's own; it would instantiate a class named there
     ("hyper_parameters",): lambda value: isinstance(value, dict) and all(_is_text(key) and key[:1] != "_" for key in value),
     ("hyper_parameters", "backbone"): lambda value: isinstance(value, dict) and all(map(_is_text, value)),
     ("datamodule_hyper_parameters",): lambda value: (
@@ -171,7 +167,7 @@ _ENTRIES: dict[tuple[str, ...], Callable[[Any], bool]] = {
 
 
 def _broken(content: Mapping[str, Any]) -> str | None:
-    """The first entry that is not as our stages write it."""
+    """The first entry that is invalid."""
     for keys, holds in _ENTRIES.items():
         value: Any = content
         for key in keys:
@@ -179,24 +175,3 @@ def _broken(content: Mapping[str, Any]) -> str | None:
         if not holds(value):
             return ".".join(keys)
     return None
-
-
-def load_stage(path: str | Path) -> RankingStage:
-    """The trained stage of a checkpoint, whichever class it is of, on the CPU and in evaluation mode.
-
-    Raises:
-        LaresError: as `read_checkpoint`, and if its class is no stage, or its parts don't make up one.
-    """
-    from lares_pl.stages.base import RankingStage
-
-    checkpoint = read_checkpoint(path)
-    kind = import_class(checkpoint.class_path)
-    if not issubclass(kind, RankingStage):
-        raise LaresError(f"{path}: names {checkpoint.class_path} as its stage, which is none")
-    try:
-        return kind.load_from_checkpoint(path, map_location="cpu").eval()
-    except LaresError as error:
-        raise LaresError(f"{path}: {error}") from error
-    except Exception as error:  # values of the right kind that no stage can be made of
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise LaresError(f"{path}: no stage can be made of it: {reason}") from error

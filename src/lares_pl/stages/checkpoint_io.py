@@ -1,4 +1,4 @@
-"""Checkpoints that appear whole or not at all."""
+"""Checkpoints written atomically."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from lares_pl.atomic_io import appearing
+from lares_pl.atomic_io import REMEDY, atomic_write
 from lares_pl.errors import LaresError
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, then renames: a process that dies while saving leaves the former checkpoint as it was.
+    """Writes next to the target, then renames: if the process dies while saving, the previous checkpoint is unchanged.
 
-    The command uses it always; from Python, `Trainer(plugins=[AtomicCheckpointIO()])`. (Lightning's own writes to `$TMPDIR`
-    and moves, which across file systems is a copy that can be cut short.)
+    The command line always uses it; from Python, `Trainer(plugins=[AtomicCheckpointIO()])`. (Lightning's own writes to
+    `$TMPDIR` and moves the file, which across file systems is a copy that can be interrupted.)
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Save to a local path.
 
         Raises:
-            LaresError: if it can't be written (no space, no permission); what was there before still is.
+            LaresError: if it cannot be written (no space, no permission); an existing file is left unchanged.
         """
         if storage_options is not None:
-            raise LaresError(f"{path}: checkpoints are written to local folders; storage options say nothing to them")
+            raise LaresError(f"{path}: checkpoints are written to local folders; storage options are not supported")
         write_checkpoint(
-            checkpoint, Path(path), "Make room or name another folder, then resume from the last one (--ckpt_path last)"
+            checkpoint, Path(path), "Free some space or choose another folder, then resume from the last one (--ckpt_path last)"
         )
 
 
-def write_checkpoint(checkpoint: dict[str, Any], path: Path, remedy: str = "Make room there, or name another place") -> None:
-    """Write a file of tensors; arguments and errors as those of `lares_pl.atomic_io.appearing`."""
-    with appearing(path, remedy) as temporary:
+def write_checkpoint(checkpoint: dict[str, Any], path: Path, remedy: str = REMEDY) -> None:
+    """Write a file of tensors; arguments and errors as those of `lares_pl.atomic_io.atomic_write`."""
+    with atomic_write(path, remedy) as temporary:
         try:
             torch.save(checkpoint, temporary)
-        except RuntimeError as error:  # so torch's writer says that a write fell short
+        except RuntimeError as error:  # torch's error for an incomplete write
             raise OSError(str(error).splitlines()[0]) from error

@@ -1,8 +1,8 @@
-"""What makes an update independent of how many processes share it; without processes it does nothing.
+"""Collectives that make an update independent of the number of processes; in a single process they do nothing.
 
-Processes that read different rows of a batch average their gradients (DDP does; `average_gradients` where the catalogue is
-sharded). A mean over the rows of all of them comes out if each process weights its own mean with its share of the rows; a loss
-that compares rows with each other (TLA, SLA) needs the rows of all.
+Processes that read different rows of a batch average their gradients (DDP does; `average_gradients` if the catalogue is
+sharded). The result is the mean over all rows if each process weights its own mean by its share of the rows; a loss that
+compares rows with each other (TLA, SLA) needs the rows of all processes.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from torch.nn.utils import get_total_norm
 
 from lares_pl.model.sharding import is_sharded, local
 
-Group = dist.ProcessGroup | None  # the processes that read different rows; all where None
+Group = dist.ProcessGroup | None  # the processes that read different rows; None: all
 
 
 def _alone(group: Group) -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1
 
 
-def share_of_rows(rows: int, device: torch.device, group: Group = None) -> Tensor | float:
-    """`processes * rows / (rows of all processes)`: the weight of this process's mean.
+def row_weight(rows: int, device: torch.device, group: Group = None) -> Tensor | float:
+    """Return `processes * rows / (rows of all processes)`, the weight of this process's mean.
 
     Args:
-        rows: number of rows here.
-        device: where the processes exchange numbers.
+        rows: number of rows of this process.
+        device: device of the collective.
         group: the processes that read different rows.
     """
     if _alone(group):
@@ -42,8 +42,8 @@ def share_of_rows(rows: int, device: torch.device, group: Group = None) -> Tenso
     return dist.get_world_size(group) * rows / total
 
 
-def rows_of_all(x: Tensor, group: Group = None) -> Tensor:
-    """The rows of all processes, in the order of their ranks; gradients flow back to the process they came from.
+def all_gather_rows(x: Tensor, group: Group = None) -> Tensor:
+    """Gather the rows of all processes, in order of rank; gradients flow back to the process of each row.
 
     Args:
         x: `[R, d]`; processes may have different R.
@@ -60,7 +60,7 @@ def rows_of_all(x: Tensor, group: Group = None) -> Tensor:
 
 
 class _OfAll(torch.autograd.Function):
-    """`[*]` of each process, stacked: `[processes, *]`. (PyTorch's own fails backwards in gloo groups that are not all.)"""
+    """Stack `[*]` of each process: `[processes, *]`. (PyTorch's own fails in the backward pass in gloo subgroups.)"""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
@@ -80,7 +80,7 @@ class _OfAll(torch.autograd.Function):
 
 
 def share_values(module: nn.Module) -> None:
-    """Give all processes the first one's parameters and buffers; what is sharded has them already."""
+    """Broadcast parameters and buffers of the first process, except sharded ones, which are consistent already."""
     for value in (*module.parameters(), *module.buffers()):
         if not is_sharded(value):
             dist.broadcast(value.data, src=0)
@@ -89,12 +89,12 @@ def share_values(module: nn.Module) -> None:
 def average_gradients(parameters: Iterable[Tensor], mesh: DeviceMesh) -> None:
     """Average gradients over the processes that hold the same parameter.
 
-    Rows of a sharded table are held by those that differ in the rows of the batch they read. All else is held by all; those
-    that share a table have the same gradient of it, up to rounding, which is so kept from growing into different weights.
+    Rows of a sharded table are averaged over the data-parallel processes. All other parameters are averaged over all processes:
+    those that share a table have the same gradients up to rounding, and averaging keeps their weights equal.
 
     Args:
-        parameters: of an optimiser; the same have a gradient on all processes.
-        mesh: of dimensions `data_parallel` and `tensor_parallel`.
+        parameters: of an optimiser; the same ones have a gradient on all processes.
+        mesh: with dimensions `data_parallel` and `tensor_parallel`.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     replicas = mesh["data_parallel"]
@@ -112,7 +112,7 @@ def average_gradients(parameters: Iterable[Tensor], mesh: DeviceMesh) -> None:
 
 
 def total_norm(gradients: Iterable[Tensor]) -> Tensor:
-    """Norm of all gradients together, those of sharded tables over all their rows; the same on all processes."""
+    """Return the norm of all gradients, including all rows of sharded tables; the same on all processes."""
     kinds: dict[bool, list[Tensor]] = {}
     for gradient in gradients:
         kinds.setdefault(is_sharded(gradient), []).append(gradient)
@@ -123,12 +123,12 @@ def total_norm(gradients: Iterable[Tensor]) -> Tensor:
 
 
 def clip(parameters: Iterable[Tensor], most: float, by_norm: bool) -> None:
-    """Clip gradients of which some are sharded, in place.
+    """Clip gradients in place, some of which are sharded.
 
     Args:
-        parameters: whose gradients.
-        most: largest norm of all of them together, or largest absolute value.
-        by_norm: which of the two.
+        parameters: the parameters.
+        most: maximum norm of all gradients together, or maximum absolute value.
+        by_norm: whether `most` is the norm.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     share = (most / (total_norm(gradients) + 1e-6)).clamp(max=1) if by_norm else None

@@ -1,4 +1,4 @@
-"""Between the stages: keep what the SPT model can nearly do (METHOD "Between the stages: pruning")."""
+"""Between the stages: keep what the SPT model can nearly do (docs/method.md "Between the stages: pruning")."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ def kept_instances(
     for batch in batches:
         batch = batch.to(device)
         noise = [KeyedNoise(batch.histories, seed) for seed in range(pruning.passes)]
-        head = backbone.head(batch.histories, batch.places)
-        for states in backbone.rollout(batch.histories, [depth] * pruning.passes, noise, read=batch.places):
+        head = backbone.head(batch.histories, batch.target_positions)
+        for states in backbone.rollout(batch.histories, [depth] * pruning.passes, noise, read=batch.target_positions):
             ranks = head.rank(states[-1], batch.targets)
             kept[batch.instances[batch.valid & (ranks <= pruning.top)]] = 1
     return kept

@@ -1,6 +1,6 @@
-"""The randomness of training: a function of seed, process, epoch and batch alone.
+"""The randomness of training: a function of seed, rank, epoch and batch only.
 
-Nothing of it has to be stored for a resumed run to go on as if it had never stopped, on any number of processes.
+A resumed run therefore continues exactly, on any number of processes, without stored generator states.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from lares_pl.model.recurrence import RandomNoise
 
 
 class BatchRandomness:
-    """The generators that an update draws from.
+    """The random generators of an update.
 
     Args:
-        seed: of the run, the same on all processes.
-        rank: number of this process.
-        device: where initial states are drawn.
+        seed: the seed of the run, the same on all processes.
+        rank: the rank of this process.
+        device: the device on which initial states are drawn.
 
     Attributes:
         draws: for depths and step indices, the same on all processes.
-        noise: for initial states, of this process alone.
+        noise: for initial states, different on each process.
     """
 
     def __init__(self, seed: int, rank: int, device: torch.device) -> None:
@@ -32,7 +32,7 @@ class BatchRandomness:
         self.noise = RandomNoise(self._of_noise)
 
     def begin(self, epoch: int, batch: int) -> None:
-        """Set all generators, dropout's among them (PyTorch's global ones), for this batch."""
+        """Seed all generators for this batch, including PyTorch's global ones, which dropout uses."""
         self.draws.manual_seed(self._mixed(epoch, batch, 0))
         self._of_noise.manual_seed(self._mixed(epoch, batch, 1, self.rank))
         torch.manual_seed(self._mixed(epoch, batch, 2, self.rank))

@@ -1,4 +1,4 @@
-"""Stage 2, reinforcement post-training by GRPO in latent space (METHOD "Stage 2, RPT").
+"""Stage 2, reinforcement post-training by GRPO in latent space (docs/method.md "Stage 2, RPT").
 
 Deviations from the reference: none in the loss. The noise of evaluation and pruning is a function of the history
 (`KeyedNoise`) instead of fresh draws, so that results do not depend on batches or processes. With
@@ -22,17 +22,17 @@ from lares_pl.errors import LaresError
 from lares_pl.losses.actions import Actions, WholeCatalogue
 from lares_pl.losses.advantages import Advantage, GroupAdvantage
 from lares_pl.losses.rewards import RecallReward, Reward
-from lares_pl.model.backbone import BackboneConfig, with_dropout
-from lares_pl.serialization import from_plain
-from lares_pl.stages.base import OptimizerFactory, RankingStage, SchedulerFactory, arguments
+from lares_pl.model.architecture import BackboneConfig, with_dropout
+from lares_pl.parsing import from_plain
+from lares_pl.stages.base import BaseStage, OptimizerFactory, SchedulerFactory, arguments
 from lares_pl.stages.checkpoint import KEY, read_checkpoint
-from lares_pl.stages.distributed import rows_of_all, share_of_rows
+from lares_pl.stages.distributed import all_gather_rows, row_weight
 from lares_pl.stages.group_loss import GroupObjective, group_loss
 from lares_pl.stages.pruning import KeptSet, Pruning, kept_instances, pruning_fingerprint
 from lares_pl.stages.starting_point import StartingPoint
 
 
-class RPT(RankingStage):
+class RPT(BaseStage):
     """Reinforcement post-training of an SPT model.
 
     Architecture and weights come from `init_from`; the same weights, frozen, are the reference policy.
@@ -156,7 +156,7 @@ class RPT(RankingStage):
 
     def _prune(self, data: SequenceDataModule, pruning: Pruning) -> KeptSet:
         sequences = data.sequences
-        how = (self.evaluation_depth, pruning, data.instances, data.max_length)
+        how = (self.evaluation_depth, pruning, data.reads_sequences, data.max_length)
         mine = pruning_fingerprint(self.reference, (sequences.items, sequences.offsets), *how)
         fingerprint = self.trainer.strategy.broadcast(mine)  # with a sharded catalogue each process has other weights
         known = self._kept is not None and self._kept.fingerprint == fingerprint
@@ -170,6 +170,14 @@ class RPT(RankingStage):
         of_all = self.trainer.strategy.reduce(kept.int(), reduce_op="sum") > 0
         return KeptSet(of_all.cpu().numpy(), fingerprint)
 
+    def expected_updates(self) -> float:
+        """Of RPT only a budget in updates is known before its instances are pruned."""
+        if self.trainer.max_steps != -1:
+            return self.trainer.max_steps
+        if self.pruning is not None:
+            raise LaresError("RPT prunes its instances first: set model.scheduler.total, or trainer.max_steps")
+        return super().expected_updates()
+
     def training_step(self, batch: Batch) -> Tensor:
         """One update from one group of trajectories an instance."""
         depths = [self.backbone_config.depth.sample(self.randomness.draws) for _ in range(self.group_size)]
@@ -181,8 +189,8 @@ class RPT(RankingStage):
             depths,
             self.objective,
             self.randomness.noise,
-            places=batch.places,
-            of_all=partial(rows_of_all, group=self.readers),
+            places=batch.target_positions,
+            of_all=partial(all_gather_rows, group=self.data_parallel_group),
         )
         logged: Mapping[str, Tensor | float] = {
             "loss": outcome.loss.detach(),
@@ -195,4 +203,4 @@ class RPT(RankingStage):
             **({} if outcome.residual is None else {"residual": outcome.residual}),
         }
         self.log_training(logged, batch)
-        return outcome.loss * share_of_rows(len(batch), self.device, self.readers)
+        return outcome.loss * row_weight(len(batch), self.device, self.data_parallel_group)

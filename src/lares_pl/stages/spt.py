@@ -1,4 +1,4 @@
-"""Stage 1, self-supervised pre-training (METHOD "Stage 1, SPT").
+"""Stage 1, self-supervised pre-training (docs/method.md "Stage 1, SPT").
 
 `loss = CE + alpha * TLA + gamma * SLA`. With prefix instances nothing deviates from the reference; the three passes run as
 one rollout. With `data.instances: sequence` three things do: all targets of a sequence share the noise and dropout of one
@@ -21,13 +21,13 @@ from lares_pl.errors import LaresError
 from lares_pl.losses.alignment import Alignment, alignment_losses
 from lares_pl.losses.next_item import FullSoftmax, NextItemLoss, Proposal
 from lares_pl.losses.supervision import LastStep, Supervision
-from lares_pl.model.backbone import BackboneConfig
-from lares_pl.serialization import from_plain
-from lares_pl.stages.base import OptimizerFactory, RankingStage, SchedulerFactory, arguments, step_residual
-from lares_pl.stages.distributed import rows_of_all, share_of_rows
+from lares_pl.model.architecture import BackboneConfig
+from lares_pl.parsing import from_plain
+from lares_pl.stages.base import BaseStage, OptimizerFactory, SchedulerFactory, arguments, step_residual
+from lares_pl.stages.distributed import all_gather_rows, row_weight
 
 
-class SPT(RankingStage):
+class SPT(BaseStage):
     """Self-supervised pre-training: predict the target, align trajectories of one target and steps of one trajectory.
 
     With `alpha: 0`, `gamma: 0` and depth 0 this is the supervised baseline without recurrence (SASRec).
@@ -115,14 +115,14 @@ class SPT(RankingStage):
             assert batch.partners is not None
             histories.append(batch.partners)
             depths.append(pair_depth)
-        read = [batch.places, *[None] * (len(depths) - 1)]
+        read = [batch.target_positions, *[None] * (len(depths) - 1)]
         prediction, *pair = self.learner.rollout(histories, depths, self.randomness.noise, read=read)
 
         cross_entropy = self._next_item_loss(prediction, batch)
         logged: dict[str, Tensor | float | int] = {"ce": cross_entropy.detach(), "depth": depth}
-        loss = cross_entropy * share_of_rows(len(batch), self.device, self.readers)
+        loss = cross_entropy * row_weight(len(batch), self.device, self.data_parallel_group)
         if pair:
-            of_all = partial(rows_of_all, group=self.readers) if self.gather_negatives else None
+            of_all = partial(all_gather_rows, group=self.data_parallel_group) if self.gather_negatives else None
             targets = batch.targets if batch.aligned_targets is None else batch.aligned_targets
             trajectory_level, step_level = alignment_losses(self.alignment, pair[0], pair[-1], step, targets, of_all)
             loss = loss + self.alpha * trajectory_level + self.gamma * step_level
@@ -141,6 +141,6 @@ class SPT(RankingStage):
         draws = self.randomness.draws
         states, weights = self.supervision(trajectory, draws)
         steps, rows, _ = states.shape
-        head = self.learner.head(batch.histories, batch.places).repeat(steps, rows)
+        head = self.learner.head(batch.histories, batch.target_positions).repeat(steps, rows)
         of_rows = (weights / rows).repeat_interleave(rows, output_size=steps * rows)
         return self.loss(head, states.flatten(0, 1), batch.targets.repeat(steps), of_rows, self._proposal, draws)

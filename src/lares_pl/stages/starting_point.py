@@ -15,8 +15,8 @@ from lares_pl.errors import LaresError
 class StartingPoint(Callback):
     """Runs a validation before the first update, and reports at the end what the updates gained.
 
-    Checkpoint callbacks save what the validation found like any other: the first `best.ckpt` holds the weights that the stage
-    started from, and stays if no later validation is better. RPT adds this callback by itself.
+    Checkpoint callbacks with a monitor save the weights as they do after any validation: the first `best.ckpt` holds those that
+    the stage started from, and stays if no later validation is better. RPT adds this callback by itself.
 
     Args:
         monitor: the metric that is compared; higher is better.
@@ -40,12 +40,13 @@ class StartingPoint(Callback):
         trial: bool = trainer.fast_dev_run  # type: ignore[attr-defined]
         if trainer.global_step or trainer.ckpt_path is not None or trial or not trainer.enable_validation:
             return
-        for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint):
-                callback._last_global_step_saved = -1  # Lightning holds that update 0 needs no checkpoint
         trainer.validating = True
         trainer.fit_loop.epoch_loop.val_loop.run()
         trainer.training = True
+        for callback in trainer.checkpoint_callbacks:
+            # by itself ModelCheckpoint saves nothing before the first update
+            if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
+                callback._save_topk_checkpoint(trainer, callback._monitor_candidates(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the first value, and the best of the later ones."""

@@ -1,4 +1,4 @@
-"""What a stage refuses to do, and how it says so."""
+"""Checks of a stage's settings and state, and the errors they raise."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lares_pl.errors import LaresError
-from lares_pl.model.backbone import BackboneConfig
-from lares_pl.serialization import from_plain, to_plain
+from lares_pl.model.architecture import BackboneConfig
+from lares_pl.parsing import from_plain
+from lares_pl.serialization import to_plain
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -18,27 +19,27 @@ if TYPE_CHECKING:
 
 
 def not_finite(what: str, values: Mapping[str, float], instances: Tensor) -> LaresError:
-    """That an update would have put numbers into the weights that are none.
+    """Build the error for a non-finite gradient.
 
     Args:
-        what: the gradient of which update.
-        values: parts of the loss of its last batch.
-        instances: that batch's training instances.
+        what: the gradient, with its update.
+        values: the parts of the loss of its last batch.
+        instances: the training instances of that batch.
     """
     parts = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
     listed = ", ".join(map(str, instances[:10].tolist())) + (", …" if len(instances) > 10 else "")
     return LaresError(
-        f"{what} is not finite. Its last batch had {parts}; training instances {listed}. The weights are those before it. "
-        "Lower the learning rate, clip gradients (trainer.gradient_clip_val), or leave such updates out "
+        f"{what} is not finite. Its last batch had {parts}; training instances {listed}. The weights are those before this "
+        "update. Lower the learning rate, clip gradients (trainer.gradient_clip_val), or skip such updates "
         "(model.on_nonfinite: skip)"
     )
 
 
 def check_sharding(trainer: Trainer, mesh: DeviceMesh) -> None:
-    """Raise if the trainer asks for what a sharded catalogue can't do."""
+    """Check that a sharded catalogue supports the settings of the trainer."""
     if getattr(trainer.strategy, "_save_distributed_checkpoint", False):
         raise LaresError(
-            "trainer.strategy: checkpoints of lares are one file each, which any number of devices can read; set "
+            "trainer.strategy: a lares checkpoint is a single file, which any number of devices can read; set "
             "save_distributed_checkpoint: false"
         )
     if mesh["tensor_parallel"].size() == 1:
@@ -51,17 +52,17 @@ def check_sharding(trainer: Trainer, mesh: DeviceMesh) -> None:
 
 
 def check_optimizer(optimizer: Optimizer) -> None:
-    """Raise if an optimiser would update sharded parameters and others together."""
+    """Check that an optimiser does not update sharded and other parameters in one kernel."""
     at_once = [name for name in ("foreach", "fused") if any(group.get(name) for group in optimizer.param_groups)]
     if at_once:
         raise LaresError(
             f"model.optimizer: {at_once[0]} updates parameters together and can't mix sharded ones with others: leave it "
-            "out where the catalogue is sharded (PyTorch then updates one after the other)"
+            "out if the catalogue is sharded (PyTorch then updates them one by one)"
         )
 
 
-def check_that_it_comes_back(config: BackboneConfig) -> None:
-    """Refuse before training what could be written into a checkpoint but not be built from it again."""
+def check_serializable(config: BackboneConfig) -> None:
+    """Check before training that an architecture can be rebuilt from a checkpoint."""
     try:
         from_plain(BackboneConfig, to_plain(config), "backbone")
     except LaresError as error:
@@ -72,7 +73,7 @@ def check_that_it_comes_back(config: BackboneConfig) -> None:
 
 
 def compare_weights(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise if weights are not those of this architecture."""
+    """Check that weights are those of this architecture."""
     for name in [*expected, *given]:
         found, wanted = (list(of[name].shape) if name in of else None for of in (given, expected))
         if found != wanted:
@@ -83,11 +84,11 @@ def compare_weights(given: Mapping[str, Tensor], expected: Mapping[str, Tensor])
 
 
 def compare_catalogues(of_model: Mapping[str, Any], of_data: Mapping[str, Any], where: str) -> None:
-    """Raise if a model of one catalogue meets data of another."""
-    fingerprints = {of_model["fingerprint"], of_data["fingerprint"]} - {None}  # a checkpoint from elsewhere may not know its
+    """Check that model and data have the same catalogue."""
+    fingerprints = {of_model["fingerprint"], of_data["fingerprint"]} - {None}  # an imported checkpoint may have none
     if of_model["items"] != of_data["items"] or len(fingerprints) > 1:
         raise LaresError(
-            f"{where}: the checkpoint's model knows another catalogue ({of_model['items']:,} items, fingerprint "
+            f"{where}: the checkpoint's model has another catalogue ({of_model['items']:,} items, fingerprint "
             f"{of_model['fingerprint']}) than this dataset ({of_data['items']:,} items, fingerprint {of_data['fingerprint']}). "
             "Use the dataset the model was trained on (--data.dataset), or train a model on this one."
         )

@@ -1,4 +1,4 @@
-"""Original ids of items: looked up, and as tensors, for checkpoints that are read without running code."""
+"""Original item ids: lookup, and packing into tensors for checkpoints, which are read without running code."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from lares_pl.errors import LaresError
 
 
 def id_text(item_id: Any) -> str:
-    """An original id as text, by which ids are compared; the same one however a program holds the id.
+    """Return an original id as text, by which ids are compared; it does not depend on the Python or numpy type of the id.
 
-    A whole number in floating point is a whole number: pandas turns a column of numbers into floats where one is missing.
-    Moments are written as Python and pandas write them, also those of numpy.
+    A float with an integer value is written as an integer: pandas converts a column of integers to floats if one is missing.
+    Timestamps are written as Python and pandas write them, also those of numpy.
     """
     if isinstance(item_id, str):
         return str(item_id)
@@ -33,9 +33,9 @@ def id_text(item_id: Any) -> str:
 
 
 def packed_ids(ids: pa.Array) -> dict[str, Tensor]:
-    """Original ids, N of them, as `numbers` `[N]` int64, or as `text` (UTF-8, one after the other) and its `ends` `[N]`.
+    """Pack N original ids as `numbers` `[N]` int64, or as `text` (concatenated UTF-8) and its `ends` `[N]`.
 
-    Ids that are neither whole numbers nor text become text (`id_text`).
+    Ids that are neither integers nor text become text (`id_text`).
     """
     if pa.types.is_integer(ids.type) and ids.type != pa.uint64():
         return {"numbers": torch.from_numpy(ids.cast(pa.int64()).to_numpy().copy())}
@@ -45,10 +45,10 @@ def packed_ids(ids: pa.Array) -> dict[str, Tensor]:
 
 
 def unpacked_ids(packed: Mapping[str, Tensor]) -> pa.Array:
-    """What `packed_ids` packed: an array of int64 or of text.
+    """Unpack ids packed by `packed_ids`: an array of int64 or of text.
 
     Raises:
-        LaresError: if it packed no such thing.
+        LaresError: if they are damaged.
     """
     if set(packed) == {"numbers"} and packed["numbers"].dtype == torch.int64 and packed["numbers"].ndim == 1:
         return pa.array(packed["numbers"].numpy())
@@ -57,7 +57,7 @@ def unpacked_ids(packed: Mapping[str, Tensor]) -> pa.Array:
         raise LaresError("its item ids are neither numbers nor text")
     text, offsets = packed["text"].numpy(), np.concatenate([[0], packed["ends"].numpy()])
     if offsets[-1] != len(text):
-        raise LaresError("its item ids are cut off")
+        raise LaresError("its item ids are truncated")
     buffers = [None, pa.py_buffer(offsets.tobytes()), pa.py_buffer(text.tobytes())]
     try:
         ids = pa.Array.from_buffers(pa.large_string(), len(offsets) - 1, buffers)
@@ -68,16 +68,16 @@ def unpacked_ids(packed: Mapping[str, Tensor]) -> pa.Array:
 
 
 class ItemIndex:
-    """Finds items by their original ids.
+    """Looks up items by their original ids.
 
     Args:
-        ids: of items 1 … N.
+        ids: original ids of items 1 … N.
     """
 
     def __init__(self, ids: pa.Array) -> None:
         self._index = pd.Index([id_text(item_id) for item_id in ids.to_pylist()])
 
     def numbers(self, ids: Iterable[Any]) -> np.ndarray:
-        """Item indices of original ids, compared as text, `[n]` int64; 0 where there is no such item."""
+        """Return the item indices of original ids, compared as text, `[n]` int64; 0 for an unknown id."""
         found: np.ndarray = self._index.get_indexer(pd.Index([id_text(item_id) for item_id in ids], dtype=self._index.dtype))
         return found + 1

@@ -1,8 +1,8 @@
-"""Flat copies of a prepared dataset's sequences, which every process of a machine maps instead of decoding Parquet for itself.
+"""A cache of a prepared dataset's sequences as arrays, which all processes of a machine map instead of decoding Parquet each.
 
-The Parquet files are what counts: copies are used only if they were made from these as they stand, and made again if not.
-They hold all items one after the other, where each user's begin, and all training targets grouped by item, from which
-partners with the same target are drawn.
+The Parquet files are authoritative: the cache is used only if it was made from exactly these files, and is rebuilt otherwise.
+It contains the items of all users, the offset of each user, and all training targets grouped by item, from which partners
+with the same target are drawn.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ FOLDER, RECORD = "flat", "made-from.json"
 
 
 class Flat(NamedTuple):
-    """Sequences and what is derived from them, in memory or mapped.
+    """Sequences and the index of their training targets, in memory or memory-mapped.
 
     Args:
-        items: of all users one after the other, `[n]` int32.
-        offsets: where each user's items begin, and the end, `[users + 1]` int64.
-        by_target: places (in `items`) of all training targets, those of item 1 first, each item's ascending, `[targets]`.
-        of_item: where each item's places begin in `by_target`, and the end, `[N + 2]` int64; entry 0 is padding's.
+        items: items of all users, concatenated, `[n]` int32.
+        offsets: offset of each user's items, and the total, `[users + 1]` int64.
+        by_target: positions (in `items`) of all training targets, grouped by item, ascending within an item, `[targets]`.
+        of_item: offset of each item's positions in `by_target`, and the total, `[N + 2]` int64; entry 0 is padding's.
     """
 
     items: np.ndarray
@@ -42,19 +42,19 @@ class Flat(NamedTuple):
 
 
 def sequence_files(folder: Path) -> list[Path]:
-    """The Parquet files with the sequences of a prepared dataset, in order."""
+    """Return the Parquet files with the sequences of a prepared dataset, in order."""
     return sorted((folder / "sequences").glob("*.parquet")) or [folder / "sequences.parquet"]
 
 
 def flat_copies(folder: Path, users: int, interactions: int, catalogue: int) -> Flat:
-    """The flat copies, mapped; made first where there are none of these files, in memory where the folder can't be written.
+    """Map the cache; build it first if it is missing or outdated, in memory if the folder cannot be written.
 
     Args:
         folder: of the dataset.
-        users, interactions, catalogue: their numbers, as `dataset.json` has them.
+        users, interactions, catalogue: their numbers according to `dataset.json`.
 
     Raises:
-        LaresError: if the sequences hold other numbers of users or interactions, or an item outside the catalogue.
+        LaresError: if the sequences have other numbers of users or interactions, or an item outside the catalogue.
     """
     made_from = {path.name: path.stat().st_size for path in sequence_files(folder)}
     mapped = _mapped(folder / FOLDER, made_from)
@@ -65,18 +65,18 @@ def flat_copies(folder: Path, users: int, interactions: int, catalogue: int) -> 
             flat = _filled(folder, users, interactions, catalogue, temporary)
             (temporary / RECORD).write_text(json.dumps({"files": made_from, "arrays": _described(flat)}))
             temporary.chmod(0o755)
-            if (folder / FOLDER).exists():  # copies of other files, or another process was first
+            if (folder / FOLDER).exists():  # outdated, or another process was faster
                 exchange(temporary, folder / FOLDER)
             else:
                 temporary.rename(folder / FOLDER)
         mapped = _mapped(folder / FOLDER, made_from)
-    except OSError:  # not ours to write to, no room, or another process was first after all
+    except OSError:  # no permission, no space, or another process was faster
         mapped = None
     return _filled(folder, users, interactions, catalogue, None) if mapped is None else mapped
 
 
 def flat_of(items: np.ndarray, offsets: np.ndarray, catalogue: int) -> Flat:
-    """The same in memory, for sequences that come from elsewhere."""
+    """Build the same arrays in memory, for sequences that are not from a prepared dataset."""
     of_item = training_counts(items, offsets, catalogue)
     by_target = np.empty(of_item[-1], dtype=np.int64)
     group_targets(items, offsets, of_item, by_target)
@@ -84,7 +84,7 @@ def flat_of(items: np.ndarray, offsets: np.ndarray, catalogue: int) -> Flat:
 
 
 def _mapped(folder: Path, made_from: dict[str, int]) -> Flat | None:
-    """Copies of these very files; None where there are none, or they are not what was written."""
+    """Map the cache of exactly these files; None if there is none or it is damaged."""
     try:
         record = json.loads((folder / RECORD).read_text())
         if record["files"] != made_from:
@@ -96,23 +96,23 @@ def _mapped(folder: Path, made_from: dict[str, int]) -> Flat | None:
 
 
 def _described(flat: Flat) -> dict[str, list[Any]]:
-    """Kind, length and checksum of each array."""
+    """Type, length and checksum of each array."""
     return {
         name: [str(values.dtype), len(values), zlib.crc32(values.view(np.uint8).data)]
         for name, values in zip(Flat._fields, flat, strict=True)
     }
 
 
-# ---------------------------------------------------------------- making
+# ---------------------------------------------------------------- building
 
 
 def _filled(folder: Path, users: int, interactions: int, catalogue: int, place: Path | None) -> Flat:
-    """Decode the Parquet files, a piece at a time.
+    """Decode the Parquet files in chunks.
 
     Args:
         folder: of the dataset.
         users, interactions, catalogue: their numbers.
-        place: folder for the arrays; in memory where None.
+        place: folder for the arrays; None keeps them in memory.
     """
 
     def array(name: str, count: int, kind: type) -> np.ndarray:
@@ -122,7 +122,7 @@ def _filled(folder: Path, users: int, interactions: int, catalogue: int, place: 
                 np.save(place / f"{name}.npy", made)
             return made
         mapped = np.lib.format.open_memmap(place / f"{name}.npy", mode="w+", dtype=kind, shape=(count,))
-        with (place / f"{name}.npy").open("r+b") as file:  # a disk that is full says so here; on a mapped page it kills
+        with (place / f"{name}.npy").open("r+b") as file:  # raises if the disk is full; a mapped page would kill
             os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
         return mapped
 
@@ -135,15 +135,15 @@ def _filled(folder: Path, users: int, interactions: int, catalogue: int, place: 
         if len(values) and (values.min() < 1 or values.max() > catalogue):
             raise LaresError(
                 f"{folder}: items from {values.min()} to {values.max()} in a catalogue of {catalogue} (items.parquet): the "
-                "files don't belong together. Prepare the dataset again"
+                "files do not belong together. Prepare the dataset again"
             )
         items[filled : filled + len(values)] = values
         offsets[user + 1 : user + 1 + len(lengths)] = filled + lengths.cumsum()
         user, filled = user + len(lengths), filled + len(values)
     if (user, filled) != (users, interactions):
         raise LaresError(
-            f"{folder}: not a whole prepared dataset: dataset.json tells of {users:,} users and {interactions:,} interactions, "
-            f"its sequences hold {user:,}{' or more' if user > users or filled > interactions else ''} and {filled:,}. "
+            f"{folder}: damaged or incomplete prepared dataset: dataset.json states {users:,} users and {interactions:,} "
+            f"interactions; there are {user:,}{' or more' if user > users or filled > interactions else ''} and {filled:,}. "
             "Prepare it again"
         )
     counts = training_counts(items, offsets, catalogue)
@@ -155,20 +155,20 @@ def _filled(folder: Path, users: int, interactions: int, catalogue: int, place: 
 
 
 def _lists(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Items one after the other and lengths of some users at a time."""
+    """Concatenated items and lengths, some users at a time."""
     for path in sequence_files(folder):
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             for batch in file.iter_batches(batch_size=1 << 16, columns=["items"]):
                 lists = batch.column("items")
                 whole = pa.types.is_list(lists.type) and pa.types.is_integer(lists.type.value_type)
                 if not whole or lists.null_count or lists.flatten().null_count:
-                    raise LaresError(f"{path}: column `items` must hold a list of items for each user, without gaps")
+                    raise LaresError(f"{path}: column `items` must contain a list of items for each user, without nulls")
                 lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
                 yield lists.flatten().to_numpy(zero_copy_only=False), lengths
 
 
 def _stretches(offsets: np.ndarray, size: int = 1 << 22) -> Iterator[tuple[int, int]]:
-    """Ranges of users with some `size` items at most, or one user."""
+    """Ranges of users with at most about `size` items, or one user."""
     user = 0
     while user < len(offsets) - 1:
         end = max(user + 1, int(np.searchsorted(offsets, offsets[user] + size, side="right")) - 1)
@@ -177,7 +177,7 @@ def _stretches(offsets: np.ndarray, size: int = 1 << 22) -> Iterator[tuple[int, 
 
 
 def _training_places(offsets: np.ndarray) -> np.ndarray:
-    """Where training targets stand: each user's items from the second on, the last two held out if there are three.
+    """Positions of the training targets: each user's items from the second on, without the two held out if there are three.
 
     Args:
         offsets: of some users, `[users + 1]`.
@@ -193,7 +193,7 @@ def _training_places(offsets: np.ndarray) -> np.ndarray:
 
 
 def training_counts(items: np.ndarray, offsets: np.ndarray, catalogue: int) -> np.ndarray:
-    """Where each item's training targets begin if they are grouped by item, and the end, `[N + 2]` int64."""
+    """Offsets of each item's training targets when grouped by item, and the total, `[N + 2]` int64."""
     counts = np.zeros(catalogue + 2, dtype=np.int64)
     for start, end in _stretches(offsets):
         targets = items[_training_places(offsets[start : end + 1])]
@@ -203,11 +203,11 @@ def training_counts(items: np.ndarray, offsets: np.ndarray, catalogue: int) -> n
 
 
 def group_targets(items: np.ndarray, offsets: np.ndarray, of_item: np.ndarray, out: np.ndarray) -> None:
-    """Write the places of training targets grouped by item, each item's ascending (a counting sort).
+    """Write the positions of training targets grouped by item, ascending within an item (a counting sort).
 
     Args:
         items, offsets: the sequences.
-        of_item: where each item's begin, as `training_counts`.
+        of_item: the offset of each item, from `training_counts`.
         out: `[targets]`.
     """
     free = of_item[:-1].copy()

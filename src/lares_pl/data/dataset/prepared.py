@@ -1,8 +1,8 @@
 """A prepared dataset: flat sequences, their leave-one-out split, and the instances cut from them.
 
-An instance is a target position in the flat array of all items; its history is what stands before it, at most L items of
-the same user. Instances are numbers until a batch takes some of them: a process holds no list of them, and what it reads of
-the sequences it shares with the other processes of its machine.
+An instance is a target position in the flat array of all items; its history is the at most L items of the same user before it.
+Instances are numbered, and a batch computes the ones it needs: no process holds a list of them, and all processes of a machine
+share the memory of the sequences.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from lares_pl.data.dataset.format import FORMAT_VERSION
 from lares_pl.data.dataset.ids import packed_ids
 from lares_pl.data.dataset.mmap_cache import Flat, flat_copies, flat_of, sequence_files
-from lares_pl.data.prepare.command import FORMAT_VERSION
 from lares_pl.errors import LaresError
 
 Split = Literal["validation", "test", "next"]
 
 
 @dataclass(frozen=True)
-class Cuts:
-    """Where the histories of some instances are cut from the flat array of items, and their targets stand.
+class HistorySpans:
+    """The spans of some instances' histories in the flat array of items; each target follows its span.
 
     Args:
         users: user index of each, `[B]`.
-        starts: where the user's items begin, `[B]`.
-        ends: where the target stands; the history is what stands from `starts` up to here, `[B]`.
+        starts: position of the user's first item, `[B]`.
+        ends: position of the target; the history is `items[start:end]`, `[B]`.
     """
 
     users: np.ndarray
@@ -52,33 +52,33 @@ class Instances(ABC):
     """Instances 0 … n - 1 of a split.
 
     Attributes:
-        has_target: False where the history is a user's whole sequence and nothing stands behind it.
+        has_target: False if the history is a user's whole sequence and nothing follows it.
     """
 
     has_target = True
 
     @abstractmethod
     def __len__(self) -> int:
-        """Their number n."""
+        """Number of instances n."""
 
     @abstractmethod
-    def take(self, numbers: np.ndarray) -> Cuts:
+    def take(self, numbers: np.ndarray) -> HistorySpans:
         """Some of them, `[B]`."""
 
-    def all(self) -> Cuts:
+    def all(self) -> HistorySpans:
         """All of them; for small data."""
         return self.take(np.arange(len(self)))
 
 
 @dataclass(frozen=True)
 class TrainingInstances(Instances):
-    """Every item of a user from the second on, the last two held out, with all items before it (METHOD "Instances").
+    """Every item of a user from the second on, except the last two, with all items before it (docs/method.md, "Instances").
 
-    Users with fewer than three items have nothing held out: all their items train.
+    Users with fewer than three items have nothing held out: all their items are used for training.
 
     Args:
-        offsets: where each user's items begin, and the end, `[users + 1]`.
-        kept: numbers of those that count, ascending; all where None.
+        offsets: offset of each user's items, and the total, `[users + 1]`.
+        kept: numbers of the instances to use, ascending; None uses all.
     """
 
     offsets: np.ndarray
@@ -86,7 +86,7 @@ class TrainingInstances(Instances):
 
     @cached_property
     def firsts(self) -> np.ndarray:
-        """Number of the first instance of each user, and the number of all, `[users + 1]`."""
+        """Number of the first instance of each user, and the total, `[users + 1]`."""
         lengths = np.diff(self.offsets)
         counts = np.maximum(np.where(lengths < 3, lengths - 1, lengths - 3), 0)
         return np.concatenate([[0], counts.cumsum()])
@@ -94,27 +94,27 @@ class TrainingInstances(Instances):
     def __len__(self) -> int:
         return int(self.firsts[-1]) if self.kept is None else len(self.kept)
 
-    def take(self, numbers: np.ndarray) -> Cuts:
+    def take(self, numbers: np.ndarray) -> HistorySpans:
         """Some of them, `[B]`."""
         numbers = numbers if self.kept is None else self.kept[numbers].astype(np.int64)
         users = np.searchsorted(self.firsts, numbers, side="right") - 1
         starts = self.offsets[users]
-        return Cuts(users, starts, starts + 1 + numbers - self.firsts[users])
+        return HistorySpans(users, starts, starts + 1 + numbers - self.firsts[users])
 
     def keeping(self, kept: np.ndarray) -> TrainingInstances:
-        """Those of a mask over all."""
+        """Return the instances selected by a mask over all of them."""
         numbers = np.flatnonzero(kept)
         return TrainingInstances(self.offsets, numbers.astype(np.uint32) if len(kept) < 1 << 32 else numbers)
 
 
 @dataclass(frozen=True)
 class HeldOut(Instances):
-    """One instance a user: its target is the last item but one (validation), the last (test), or stands behind all (next).
+    """One instance per user: its target is the second to last item (validation), the last (test), or comes after all (next).
 
     Args:
-        offsets: where each user's items begin, and the end, `[users + 1]`.
-        split: which.
-        users: those with an item to hold out, ascending, `[n]`; filled in.
+        offsets: offset of each user's items, and the total, `[users + 1]`.
+        split: the split.
+        users: the users with an item to hold out, ascending, `[n]`; computed.
     """
 
     offsets: np.ndarray
@@ -133,39 +133,39 @@ class HeldOut(Instances):
     def __len__(self) -> int:
         return len(self.users)
 
-    def take(self, numbers: np.ndarray) -> Cuts:
+    def take(self, numbers: np.ndarray) -> HistorySpans:
         """Some of them, `[B]`."""
         users = self.users[numbers]
         from_end = {"next": 0, "test": 1, "validation": 2}[self.split]
-        return Cuts(users, self.offsets[users], self.offsets[users + 1] - from_end)
+        return HistorySpans(users, self.offsets[users], self.offsets[users + 1] - from_end)
 
 
 def check_dataset(path: str | Path | None) -> Path:
-    """The directory of a prepared dataset.
+    """Return the directory of a prepared dataset, after checking that there is one.
 
     Raises:
-        LaresError: if none is named, or none is there.
+        LaresError: if no directory is given, or it contains no prepared dataset.
     """
     if path is None:
-        raise LaresError("no dataset: name the directory of a prepared dataset (--data.dataset DIR)")
+        raise LaresError("no dataset: give the directory of a prepared dataset (--data.dataset DIR)")
     folder = Path(path)
     if not (folder / "dataset.json").is_file():
         raise LaresError(
             f"no prepared dataset at {folder.absolute()} (no dataset.json there): "
-            "make one with `lares prepare FILE --output DIR`, or name another with --data.dataset"
+            "create one with `lares prepare FILE --output DIR`, or give another with --data.dataset"
         )
     return folder
 
 
 @contextmanager
 def _whole(folder: Path) -> Iterator[None]:
-    """Turn whatever damaged files lead to into one error."""
+    """Report any error that damaged files cause as a `LaresError`."""
     try:
         yield
     except LaresError:
         raise
     except Exception as error:
-        raise LaresError(f"{folder}: not a whole prepared dataset: {error}. Prepare it again.") from error
+        raise LaresError(f"{folder}: damaged or incomplete prepared dataset: {error}. Prepare it again.") from error
 
 
 class SequenceDataset:
@@ -191,8 +191,8 @@ class SequenceDataset:
         """Sequences in memory.
 
         Args:
-            items: of all users one after the other, oldest first, `[n]` int32; 1 … N.
-            offsets: where each user's items begin, and the end, `[users + 1]` int64.
+            items: items of all users, concatenated, oldest first, `[n]` int32; 1 … N.
+            offsets: offset of each user's items, and the total, `[users + 1]` int64.
             user_ids, item_ids, path: as of the class.
         """
         return SequenceDataset(flat_of(items, offsets, len(item_ids)), user_ids, item_ids, path)
@@ -202,7 +202,7 @@ class SequenceDataset:
         """Open a prepared dataset.
 
         Raises:
-            LaresError: if there is none, it is incomplete, or its parts don't belong together.
+            LaresError: if there is none, it is incomplete, or its files do not belong together.
         """
         folder = check_dataset(path)
         with _whole(folder):
@@ -217,7 +217,7 @@ class SequenceDataset:
             numbers = catalogue["item"]
             if not pa.types.is_integer(numbers.type) or not np.array_equal(numbers.to_numpy(), np.arange(1, items + 1)):
                 raise LaresError(
-                    f"{folder}: items.parquet does not list the items 1 … {items} that dataset.json tells of: the files don't "
+                    f"{folder}: items.parquet does not list the items 1 … {items} that dataset.json states: the files do not "
                     "belong together. Prepare the dataset again"
                 )
             if catalogue["item_id"].null_count:
@@ -227,7 +227,7 @@ class SequenceDataset:
 
     @cached_property
     def user_ids(self) -> pa.Array:
-        """Original ids of the users, read when first asked for."""
+        """Original ids of the users, read on first use."""
         if self._user_ids is not None:
             return self._user_ids
         with _whole(Path(self.path)):
@@ -235,7 +235,7 @@ class SequenceDataset:
             parts = [pq.read_table(path, columns=["user_id"], page_checksum_verification=True) for path in files]
             ids = pa.concat_tables(parts)["user_id"].combine_chunks()
             if len(ids) != self.users or ids.null_count:
-                raise LaresError(f"{self.path}: its sequences name {len(ids)} of {self.users} users. Prepare it again")
+                raise LaresError(f"{self.path}: its sequences contain {len(ids)} of {self.users} users. Prepare it again")
             return ids
 
     @property
@@ -262,9 +262,9 @@ class SequenceDataset:
         return packed_ids(self.item_ids)
 
     def text_vectors(self) -> np.ndarray | None:
-        """Text vectors of the catalogue, `[N + 1, p]` float32 or float16, row 0 (padding) zero; None where there are none.
+        """Text vectors of the catalogue, `[N + 1, p]` float32 or float16, row 0 (padding) zero; None if there are none.
 
-        Read through a memory map into one array, row by row, so that nothing is held twice.
+        They are read through a memory map into one array, so that no second copy is in memory.
         """
         path = Path(self.path) / "items.parquet"
         with _whole(Path(self.path)), pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
@@ -272,7 +272,7 @@ class SequenceDataset:
                 return None
             kind = file.schema_arrow.field("embedding").type
             if not pa.types.is_fixed_size_list(kind) or not pa.types.is_floating(kind.value_type):
-                raise LaresError(f"{path}: `embedding` holds {kind}, no vectors of one size. Prepare the dataset again")
+                raise LaresError(f"{path}: `embedding` contains {kind}, not vectors of one size. Prepare the dataset again")
             vectors = np.zeros((self.catalogue_size + 1, kind.list_size), dtype=kind.value_type.to_pandas_dtype())
             row = 1
             for part in file.iter_batches(batch_size=4096, columns=["embedding"]):
@@ -285,14 +285,14 @@ class SequenceDataset:
 
     @cached_property
     def training_instances(self) -> TrainingInstances:
-        """What training learns from."""
+        """The training instances."""
         return TrainingInstances(self.offsets)
 
     def held_out(self, split: Split) -> HeldOut:
-        """One instance a user."""
+        """The instances of a split, one per user."""
         return HeldOut(self.offsets, split)
 
-    def targets(self, cuts: Cuts) -> np.ndarray:
+    def targets(self, spans: HistorySpans) -> np.ndarray:
         """Target item of each instance, `[B]`."""
-        targets: np.ndarray = self.items[cuts.ends]
+        targets: np.ndarray = self.items[spans.ends]
         return targets

@@ -1,4 +1,4 @@
-"""Histories from outside a prepared dataset: in the forms that programs hold them, and in terms of a catalogue."""
+"""Histories from outside a prepared dataset: as Python objects, tables or files, and as item indices of a catalogue."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import pyarrow as pa
 
 from lares_pl.data.dataset.ids import ItemIndex
 from lares_pl.data.dataset.prepared import SequenceDataset
-from lares_pl.data.prepare.readers import Columns, read_interactions, times
+from lares_pl.data.prepare.columns import Columns, times
+from lares_pl.data.prepare.readers import read_interactions
 from lares_pl.errors import LaresError
 
-Id = Any  # an original id: what the raw data calls a user or an item
+Id = Any  # an original id of a user or an item in the raw data
 GivenHistories: TypeAlias = Sequence[Any] | np.ndarray | pd.Series | Mapping[Any, Sequence[Any]] | pd.DataFrame | pa.Table
 
 
@@ -25,9 +26,9 @@ class UnseenHistories:
     """Histories of U users in original ids.
 
     Args:
-        users: ids of the users; 0 … U - 1 where none are known.
-        items: item ids of all users one after the other, oldest first, `[n]` objects.
-        offsets: where each user's items begin, and the end, `[U + 1]`.
+        users: ids of the users; 0 … U - 1 if unknown.
+        items: item ids of all users, concatenated, oldest first, `[n]` objects.
+        offsets: offset of each user's items, and the total, `[U + 1]`.
     """
 
     users: list[Id]
@@ -36,15 +37,15 @@ class UnseenHistories:
 
     @staticmethod
     def of(given: GivenHistories) -> UnseenHistories:
-        """Histories as a program holds them.
+        """Convert histories from Python objects or tables.
 
         Args:
             given: item ids, oldest first, of one user (a list) or of many (a list of lists, or a mapping from user to list); or
-                a table of pandas or Arrow: a row an interaction (`user_id`, `item_id`, `timestamp` if known, numbers or
-                dates, also as text: else the rows' order counts), or a row a user (`item_ids`, `user_id` if known).
+                a pandas or Arrow table with one row per interaction (`user_id`, `item_id`, and `timestamp`, a number or a
+                date; without it the order of the rows is used), or one row per user (`item_ids`, and `user_id` if known).
 
         Raises:
-            LaresError: if it is none of these, or a row has no user, no item or a timestamp that can't be read.
+            LaresError: if it is none of these, or a row has no user, no item or an invalid timestamp.
         """
         if isinstance(given, pa.Table):
             given = given.to_pandas()
@@ -56,21 +57,21 @@ class UnseenHistories:
             return _of_lists(list(given), list(given.values()))
         if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray | pd.Series):
             raise LaresError(
-                f"histories: {type(given).__name__} is not understood; give a list of item ids, a list of such lists, a "
-                "mapping from user to such a list, or a table of pandas or Arrow"
+                f"histories: {type(given).__name__} is not supported; give a list of item ids, a list of such lists, a "
+                "mapping from user to such a list, or a pandas or Arrow table"
             )
         many = [_is_list(part) for part in given]
         if len(set(many)) > 1:
-            raise LaresError(f"histories: a list holds both item ids and lists (its part {many.index(not many[0])})")
+            raise LaresError(f"histories: a list contains both item ids and lists (element {many.index(not many[0])})")
         lists = list(given) if any(many) or len(given) == 0 else [given]
         return _of_lists(list(range(len(lists))), lists)
 
     @staticmethod
     def read(path: Path, columns: Columns) -> UnseenHistories:
-        """Histories of a file of interactions, in a format `lares prepare` reads.
+        """Read histories from a file of interactions, in a format that `lares prepare` reads.
 
         Raises:
-            LaresError: if it can't be read.
+            LaresError: if it cannot be read.
         """
         table = pd.concat(list(read_interactions(path, columns)), ignore_index=True)
         return _of_interactions(table, "user", "item", "time")
@@ -82,7 +83,7 @@ def _is_list(part: Any) -> bool:
 
 def _of_lists(users: list[Id], lists: Sequence[Any]) -> UnseenHistories:
     if wrong := [user for user, part in zip(users, lists, strict=True) if part is not None and not _is_list(part)]:
-        raise LaresError(f"histories: what user {wrong[0]!r} has is no list of item ids")
+        raise LaresError(f"histories: the value of user {wrong[0]!r} is not a list of item ids")
     parts = [[] if part is None else list(part) for part in lists]
     items = np.array([None, *(item for part in parts for item in part)], dtype=object)[1:]
     return UnseenHistories(users, items, np.concatenate([[0], np.cumsum([len(part) for part in parts], dtype=np.int64)]))
@@ -98,28 +99,28 @@ def _of_interactions(table: pd.DataFrame, user: str, item: str, time: str) -> Un
     if missing := [name for name in (user, item) if name not in table.columns]:
         raise LaresError(
             f"histories: no column {' and no '.join(missing)}; there are {', '.join(map(str, table.columns))}. Expected "
-            f"{user}, {item} and, where known, {time}; or item_ids, a list a row"
+            f"{user}, {item} and, if known, {time}; or item_ids, one list per row"
         )
     empty = table[[user, item]].isna().any(axis=1).to_numpy()
     if empty.any():
         raise LaresError(f"histories: data row {int(np.argmax(empty)) + 1} names no {user} or no {item}")
     codes, users = pd.factorize(table[user])
     moments = [times(table[time], "histories", time)[0].to_numpy()] if time in table.columns else []
-    order = np.lexsort([*moments, codes])  # stable: where no time tells, the rows' order counts
+    order = np.lexsort([*moments, codes])  # stable: equal or missing times keep the order of the rows
     items = table[item].to_numpy(dtype=object)[order]
     return UnseenHistories(list(users), items, np.concatenate([[0], np.bincount(codes, minlength=len(users)).cumsum()]))
 
 
 def read_histories(path: Path, columns: Columns, known: SequenceDataset) -> SequenceDataset:
-    """Sequences of a file of interactions, with the item indices of a prepared dataset.
+    """Read sequences from a file of interactions, as item indices of a prepared dataset.
 
     Args:
-        path: the file, in a format `lares prepare` reads.
+        path: the file, in a format that `lares prepare` reads.
         columns: names of its columns.
-        known: the dataset whose catalogue counts.
+        known: the dataset with the catalogue.
 
     Raises:
-        LaresError: if the file can't be read or names an item that the catalogue does not hold.
+        LaresError: if the file cannot be read or contains an item that is not in the catalogue.
     """
     unseen = UnseenHistories.read(path, columns)
     items = ItemIndex(known.item_ids).numbers(unseen.items)
@@ -129,7 +130,7 @@ def read_histories(path: Path, columns: Columns, known: SequenceDataset) -> Sequ
         user = unseen.users[int(np.searchsorted(unseen.offsets, first, side="right")) - 1]
         raise LaresError(
             f"{path}: item {unseen.items[first]!r} of user {user!r} is not in the catalogue of {known.path} "
-            f"({int(unknown.sum())} of {len(items)} rows are unknown). `lares recommend` skips such rows and says so; or leave "
+            f"({int(unknown.sum())} of {len(items)} rows are unknown). `lares recommend` skips and reports such rows; or leave "
             "them out, or train on data that has them."
         )
     return SequenceDataset.of_arrays(items.astype(np.int32), unseen.offsets, pa.array(unseen.users), known.item_ids, str(path))

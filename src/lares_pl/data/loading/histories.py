@@ -1,4 +1,4 @@
-"""Histories in their native, packed form."""
+"""Packed histories, the native form."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 @dataclass  # not frozen: Lightning's true-precision plugins rebuild a batch field by field
 class Histories:
-    """B item histories, oldest item first, packed one after the other without padding.
+    """B item histories, oldest item first, packed (concatenated) without padding.
 
     Args:
         items: item indices of all histories, `[M]` (M = sum of lengths); 0 is padding and never occurs.
         lengths: number of items of each history, `[B]`, each at least 1.
-        longest: the largest length, a plain number so that no device has to be asked for it.
+        longest: the largest length, as a Python number, so that reading it needs no device synchronisation.
     """
 
     items: Tensor

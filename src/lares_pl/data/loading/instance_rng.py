@@ -1,4 +1,4 @@
-"""Random draws that belong to an instance: whichever process serves it, in whichever batch, they are the same."""
+"""Random numbers per instance, independent of the process and the batch that serve the instance."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class InstanceDraws:
         self._key = np.random.SeedSequence((seed, epoch)).generate_state(2, np.uint64)
 
     def uniform(self, instances: np.ndarray, purpose: int = 0) -> np.ndarray:
-        """One number of [0, 1) for each instance.
+        """Return one number in [0, 1) for each instance.
 
         Args:
             instances: indices, `[n]`.
-            purpose: another one gives independent numbers.
+            purpose: different purposes give independent numbers.
         """
         bits = mix(mix(instances.astype(np.uint64) + self._key[0]) + self._key[1] + np.uint64(purpose))
         return (bits >> np.uint64(11)) * 2.0**-53

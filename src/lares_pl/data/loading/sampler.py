@@ -1,4 +1,4 @@
-"""The order of instances in an epoch, dealt out to the processes, without a list of them."""
+"""The order of instances in an epoch, distributed over the processes, without materialising it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ ROUNDS = 8
 
 
 class Permutation:
-    """A random permutation of 0 … count - 1 whose values are computed where they are asked for.
+    """A random permutation of 0 … count - 1 whose values are computed on demand.
 
-    A Feistel network over pairs (left, right) with `left * width + right` a little above `count`; what falls outside walks on
-    until it falls inside (Black & Rogaway 2002). Memory and start do not depend on `count`.
+    A Feistel network over pairs (left, right), whose domain is slightly larger than `count`; a value outside the range is
+    permuted again until it is inside (cycle walking, Black & Rogaway 2002). Memory and start-up time do not depend on `count`.
 
     Args:
         count: number of values.
-        seed: what it is a function of.
+        seed: the seed.
     """
 
     def __init__(self, count: int, seed: tuple[int, ...]) -> None:
@@ -28,7 +28,7 @@ class Permutation:
         self._keys = np.random.SeedSequence(seed).generate_state(ROUNDS, np.uint64)
 
     def __call__(self, numbers: np.ndarray) -> np.ndarray:
-        """Values at these places, `[B]` -> `[B]` int64."""
+        """Values at these indices, `[B]` -> `[B]` int64."""
         values = self._step(numbers.astype(np.uint64))
         while len(outside := np.flatnonzero(values >= self.count)):
             values[outside] = self._step(values[outside])
@@ -44,10 +44,10 @@ class Permutation:
 
 @dataclass(frozen=True)
 class Shard:
-    """Which share of the instances this process serves.
+    """The share of the instances that this process serves.
 
     Args:
-        rank: number of this process.
+        rank: rank of this process.
         world_size: number of processes.
     """
 
@@ -56,10 +56,10 @@ class Shard:
 
 
 class EpochOrder:
-    """The order of instances: a pure function of (seed, epoch), dealt out to the processes.
+    """The order of instances: a pure function of (seed, epoch), distributed over the processes.
 
-    In training (shuffled) each process gets equally many instances, so up to `world_size - 1` of them sit an epoch
-    out; in evaluation every instance is served exactly once and the shares are filled up with -1.
+    In training (shuffled) each process gets the same number of instances, so up to `world_size - 1` instances are left out of
+    an epoch; in evaluation every instance is served exactly once and the shares are padded with -1.
 
     Args:
         count: number of instances.
@@ -84,7 +84,7 @@ class EpochOrder:
         return self.count // world_size if self.shuffle else -(-self.count // world_size)
 
     def indices(self, start: int = 0, end: int | None = None) -> np.ndarray:
-        """This process's instances in order, from its `start`-th to before its `end`-th; -1 fills up."""
+        """This process's instances `start` to `end - 1`, in order; -1 is padding."""
         rank, world_size = self.shard.rank, self.shard.world_size
         places = rank + world_size * np.arange(start, len(self) if end is None else min(end, len(self)))
         if self.shuffle:

@@ -1,7 +1,7 @@
-"""Every prefix at once: a user's training items as stretches that are read once and predict an item at each position.
+"""Training on whole sequences: windows of a user's training items that are read once and predict an item at each position.
 
-A causal model's state at a position is the user state of the history that ends there, so that one pass over a stretch serves
-as many training instances as it has positions (METHOD "Instances", without reading each prefix as a history of its own).
+A causal model's state at a position is the user state of the history that ends there, so that one pass over a window serves
+as many training instances as it has positions (docs/method.md, "Instances", without reading each prefix as a separate history).
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from lares_pl.data.dataset.prepared import SequenceDataset
 
 @dataclass(frozen=True)
 class Windows:
-    """Stretches of at most L training items; each training instance is predicted in exactly one of them.
+    """Windows of at most L training items; each training instance is predicted in exactly one of them.
 
-    The instances of a window follow one another, and the target of the last one stands right behind what is read.
+    The instances of a window are consecutive, and the target of the last one directly follows the items that are read.
 
     Args:
-        starts: where each stretch begins in the flat array of items, `[w]`.
-        ends: where it ends and its last target stands, `[w]`.
+        starts: start of each window in the flat array of items, `[w]`.
+        ends: its end, the position of its last target, `[w]`.
         firsts: its first training instance, `[w]`.
-        counts: how many instances it predicts, `[w]`.
+        counts: number of instances it predicts, `[w]`.
     """
 
     starts: np.ndarray
@@ -35,7 +35,7 @@ class Windows:
         return len(self.ends)
 
     def take(self, chosen: np.ndarray) -> Windows:
-        """A selection by mask or index."""
+        """Select by mask or index."""
         return Windows(self.starts[chosen], self.ends[chosen], self.firsts[chosen], self.counts[chosen])
 
     def keeping(self, kept: np.ndarray) -> Windows:
@@ -53,18 +53,18 @@ class Windows:
 
 
 def training_windows(data: SequenceDataset, max_length: int, overlap: int | None = None) -> Windows:
-    """The training items of every user in windows of at most `max_length`.
+    """Split the training items of every user into windows of at most `max_length`.
 
-    Of users with at most `max_length + 1` training items there is one window, whose positions see exactly the histories of
-    the prefix instances. What lies beyond comes in further windows, in which a target is predicted only with at least
-    `overlap` items before it.
+    A user with at most `max_length + 1` training items has one window, whose positions see exactly the histories of the
+    prefix instances. Later items are in further windows, in which a target is predicted only with at least `overlap` items
+    before it.
 
     Args:
         data: the sequences.
-        max_length: longest history L.
-        overlap: fewest items that a target of a further window is predicted from, 1 … L. Half of `max_length` (rounded up)
-            where None; with `max_length` each further window predicts one target, from exactly the history of its prefix
-            instance.
+        max_length: maximum history length L.
+        overlap: minimum number of items that a target of a further window is predicted from, 1 … L. None: half of
+            `max_length` (rounded up); with `max_length` each further window predicts one target, from exactly the history of
+            its prefix instance.
 
     Raises:
         ValueError: if `overlap` is not within its range.

@@ -1,10 +1,4 @@
-"""`lares prepare`: raw interactions to a prepared dataset, written atomically.
-
-A prepared dataset is a directory: `sequences.parquet` or files in `sequences/` (a row a user: `user_id`, `items` oldest first,
-`timestamps` where known) with uncompressed copies for memory mapping (`lares_pl.data.dataset.mmap_cache`), `items.parquet`
-(`item`, `item_id`, `count`, with item text also its table's columns and `embedding`) and `dataset.json`, written last. Item 0
-is padding.
-"""
+"""`lares prepare`: raw interactions to a prepared dataset (`lares_pl.data.dataset.format`), written atomically."""
 
 from __future__ import annotations
 
@@ -17,15 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lares_pl.atomic_io import appearing_folder, check_folder
+from lares_pl.atomic_io import atomic_folder, check_folder
+from lares_pl.data.dataset.format import FORMAT_VERSION
 from lares_pl.data.dataset.mmap_cache import FOLDER, flat_copies
+from lares_pl.data.prepare.columns import Columns
 from lares_pl.data.prepare.engines import DuckDB, Engine
-from lares_pl.data.prepare.readers import Columns, Format, source_files
+from lares_pl.data.prepare.readers import Format, source_files
 from lares_pl.data.prepare.sql_pipeline import Filters, index_log
 from lares_pl.data.prepare.text import ItemDescriptions, TextOptions, describe_items
 from lares_pl.errors import LaresError
-
-FORMAT_VERSION = 1
 
 
 def prepare(
@@ -44,17 +38,17 @@ def prepare(
     """Turn raw interactions into a prepared dataset.
 
     Reads RecBole .inter files, CSV, TSV, Parquet and lines `user item item …`, plain or .gz, folders of Parquet files, and
-    folders of RecBole benchmark files that are split already. Filters apply in the order
-    minimum rating, repeats, k-core. A user's items are ordered by time, equal times in file order; without times the
-    file order counts. The log need not fit into memory.
+    folders of RecBole benchmark files, which are already split. Filters are applied in the order
+    minimum rating, repeats, k-core. A user's items are ordered by time, equal times in file order; without times all are in
+    file order. The log need not fit into memory.
 
     Args:
         source: file with interactions, folder of Parquet files (in the order of their names), or of benchmark files.
         output: directory of the prepared dataset.
         columns: names of the columns.
-        format: format of the file, where its name does not tell.
-        k_core: keep users and items with at least this many interactions, again and again until nothing changes.
-        min_rating: leave out interactions rated lower.
+        format: format of the file, if its name does not show it.
+        k_core: keep users and items with at least this many interactions, repeated until nothing changes.
+        min_rating: drop interactions with a lower rating.
         repeats: keep a user's repeated interactions with an item, or drop all but the first.
         item_text: table with text of the items (CSV, TSV, Parquet, RecBole .item), or a .npy of vectors whose row number is
             the item id.
@@ -63,7 +57,7 @@ def prepare(
         overwrite: replace an existing dataset.
 
     Raises:
-        LaresError: for input that can't be used; nothing is written then.
+        LaresError: for invalid input; nothing is written.
 
     Example:
         lares prepare interactions.csv --columns.user customer --columns.item sku --columns.time bought_at --k_core 5
@@ -73,7 +67,7 @@ def prepare(
     files = source_files(Path(source), format)
     _check_target(target, overwrite)
     filters = Filters(min_rating, repeats, k_core)
-    with appearing_folder(target, lambda: _check_target(target, overwrite)) as folder:
+    with atomic_folder(target, lambda: _check_target(target, overwrite)) as folder:
         with engine.open(folder) as session:
             known = session.read(Path(source), columns, format)
             try:
@@ -96,7 +90,14 @@ def prepare(
     print(f"prepared {source} as {output}\n{summary}")
 
 
-_OURS = ("dataset.json", "items.parquet", "sequences.parquet", "sequences", FOLDER, f".{FOLDER}.tmp.*")  # .tmp: nobody finished
+_OURS = (
+    "dataset.json",
+    "items.parquet",
+    "sequences.parquet",
+    "sequences",
+    FOLDER,
+    f".{FOLDER}.tmp.*",
+)  # .tmp: of killed processes
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
@@ -109,11 +110,11 @@ def _checksum(path: Path) -> str:
 
 
 def _write_items(catalogue: pa.Table, descriptions: ItemDescriptions, path: Path) -> None:
-    """Vectors plain, so that a memory map of the file serves them as they are; the rest compressed.
+    """Write vectors uncompressed, so that they can be memory-mapped, and everything else compressed.
 
     Args:
         catalogue: `item_id` and `count`, in catalogue order.
-        descriptions: what is known of the items, in the same order.
+        descriptions: text vectors and metadata of the items, in the same order.
         path: the file.
     """
     numbers = pa.array(np.arange(1, len(catalogue) + 1, dtype=np.int32))

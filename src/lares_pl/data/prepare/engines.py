@@ -1,4 +1,4 @@
-"""Where a log is filtered, ordered and indexed: an engine that runs SQL over tables larger than memory.
+"""Engines that filter, order and index a log: they run SQL over tables larger than memory.
 
 The statements are those of `sql_pipeline`, the same for every engine. `DuckDB` is embedded and the default; `Spark` runs them
 on a cluster.
@@ -21,22 +21,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lares_pl.data.prepare.readers import ROWS, Columns, Format, read_interactions
+from lares_pl.data.prepare.columns import Columns
+from lares_pl.data.prepare.readers import ROWS, Format, read_interactions
 from lares_pl.errors import LaresError
 
 
 class Session(ABC):
     """Tables, and SQL over them."""
 
-    #: function that makes one value to compare by of several
+    #: SQL function that combines several values into one that can be compared
     tuple_of: ClassVar[str]
 
     @abstractmethod
     def read(self, source: Path, columns: Columns, kind: Format | None) -> set[str]:
-        """Make the table `log`: `user_id`, `item_id`, `moment`, `rating` (where known) and `place`, the row in the file.
+        """Create the table `log`: `user_id`, `item_id`, `moment`, `rating` (if known) and `place`, the row in the file.
 
         Returns:
-            Which of `time` and `rating` the log has; without times every `moment` is the same.
+            Which of `time` and `rating` the log has; without times every `moment` is equal.
 
         Raises:
             LaresError: as `read_interactions`.
@@ -44,11 +45,11 @@ class Session(ABC):
 
     @abstractmethod
     def make(self, name: str, query: str) -> None:
-        """Keep the result of a query as a table, which may take the place of one that the query reads."""
+        """Store the result of a query as a table; it may replace a table that the query reads."""
 
     @abstractmethod
     def fetch(self, query: str) -> pa.Table:
-        """The result of a query, in memory."""
+        """Return the result of a query, in memory."""
 
     @abstractmethod
     def write_sequences(self, folder: Path, with_time: bool) -> None:
@@ -60,20 +61,20 @@ class Session(ABC):
         """
 
     def number(self, query: str) -> int:
-        """The one number that a query gives."""
+        """Return the result of a query for a single number."""
         return int(self.fetch(query).column(0)[0].as_py() or 0)
 
 
 @dataclass(frozen=True)
 class Engine(ABC):
-    """What runs the statements."""
+    """Runs the statements."""
 
     @abstractmethod
     def open(self, folder: Path) -> Any:
-        """A context that gives a `Session`.
+        """Return a context manager that yields a `Session`.
 
         Args:
-            folder: for temporary files, on a disk with room for a few copies of the log.
+            folder: for temporary files, on a disk with space for a few copies of the log.
         """
 
 
@@ -82,11 +83,11 @@ class Engine(ABC):
 
 @dataclass(frozen=True)
 class DuckDB(Engine):
-    """The embedded engine: one process, all its cores, what does not fit into memory goes to disk beside the output.
+    """The embedded engine: one process, all cores; tables that do not fit into memory are spilled to disk next to the output.
 
     Args:
-        memory: most memory its tables may take (`8GB`); a part of the machine's where None. Reading adds some 1 GB.
-        threads: threads to use; all cores where None.
+        memory: memory limit of its tables (`8GB`); None: a share of the machine's. Reading needs about 1 GB more.
+        threads: number of threads; None: all cores.
     """
 
     memory: str | None = None
@@ -94,7 +95,7 @@ class DuckDB(Engine):
 
     @contextmanager
     def open(self, folder: Path) -> Iterator[Session]:
-        """A session on a database file that is deleted afterwards."""
+        """Open a session on a database file that is deleted afterwards."""
         settings: dict[str, Any] = {"memory_limit": self.memory, "threads": self.threads}
         with tempfile.TemporaryDirectory(prefix=".duckdb.", dir=folder) as place:
             given = {key: value for key, value in settings.items() if value is not None}
@@ -106,12 +107,12 @@ class DuckDB(Engine):
                 raise LaresError(f"--engine.memory {self.memory}, --engine.threads {self.threads}: {error}") from error
             try:
                 (bar,) = connection.execute("SELECT current_setting('enable_progress_bar')").fetchall()[0]
-                if bar:  # off already in a notebook without ipywidgets, where touching it is an error
+                if bar:  # raises in a notebook without ipywidgets, where it is off already
                     connection.execute("SET enable_progress_bar = false")
                 yield _DuckDBSession(connection)
             except duckdb.OutOfMemoryException as error:
                 raise LaresError(
-                    f"the log does not fit: {error}. Raise --engine.memory, or use fewer --engine.threads"
+                    f"the log does not fit into memory: {error}. Raise --engine.memory, or use fewer --engine.threads"
                 ) from error
             except duckdb.Error as error:  # a write that falls short is an error of the file, the transaction or the database
                 raise _no_room(folder, error) from error
@@ -123,7 +124,7 @@ class DuckDB(Engine):
 def _no_room(folder: Path, error: duckdb.Error) -> LaresError:
     reason = str(error).splitlines()[0]
     return LaresError(
-        f"{folder}: the log can't be kept there while it is sorted: {reason}. Make room, or name another --output"
+        f"{folder}: the log cannot be stored there while it is sorted: {reason}. Free some space, or choose another --output"
     )
 
 
@@ -164,14 +165,13 @@ class _DuckDBSession(Session):
 
     def write_sequences(self, folder: Path, with_time: bool) -> None:
         user_ids = self.fetch("SELECT user_id FROM users WHERE u IN (SELECT u FROM coded) ORDER BY u")["user_id"]
-        ordered = self._connection.sql(
-            "SELECT u, item, moment FROM coded JOIN items USING (i) ORDER BY u, moment, place"
-        ).to_arrow_reader(ROWS)
-        _write_ordered(ordered, user_ids, folder / "sequences.parquet", with_time)
+        ordered = self._connection.sql("SELECT u, item, moment FROM coded JOIN items USING (i) ORDER BY u, moment, place")
+        fetch = getattr(ordered, "to_arrow_reader", None) or ordered.fetch_arrow_reader  # its name before DuckDB 1.5
+        _write_ordered(fetch(ROWS), user_ids, folder / "sequences.parquet", with_time)
 
 
 def _log_rows(piece: pd.DataFrame, before: int) -> pa.Table:
-    """Rows of the table `log` from a piece of it."""
+    """Convert a chunk to rows of the table `log`."""
     piece.attrs.clear()
     table = pa.Table.from_pandas(piece, preserve_index=False)
     names = {"user": "user_id", "item": "item_id", "time": "moment", "rating": "rating"}
@@ -185,24 +185,23 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _kind(types: pa.Schema, name: str) -> Literal["none", "whole", "broken"]:
-    """Whether a column of numbers is there, and whether they are whole."""
+    """Whether a column of numbers exists, and whether they are integers."""
     if name not in types.names or pa.types.is_boolean(types.field(name).type):
         return "none"
     return "whole" if pa.types.is_integer(types.field(name).type) else "broken"
 
 
 def _check_alike(first: pa.Schema, new: pa.Schema, source: Path, file: str) -> None:
-    """Raise where a piece can't be of the same log as the first one."""
+    """Check that a chunk has the same columns and types as the first one."""
     for name, what in (("moment", "times"), ("rating", "ratings")):
         if (_kind(first, name) == "none") != (_kind(new, name) == "none"):
             has, before = ("no ", "have them") if _kind(new, name) == "none" else ("", "have none")
-            raise LaresError(f"{source}: {file} has {has}{what} and the parts before it {before}; write all parts alike")
+            raise LaresError(f"{source}: {file} has {has}{what} and the files before it {before}; make all files alike")
     for name in ("user_id", "item_id"):
-        kinds = first.field(name).type, new.field(name).type
+        # "string" whether pandas 2 made it or, as large_string, pandas 3
+        kinds = [str(schema.field(name).type).removeprefix("large_") for schema in (first, new)]
         if kinds[0] != kinds[1]:
-            raise LaresError(
-                f"{source}: {name} is {kinds[0]} in the first part and {kinds[1]} in {file}; write all parts alike"
-            )
+            raise LaresError(f"{source}: {name} is {kinds[0]} in the first file and {kinds[1]} in {file}; make all files alike")
 
 
 def _write_ordered(ordered: pa.RecordBatchReader, user_ids: pa.ChunkedArray, path: Path, with_time: bool) -> None:
@@ -235,7 +234,7 @@ def _write_ordered(ordered: pa.RecordBatchReader, user_ids: pa.ChunkedArray, pat
             writer.write_table(pa.table(columns, schema=writer.schema))
             done += len(ids)
 
-        kept = ordered.schema.empty_table()  # of the last user, who may go on in the next batch
+        kept = ordered.schema.empty_table()  # of the last user, who may continue in the next batch
         for batch in ordered:
             rows = pa.concat_tables([kept, pa.Table.from_batches([batch])])
             u = rows["u"].to_numpy()

@@ -1,19 +1,17 @@
-"""Raw files to tables of interactions, in file order, a piece at a time: a log need not fit into memory.
+"""Raw files to tables of interactions, in file order and in chunks, so that a log need not fit into memory.
 
-Formats, told by the file's name (`.gz` may follow): RecBole atomic files (`.inter`), comma- or tab-separated tables with
+The format follows from the file's name (`.gz` may follow): RecBole atomic files (`.inter`), comma- or tab-separated tables with
 a header (`.csv`, `.tsv`), Parquet (`.parquet`, or a folder of such files), and lines `user item item …` (`.txt`; a user may
-have several lines). RecBole benchmark files, split already, are told by the folder or by one of their names
+have several lines). RecBole benchmark files, which are already split, are given by their folder or one of their names
 (`NAME.train.inter`).
 """
 
 from __future__ import annotations
 
 import csv
-import datetime
 import gzip
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -22,54 +20,38 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lares_pl.data.prepare.columns import Columns, checked_ids, named_column, named_columns
 from lares_pl.data.prepare.recbole_splits import benchmark_files, join_parts
 from lares_pl.errors import LaresError
 
 Format = Literal["inter", "csv", "tsv", "parquet", "lines"]
 
-ROWS = 1 << 20  # of a piece
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which column holds what.
-
-    Args:
-        user: user id.
-        item: item id.
-        time: time of the interaction, a number or a date; None takes `timestamp` if there is one, else file order counts.
-        rating: rating; None takes `rating` if there is one.
-    """
-
-    user: str = "user_id"
-    item: str = "item_id"
-    time: str | None = None
-    rating: str | None = None
+ROWS = 1 << 20  # of a chunk
 
 
 def read_interactions(path: Path, columns: Columns, kind: Format | None = None) -> Iterator[pd.DataFrame]:
-    """Pieces with one row an interaction: `user`, `item` and, where known, `time` (int64 or float64) and `rating`.
+    """Yield chunks with one row per interaction: `user`, `item` and, if known, `time` (int64 or float64) and `rating`.
 
-    Each knows the file it is of (`attrs["file"]`).
+    Each has the name of its file in `attrs["file"]`.
 
     Args:
         path: the file, the folder of Parquet files, or that of benchmark files.
         columns: column names; lines have none.
-        kind: the format, where the file's name does not tell.
+        kind: the format, if the file's name does not show it.
 
     Raises:
-        LaresError: for a missing file, an unknown format, a missing column or a value that can't be read; names the row.
+        LaresError: for a missing file, an unknown format, a missing column or an invalid value; the message names the row.
     """
     if kind is None and not _parquet_files(path) and (parts := benchmark_files(path)) is not None:
         yield join_parts((part, _benchmark_rows(part, columns)) for part in parts)
         return
     empty = True
-    dates: bool | None = None  # whether times are written as dates; the first piece decides
+    dates: bool | None = None  # whether times are written as dates; the first chunk decides
     for file in source_files(path, kind):
         rows = 0
         for table in _pieces(file, kind):
             if _resolved(file, kind) != "lines":
-                table, dates = _named(table, columns, file, rows, dates)
+                table, dates = named_columns(table, columns, file, rows, dates)
             rows += len(table)
             empty = empty and table.empty
             table.attrs["file"] = file.name
@@ -80,7 +62,7 @@ def read_interactions(path: Path, columns: Columns, kind: Format | None = None) 
 
 
 def source_files(path: Path, kind: Format | None = None) -> list[Path]:
-    """The files that `read_interactions` reads for this path, in order.
+    """Return the files that `read_interactions` reads for this path, in order.
 
     Raises:
         LaresError: for a folder with neither Parquet files nor a benchmark in it.
@@ -89,19 +71,34 @@ def source_files(path: Path, kind: Format | None = None) -> list[Path]:
 
 
 def _parquet_files(path: Path) -> list[Path]:
-    """Those of a folder, in the order of their names."""
+    """The Parquet files of a folder, ordered by name."""
     return sorted(path.glob("*.parquet")) if path.is_dir() else []
 
 
+def _benchmark_rows(path: Path, columns: Columns) -> pd.DataFrame:
+    """Rows of one part of a benchmark: `user`, `history`, `item`."""
+    table = read_table(path, "inter")
+    users = named_column(table, columns.user, path, "columns.user")
+    histories = named_column(table, f"{columns.item}_list", path, "columns.item")
+    items = named_column(table, columns.item, path, "columns.item")
+    return pd.DataFrame(
+        {
+            "user": checked_ids(users, path, columns.user),
+            "item": checked_ids(items, path, columns.item),
+            "history": histories.str.split().str.join(" "),
+        }
+    )
+
+
 def read_table(path: Path, kind: Format | None = None) -> pd.DataFrame:
-    """A whole file as it is, columns under their own names.
+    """Read a whole file, with columns under their own names.
 
     Args:
         path: the file.
-        kind: the format, where the file's name does not tell.
+        kind: the format, if the file's name does not show it.
 
     Raises:
-        LaresError: for a missing file, an unknown format, or a file that can't be read.
+        LaresError: for a missing file, an unknown format, or a file that cannot be read.
     """
     pieces = list(_pieces(path, kind))
     if not pieces:
@@ -110,38 +107,20 @@ def read_table(path: Path, kind: Format | None = None) -> pd.DataFrame:
 
 
 def _pieces(path: Path, kind: Format | None) -> Iterator[pd.DataFrame]:
-    """A file as it is, piece by piece, at least one; raises as `read_table`."""
+    """Yield a file in chunks, at least one; raises as `read_table`."""
     kind = _resolved(path, kind)
     try:
         yield from _READERS[kind](path)
     except LaresError:
         raise
     except pd.errors.ParserWarning as error:
-        raise LaresError(f"{path}: its rows have more fields than its header; mend the header or the rows") from error
+        raise LaresError(f"{path}: its rows have more fields than its header; correct the header or the rows") from error
     except Exception as error:  # pandas, pyarrow and zlib raise whatever damaged bytes lead to
-        raise LaresError(f"{path}: can't be read as {kind}: {error}. Name another --format if it is another one.") from error
-
-
-def named_column(table: pd.DataFrame, name: str, path: Path, option: str) -> pd.Series:
-    """A column of a table.
-
-    Args:
-        table: the table.
-        name: the column's name.
-        path: where the table was read from, for the message.
-        option: option that names the column, for the message.
-
-    Raises:
-        LaresError: if there is none; says which there are.
-    """
-    if name not in table.columns:
-        there = ", ".join(map(str, table.columns))
-        raise LaresError(f"{path}: no column {name!r}; it has {there}. Name the right one with --{option}")
-    return table[name]
+        raise LaresError(f"{path}: cannot be read as {kind}: {error}. Set --format if it has another format.") from error
 
 
 def _resolved(path: Path, kind: Format | None) -> Format:
-    """The format of a file that is there."""
+    """The format of an existing file."""
     if not path.is_file():
         raise LaresError(f"no such file: {path}. Give the path of a file in one of the formats {', '.join(_READERS)}.")
     return _format_of(path) if kind is None else kind
@@ -150,7 +129,7 @@ def _resolved(path: Path, kind: Format | None) -> Format:
 def _format_of(path: Path) -> Format:
     name = path.name.removesuffix(".gz")
     if name != path.name and name.endswith((".parquet", ".pq")):
-        raise LaresError(f"{path}: Parquet is compressed inside already; unpack the .gz first")
+        raise LaresError(f"{path}: Parquet files are already compressed; unpack the .gz first")
     suffix = Path(name).suffix.lower()
     known: dict[str, Format] = {
         ".inter": "inter",
@@ -162,7 +141,7 @@ def _format_of(path: Path) -> Format:
         ".txt": "lines",
     }
     if suffix not in known:
-        raise LaresError(f"{path}: can't tell the format from the ending {suffix!r}; name it: --format {'|'.join(_READERS)}")
+        raise LaresError(f"{path}: unknown file extension {suffix!r}; give the format: --format {'|'.join(_READERS)}")
     return known[suffix]
 
 
@@ -197,7 +176,7 @@ def _read_csv(path: Path) -> Iterator[pd.DataFrame]:
 
 
 def _read_tsv(path: Path) -> Iterator[pd.DataFrame]:
-    return _read_delimited(path, "\t", csv.QUOTE_NONE)  # a quote is a character there: 3" bolts
+    return _read_delimited(path, "\t", csv.QUOTE_NONE)  # quotes are ordinary characters: 3" bolts
 
 
 def _read_parquet(path: Path) -> Iterator[pd.DataFrame]:
@@ -205,7 +184,7 @@ def _read_parquet(path: Path) -> Iterator[pd.DataFrame]:
         if file.metadata.num_rows == 0:
             yield file.schema_arrow.empty_table().to_pandas()
         for batch in file.iter_batches(batch_size=ROWS):
-            batch.validate(full=True)  # text that is no UTF-8
+            batch.validate(full=True)  # text that is not UTF-8
             yield pa.Table.from_batches([batch]).to_pandas()
 
 
@@ -241,131 +220,3 @@ _READERS: dict[Format, Callable[[Path], Iterator[pd.DataFrame]]] = {
     "parquet": _read_parquet,
     "lines": _read_lines,
 }
-
-# ---------------------------------------------------------------- columns
-
-
-def _named(
-    table: pd.DataFrame, columns: Columns, path: Path, before: int, dates: bool | None
-) -> tuple[pd.DataFrame, bool | None]:
-    """The columns asked for, under our names, checked; and whether times are dates.
-
-    Args:
-        table: a piece of the file.
-        columns: their names.
-        path: the file.
-        before: number of rows before this piece.
-        dates: whether times are dates; None before the first piece.
-    """
-
-    def column(name: str, option: str) -> pd.Series:
-        return named_column(table, name, path, f"columns.{option}")
-
-    if f"{columns.item}_list" in table.columns:
-        raise LaresError(
-            f"{path}: its rows are histories with a target ({columns.item}_list), a part of RecBole benchmark files. "
-            "Call the parts NAME.train.inter, NAME.valid.inter and NAME.test.inter and give their folder"
-        )
-    named = {
-        "user": _ids(column(columns.user, "user"), path, columns.user, before),
-        "item": _ids(column(columns.item, "item"), path, columns.item, before),
-    }
-    if (time := _wanted(table, columns.time, "timestamp")) is not None:
-        named["time"], dates = times(column(time, "time"), path, time, before, dates)
-    if (rating := _wanted(table, columns.rating, "rating")) is not None:
-        named["rating"] = _numbers(column(rating, "rating"), path, rating, before)
-    return pd.DataFrame(named), dates
-
-
-def times(
-    values: pd.Series, source: Path | str, name: str, before: int = 0, dates: bool | None = None
-) -> tuple[pd.Series, bool | None]:
-    """Times as numbers, dates as seconds since 1970; and whether they are dates.
-
-    Args:
-        values: a piece of the column.
-        source: what holds it, for the message.
-        name: the column's name, for the message.
-        before: number of rows before this piece.
-        dates: whether times are dates; None before the first piece.
-
-    Raises:
-        LaresError: for a time that is missing or can't be read; names the row.
-    """
-    if dates is None and len(values):
-        dates = _are_dates(values)
-    return (_seconds if dates else _numbers)(values, source, name, before), dates
-
-
-def _wanted(table: pd.DataFrame, name: str | None, usual: str) -> str | None:
-    return name or (usual if usual in table.columns else None)
-
-
-def _benchmark_rows(path: Path, columns: Columns) -> pd.DataFrame:
-    """Rows of one part of a benchmark: `user`, `history`, `item`."""
-    table = read_table(path, "inter")
-    users = named_column(table, columns.user, path, "columns.user")
-    histories = named_column(table, f"{columns.item}_list", path, "columns.item")
-    items = named_column(table, columns.item, path, "columns.item")
-    return pd.DataFrame(
-        {
-            "user": _ids(users, path, columns.user),
-            "item": _ids(items, path, columns.item),
-            "history": histories.str.split().str.join(" "),
-        }
-    )
-
-
-def _ids(values: pd.Series, path: Path, name: str, before: int = 0) -> pd.Series:
-    missing = values.isna()
-    if values.dtype == object or values.dtype.kind == "m":  # of Parquet: lists, bytes, structures, durations
-        odd = ~missing & ~values.map(lambda value: isinstance(value, (str, int, datetime.date)))
-        if odd.any():
-            kind = type(values[odd].iloc[0]).__name__
-            raise LaresError(f"{path}: data row {before + _first(odd)} has a {kind} for {name!r}; expected text or a number")
-    if not pd.api.types.is_numeric_dtype(values):
-        missing |= values.astype(str) == ""
-    if missing.any():
-        raise LaresError(f"{path}: data row {before + _first(missing)} has no {name!r}. Fill it in or leave the row out.")
-    return values
-
-
-def _as_text(values: pd.Series) -> pd.Series:
-    """Whatever Parquet may hold, as it would be written."""
-    return values if isinstance(values.dtype, pd.StringDtype) else values.astype(object).map(str)
-
-
-def _are_dates(values: pd.Series) -> bool:
-    """Whether these are dates, or text of which nothing is a number."""
-    if pd.api.types.is_numeric_dtype(values):
-        return False
-    return values.dtype.kind == "M" or bool(pd.to_numeric(_as_text(values), errors="coerce").isna().all())
-
-
-def _seconds(values: pd.Series, source: Path | str, name: str, before: int) -> pd.Series:
-    """Dates as seconds since 1970, float64."""
-    written = values if values.dtype.kind == "M" else _as_text(values)
-    moments = pd.to_datetime(written, errors="coerce", utc=True, format="ISO8601")
-    seconds: pd.Series = (moments - pd.Timestamp("1970-01-01", tz="UTC")) / pd.Timedelta(seconds=1)
-    return _checked(seconds, values, source, name, before, "a number or an ISO date, as in its first rows")
-
-
-def _numbers(values: pd.Series, source: Path | str, name: str, before: int) -> pd.Series:
-    numbers = values if pd.api.types.is_numeric_dtype(values) else pd.to_numeric(_as_text(values), errors="coerce")
-    return _checked(numbers, values, source, name, before, "a number")
-
-
-def _checked(numbers: pd.Series, values: pd.Series, source: Path | str, name: str, before: int, expected: str) -> pd.Series:
-    bad = ~(np.abs(numbers.to_numpy(dtype=float, na_value=np.nan)) < 2.0**63)  # as a number the file can hold
-    if bad.any():
-        row = _first(bad)
-        raise LaresError(
-            f"{source}: data row {before + row} has {name!r} = {values.iloc[row - 1]!r}; expected {expected}. "
-            "Mend or remove it."
-        )
-    return numbers
-
-
-def _first(flags: pd.Series | np.ndarray) -> int:
-    """Number of the first flagged row, counted from 1 below the header."""
-    return int(np.argmax(np.asarray(flags))) + 1

@@ -1,7 +1,7 @@
-"""RecBole benchmark files, split already: `NAME.train.inter`, `NAME.valid.inter`, `NAME.test.inter`.
+"""RecBole benchmark files, which are already split: `NAME.train.inter`, `NAME.valid.inter`, `NAME.test.inter`.
 
-Each row has a user, a history and a target. A user's whole sequence is put together again from all rows, so that its
-leave-one-out split is the files' own: the test row's target comes last, the validation row's before it.
+Each row has a user, a history and a target. A user's whole sequence is reconstructed from all rows, so that its
+leave-one-out split is that of the files: the test row's target comes last, the validation row's before it.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _NAME = re.compile(rf"(.+)\.(?:{'|'.join(PARTS)})\.inter(?:\.gz)?")
 
 
 def benchmark_files(source: Path) -> list[Path] | None:
-    """The three files of a benchmark, if `source` is its folder or one of them; else None.
+    """Return the three files of a benchmark if `source` is its folder or one of them, else None.
 
     Raises:
-        LaresError: if some of the three are missing, or the folder holds several benchmarks.
+        LaresError: if some of the three are missing, or the folder contains several benchmarks.
     """
     if source.is_dir():
         names = {found[1] for path in source.iterdir() if (found := _NAME.fullmatch(path.name))}
         if len(names) != 1:
-            there = f"those of {', '.join(sorted(names))}: name one of the files instead" if names else "none"
+            there = f"those of {', '.join(sorted(names))}: give one of the files instead" if names else "none"
             raise LaresError(
                 f"{source} is a folder; expected the RecBole benchmark files NAME.train.inter, NAME.valid.inter and "
                 f"NAME.test.inter of one NAME in it, found {there}"
@@ -47,13 +47,13 @@ def benchmark_files(source: Path) -> list[Path] | None:
 
 
 def join_parts(parts: Iterable[tuple[Path, pd.DataFrame]]) -> pd.DataFrame:
-    """Interactions `user`, `item` in order, from train, valid and test rows.
+    """Reconstruct the interactions `user`, `item`, in order, from train, valid and test rows.
 
     Args:
-        parts: the files in this order, each with its table: `user`, `history` (items separated by blanks) and `item`.
+        parts: the files in this order, each with its table: `user`, `history` (items separated by spaces) and `item`.
 
     Raises:
-        LaresError: if a user's rows do not follow from one sequence, or a user has no validation or test row.
+        LaresError: if a user's rows are not from one sequence, or a user has no validation or test row.
     """
     tables = []
     for stage, (path, table) in enumerate(parts):
@@ -64,7 +64,7 @@ def join_parts(parts: Iterable[tuple[Path, pd.DataFrame]]) -> pd.DataFrame:
     if (empty := rows["length"] == 0).any():
         raise LaresError(f"{_place(rows[empty].iloc[0])} has no history. Fill it in or leave the row out.")
 
-    # a user's rows from the shortest history to the longest; where histories were cut to a length, as the file has them
+    # a user's rows from the shortest history to the longest; in file order if histories were truncated
     user = pd.factorize(rows["user"])[0]
     step = _file_direction(user, rows)
     rows = rows.iloc[np.lexsort((step, rows["length"], rows["stage"], user))].reset_index(drop=True)
@@ -87,7 +87,7 @@ def _place(row: pd.Series) -> str:
 
 
 def _file_direction(user: np.ndarray, rows: pd.DataFrame) -> np.ndarray:
-    """Row numbers, negated for users whose training rows stand longest first."""
+    """Row numbers, negated for users whose training rows are ordered from longest to shortest."""
     train = (rows["stage"] == 0).to_numpy()
     change = np.zeros(user.max() + 1)
     length = rows["length"].to_numpy()[train]
@@ -98,7 +98,7 @@ def _file_direction(user: np.ndarray, rows: pd.DataFrame) -> np.ndarray:
 
 
 def _check_stages(rows: pd.DataFrame, first: pd.Series) -> None:
-    """Each user has one validation and one test row."""
+    """Check that each user has one validation and one test row."""
     for stage, part in ((1, "valid"), (2, "test")):
         count = (rows["stage"] == stage).groupby(first.cumsum()).sum().to_numpy()
         if (count != 1).any():
@@ -110,7 +110,7 @@ def _check_stages(rows: pd.DataFrame, first: pd.Series) -> None:
 
 
 def _check_chain(rows: pd.DataFrame, first: pd.Series) -> None:
-    """Each row's history ends with the row before it: that one's target last, that one's history before."""
+    """Check that each row's history is that of the row before it, followed by that row's target."""
     longest = rows["length"].max()
     before = rows.shift()
     grown = (before["history"] + " " + before["item"]).where(~first, "")
@@ -120,6 +120,6 @@ def _check_chain(rows: pd.DataFrame, first: pd.Series) -> None:
     if (bad := ~first & ~fits).any():
         row = rows[bad].iloc[0]
         raise LaresError(
-            f"{_place(row)}: its history is not that of the user's row before it and that row's target "
-            f"({before.loc[row.name, 'item']!r}). These files are not a leave-one-out split of one sequence a user."
+            f"{_place(row)}: its history is not that of the user's previous row followed by that row's target "
+            f"({before.loc[row.name, 'item']!r}). These files are not a leave-one-out split of one sequence per user."
         )

@@ -12,22 +12,23 @@ from typing import Any
 
 import pyarrow as pa
 
+from lares_pl.data.prepare.columns import Columns
 from lares_pl.data.prepare.engines import Engine, Session
-from lares_pl.data.prepare.readers import Columns, Format
+from lares_pl.data.prepare.readers import Format
 from lares_pl.errors import LaresError
 
-ROW_BITS = 40  # of a row's place: the row within its file; the file's number stands above
+ROW_BITS = 40  # of a row's place: the lower bits are the row in its file, the upper bits the file
 
 
 @dataclass(frozen=True)
 class Spark(Engine):
     """Spark, for logs in Parquet. Needs the extra `spark` and Java.
 
-    The log and the output must lie where every worker sees them under the same path (a shared file system).
+    The log and the output must be on a shared file system, under the same path for every worker.
 
     Args:
-        master: where it runs: `local[4]`, `spark://host:7077`, `yarn`; that of the environment (`spark-submit`) where None.
-        memory: memory of the driver and of each executor (`8g`), where this process starts them.
+        master: the cluster: `local[4]`, `spark://host:7077`, `yarn`; None: that of the environment (`spark-submit`).
+        memory: memory of the driver and of each executor (`8g`), if this process starts them.
     """
 
     master: str | None = None
@@ -35,7 +36,7 @@ class Spark(Engine):
 
     @contextmanager
     def open(self, folder: Path) -> Iterator[Session]:
-        """A session; one that is running already is used and left as it is."""
+        """Open a session; one that is already running is used and left unchanged."""
         if importlib.util.find_spec("pyspark") is None:
             raise LaresError("--engine lares_pl.Spark needs pyspark: pip install 'lares-pl[spark]'")
         from pyspark.errors import PySparkException
@@ -49,7 +50,7 @@ class Spark(Engine):
             builder = builder.config(f"spark.{of}.memory", self.memory)
         try:
             spark = running or builder.getOrCreate()
-        except Exception as error:  # whatever Java and the cluster lead to
+        except Exception as error:  # any error of Java and the cluster
             raise LaresError(f"Spark could not be started: {str(error).splitlines()[0]}") from error
         with tempfile.TemporaryDirectory(prefix=".spark.", dir=folder) as place:
             try:
@@ -71,7 +72,7 @@ class _SparkSession(Session):
     def read(self, source: Path, columns: Columns, kind: Format | None) -> set[str]:
         files = sorted(source.glob("*.parquet")) if source.is_dir() else [source]
         if kind not in (None, "parquet") or not files or any(file.suffix != ".parquet" or not file.is_file() for file in files):
-            raise LaresError(f"{source}: on Spark the log is a Parquet file or a folder of such; write it so first")
+            raise LaresError(f"{source}: on Spark the log must be a Parquet file or a folder of them; convert it first")
         frame = self._spark.read.parquet(*map(str, files))
         types = {field.name: field.dataType.typeName() for field in frame.schema.fields}
         time = columns.time or ("timestamp" if "timestamp" in types else None)
@@ -79,7 +80,7 @@ class _SparkSession(Session):
         asked = {"columns.user": columns.user, "columns.item": columns.item, "columns.time": time, "columns.rating": rating}
         for option, name in asked.items():
             if name is not None and name not in types:
-                raise LaresError(f"{source}: no column {name!r}; it has {', '.join(types)}. Name the right one with --{option}")
+                raise LaresError(f"{source}: no column {name!r}; it has {', '.join(types)}. Set the right one with --{option}")
         names = [file.name.replace("'", "\\'") for file in files]
         number = " ".join(f"WHEN file = '{name}' THEN {place}" for place, name in enumerate(names))
         decoded = "url_decode(replace(_metadata.file_name, '+', '%2B')) AS file"
@@ -96,7 +97,7 @@ class _SparkSession(Session):
         return {name for name, column in (("time", time), ("rating", rating)) if column is not None}
 
     def _check(self, source: Path, names: dict[str, str]) -> None:
-        """Refuse values that can't be used; names the first row."""
+        """Reject invalid values; the message names the first row."""
         for column, name in names.items():
             if column in ("user_id", "item_id"):
                 bad, expected = f"{column} IS NULL OR CAST({column} AS STRING) = ''", "an id"
@@ -107,13 +108,13 @@ class _SparkSession(Session):
                 row = (found & ((1 << ROW_BITS) - 1)) + 1
                 raise LaresError(
                     f"{source}: data row {row} of file {(found >> ROW_BITS) + 1} has no usable {name!r}; expected {expected}. "
-                    "Mend it or leave the row out."
+                    "Correct it or remove the row."
                 )
         if self.number("SELECT count(*) FROM log") == 0:
             raise LaresError(f"{source}: no interactions in it")
 
     def make(self, name: str, query: str) -> None:
-        # cut off from its history, which would be computed again for each use
+        # a checkpoint of the plan, which would otherwise be recomputed for each use
         self._spark.sql(query).checkpoint().createOrReplaceTempView(name)
 
     def fetch(self, query: str) -> pa.Table:
@@ -123,7 +124,7 @@ class _SparkSession(Session):
     def write_sequences(self, folder: Path, with_time: bool) -> None:
         moments = "transform(rows, row -> CAST(rint(row.moment) AS BIGINT))"
         times = f", {moments} AS timestamps" if with_time else ""
-        # sorting what was collected compares moments, then places
+        # arrays of structs are sorted by moment, then by place
         lists = "array_sort(collect_list(struct(moment, place, item))) AS rows FROM coded JOIN items USING (i) GROUP BY u"
         items = "transform(rows, row -> CAST(row.item AS INT)) AS items"
         query = f"SELECT u, user_id, {items}{times} FROM (SELECT u, {lists}) AS lists JOIN users USING (u)"
@@ -138,7 +139,7 @@ _OPTIONS = {"user_id": "user", "item_id": "item", "moment": "time", "rating": "r
 
 
 def _moment(name: str, kind: str) -> str:
-    """A time as a number; moments as seconds since 1970."""
+    """A time as a number; timestamps as seconds since 1970."""
     if kind in ("timestamp", "timestamp_ntz", "date"):
         return f"CAST(CAST(`{name}` AS TIMESTAMP) AS DOUBLE)"
     return f"try_cast(`{name}` AS DOUBLE)" if kind in ("string", "decimal") else f"`{name}`"

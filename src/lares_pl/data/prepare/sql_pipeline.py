@@ -1,6 +1,6 @@
-"""A log of interactions to sequences: filters, order and index, as SQL that every engine runs.
+"""From a log of interactions to sequences: filters, order and index, as SQL that every engine runs.
 
-Users are numbered by their first row, items by their first place in the ordered sequences.
+Users are numbered by their first row, items by their first position in the ordered sequences.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from lares_pl.errors import LaresError
 
 @dataclass(frozen=True)
 class Filters:
-    """What to leave out, in this order.
+    """The filters, applied in this order.
 
     Args:
-        min_rating: interactions rated lower.
-        repeats: `drop` leaves out all but a user's first interaction with an item.
-        k_core: users and items with fewer interactions than this, again and again until nothing changes.
+        min_rating: drops interactions with a lower rating.
+        repeats: `drop` removes all but a user's first interaction with an item.
+        k_core: drops users and items with fewer interactions than this, repeated until nothing changes.
     """
 
     min_rating: float | None = None
@@ -29,7 +29,7 @@ class Filters:
 
 @dataclass
 class Summary:
-    """What a prepared dataset holds and what was left out on the way."""
+    """The numbers of a prepared dataset, and how much the filters removed."""
 
     users: int = 0
     items: int = 0
@@ -44,7 +44,7 @@ class Summary:
     text: dict[str, Any] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
-        """As `dataset.json` has it."""
+        """Return the summary as written to `dataset.json`."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -74,15 +74,15 @@ def index_log(session: Session, known: set[str], filters: Filters) -> Summary:
     Args:
         session: of the engine, with the table `log`.
         known: which of `time` and `rating` the log has.
-        filters: what to leave out.
+        filters: the filters.
 
     Raises:
-        LaresError: if a minimum rating is asked of interactions without ratings; if nothing is left.
+        LaresError: if a minimum rating is set and the interactions have no ratings, or if nothing is left.
     """
     if filters.k_core < 0:
         raise LaresError(f"--k_core must not be negative, got {filters.k_core}")
     if filters.min_rating is not None and "rating" not in known:
-        raise LaresError("--min_rating needs ratings and there is no column for them; name it with --columns.rating")
+        raise LaresError("--min_rating needs ratings, and there is no such column; set it with --columns.rating")
     summary = Summary(order="time, ties in file order" if "time" in known else "file order")
     rows = session.number("SELECT count(*) FROM log")
 
@@ -97,7 +97,7 @@ def index_log(session: Session, known: set[str], filters: Filters) -> Summary:
     session.make("users", numbered.format("user", "u", rated))
     session.make("found", numbered.format("item", "i", rated))
     session.make("coded", f"SELECT u, i, moment, place FROM log JOIN users USING (user_id) JOIN found USING (item_id) {rated}")
-    session.make("log", "SELECT 0 AS done")  # its room on the disk is free again
+    session.make("log", "SELECT 0 AS done")  # frees its disk space
     if filters.min_rating is not None:
         removed("min_rating")
     if filters.repeats == "drop":
@@ -110,7 +110,7 @@ def index_log(session: Session, known: set[str], filters: Filters) -> Summary:
         removed("k_core")
     if rows == 0:
         why = ", ".join(f"{name} removed {count:,} rows" for name, count in summary.removed.items())
-        raise LaresError(f"nothing is left after the filters ({why}). Loosen --k_core or --min_rating.")
+        raise LaresError(f"nothing is left after the filters ({why}). Lower --k_core or --min_rating.")
     first = f"min({session.tuple_of}(u, moment, place))"
     session.make(
         "items",
@@ -122,7 +122,7 @@ def index_log(session: Session, known: set[str], filters: Filters) -> Summary:
 
 
 def _core_step(session: Session, k: int) -> bool:
-    """Leave out who has fewer than k interactions; whether there were any."""
+    """Drop users and items with fewer than k interactions; return whether there were any."""
     few = " UNION ALL ".join(f"SELECT count(*) AS n FROM coded GROUP BY {of} HAVING count(*) < {k}" for of in "ui")
     if session.number(f"SELECT count(*) FROM ({few}) AS few") == 0:
         return False
@@ -132,7 +132,7 @@ def _core_step(session: Session, k: int) -> bool:
 
 
 def _count(session: Session, summary: Summary, rows: int) -> None:
-    """Fill in the numbers of what is left."""
+    """Set the counts of the remaining data."""
     lengths = "SELECT count(*) AS n FROM coded GROUP BY u"
     short = "CASE WHEN n < 3 THEN 1 ELSE 0 END"
     sums = ["count(*)", f"sum({short})", f"sum({short} * (n - 1))", f"sum((1 - {short}) * (n - 3))"]

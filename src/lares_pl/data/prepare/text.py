@@ -1,4 +1,4 @@
-"""Item text for a prepared dataset: titles and descriptions to vectors, or vectors that are ready.
+"""Item text for a prepared dataset: vectors of titles and descriptions, or precomputed vectors.
 
 The vectors come from a sentence encoder (the extra `lares-pl[text]`), a `.npy` file or a Parquet column. Items without
 text get a zero vector and are counted.
@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from lares_pl.data.prepare.readers import named_column, read_table
+from lares_pl.data.prepare.columns import named_column
+from lares_pl.data.prepare.readers import read_table
 from lares_pl.errors import LaresError
 
 USUAL_COLUMNS = ("title", "description", "text")
@@ -32,13 +33,13 @@ class TextOptions:
 
     Args:
         item: column with the item ids.
-        columns: columns that make up an item's text, joined in this order, a list or names with commas between them; `title`,
-            `description` and `text` where None.
-        encoder: sentence encoder: a model directory, an installed package that carries one, or a name on the Hugging Face
+        columns: columns that make up an item's text, joined in this order: a list, or names separated by commas; None:
+            `title`, `description` and `text`.
+        encoder: sentence encoder: a model directory, an installed package that contains one, or a name on the Hugging Face
             hub.
-        vectors: ready vectors instead: a `.npy` file with a row for each row of the table, or a column of lists in it.
-        half: keep vectors in half precision.
-        batch_size: texts encoded at a time.
+        vectors: precomputed vectors instead: a `.npy` file with one row for each row of the table, or a column of lists in it.
+        half: store vectors in half precision.
+        batch_size: texts per batch.
     """
 
     item: str = "item_id"
@@ -51,11 +52,11 @@ class TextOptions:
 
 @dataclass(frozen=True)
 class ItemDescriptions:
-    """What items.parquet gets beside ids and counts.
+    """The columns of items.parquet other than ids and counts.
 
     Args:
-        columns: one value an item of the catalogue; `embedding` is a fixed-size list.
-        about: what `dataset.json` says of them.
+        columns: one value per item of the catalogue; `embedding` is a fixed-size list.
+        about: their description in `dataset.json`.
     """
 
     columns: dict[str, pa.Array] = field(default_factory=dict)
@@ -63,7 +64,7 @@ class ItemDescriptions:
 
 
 def describe_items(item_ids: Sequence[Any], source: Path, options: TextOptions) -> ItemDescriptions:
-    """Text vectors and metadata of a catalogue.
+    """Return text vectors and metadata of a catalogue.
 
     Args:
         item_ids: original ids in catalogue order, N of them.
@@ -71,7 +72,7 @@ def describe_items(item_ids: Sequence[Any], source: Path, options: TextOptions) 
         options: columns and encoder.
 
     Raises:
-        LaresError: for a table that can't be used, or an encoder that can't be loaded.
+        LaresError: for an invalid table, or an encoder that cannot be loaded.
     """
     vectors: np.ndarray | None
     if source.suffix == ".npy":
@@ -85,7 +86,7 @@ def describe_items(item_ids: Sequence[Any], source: Path, options: TextOptions) 
         raise LaresError(
             f"{source}: none of the {len(item_ids):,} items of the interactions is in column {options.item!r} "
             f"(ids like {table[options.item].iloc[0]!r}, the interactions' are like {str(item_ids[0])!r}); "
-            "name the right column with --text.item"
+            "set the right column with --text.item"
         )
     if vectors is None:
         texts = _texts(table, source, options)
@@ -96,7 +97,7 @@ def describe_items(item_ids: Sequence[Any], source: Path, options: TextOptions) 
         has_text = place >= 0
         vectors = np.where(has_text[:, None], vectors[place], 0)
     kind = np.float16 if options.half else np.float32
-    with np.errstate(over="ignore"):  # said below
+    with np.errstate(over="ignore"):  # reported below
         vectors = vectors.astype(kind)
     if not np.isfinite(vectors).all():
         raise LaresError(f"{source}: some text vectors are not finite numbers{' in half precision' if options.half else ''}")
@@ -121,17 +122,17 @@ def describe_items(item_ids: Sequence[Any], source: Path, options: TextOptions) 
 def _read_items(source: Path, options: TextOptions) -> pd.DataFrame:
     table = read_table(source)
     if table.empty:
-        raise LaresError(f"{source}: no rows below its header; expected one an item")
+        raise LaresError(f"{source}: no rows after its header; expected one per item")
     table[options.item] = named_column(table, options.item, source, "text.item").astype(str)
     twice = table[options.item].duplicated()
     if twice.any():
         row = int(np.argmax(twice))
-        raise LaresError(f"{source}: data row {row + 1} names item {table[options.item].iloc[row]!r} a second time")
+        raise LaresError(f"{source}: data row {row + 1} repeats item {table[options.item].iloc[row]!r}")
     return table
 
 
 def _texts(table: pd.DataFrame, source: Path, options: TextOptions) -> np.ndarray:
-    """The text of each row, `[rows]`; empty where there is none."""
+    """The text of each row, `[rows]`; empty if there is none."""
     names = options.columns
     if isinstance(names, str):
         names = [name.strip() for name in names.split(",")]
@@ -140,7 +141,7 @@ def _texts(table: pd.DataFrame, source: Path, options: TextOptions) -> np.ndarra
         if not names:
             raise LaresError(
                 f"{source}: no column of text ({', '.join(USUAL_COLUMNS)}); it has {', '.join(map(str, table.columns))}. "
-                "Name those to encode: --text.columns NAME,…"
+                "Set the columns to encode: --text.columns NAME,…"
             )
     parts = [named_column(table, name, source, "text.columns").fillna("").astype(str).str.strip() for name in names]
     joined = pd.concat(parts, axis=1).apply(lambda row: " ".join(text for text in row if text), axis=1)
@@ -149,7 +150,7 @@ def _texts(table: pd.DataFrame, source: Path, options: TextOptions) -> np.ndarra
 
 
 def _metadata(table: pd.DataFrame, place: np.ndarray, options: TextOptions) -> dict[str, pa.Array]:
-    """The table's other columns, in catalogue order; null where an item is not in the table."""
+    """The table's other columns, in catalogue order; null for an item that is not in the table."""
     left_out = {*OWN_COLUMNS, options.item, options.vectors}
     columns = {}
     for name in table.columns:
@@ -159,7 +160,7 @@ def _metadata(table: pd.DataFrame, place: np.ndarray, options: TextOptions) -> d
     return columns
 
 
-# ---------------------------------------------------------------- ready vectors
+# ---------------------------------------------------------------- precomputed vectors
 
 
 def _ready_vectors(table: pd.DataFrame, source: Path, options: TextOptions) -> np.ndarray:
@@ -169,14 +170,14 @@ def _ready_vectors(table: pd.DataFrame, source: Path, options: TextOptions) -> n
         column = named_column(table, options.vectors, source, "text.vectors")
         lengths = {len(value) if isinstance(value, (list, np.ndarray)) else -1 for value in column}
         if len(lengths) != 1 or lengths <= {-1, 0}:
-            raise LaresError(f"{source}: column {options.vectors!r} does not hold lists of one length, as vectors would be")
+            raise LaresError(f"{source}: column {options.vectors!r} does not contain lists of equal length")
         try:
             return np.stack([np.asarray(value, dtype=np.float32) for value in column])
         except (ValueError, TypeError) as error:
-            raise LaresError(f"{source}: column {options.vectors!r} does not hold lists of numbers: {error}") from error
+            raise LaresError(f"{source}: column {options.vectors!r} does not contain lists of numbers: {error}") from error
     vectors = _read_npy(Path(options.vectors))
     if len(vectors) != len(table):
-        raise LaresError(f"{options.vectors} holds {len(vectors):,} vectors for the {len(table):,} rows of {source}")
+        raise LaresError(f"{options.vectors} contains {len(vectors):,} vectors for the {len(table):,} rows of {source}")
     return vectors
 
 
@@ -184,7 +185,7 @@ def _read_npy(path: Path) -> np.ndarray:
     try:
         vectors: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy raises whatever damaged bytes lead to
-        raise LaresError(f"{path}: can't be read as a .npy array: {error}") from error
+        raise LaresError(f"{path}: cannot be read as a .npy array: {error}") from error
     if not isinstance(vectors, np.ndarray):
         raise LaresError(f"{path}: an archive of arrays; expected one array [items, size], as numpy.save writes it")
     if vectors.ndim != 2 or vectors.dtype.kind not in "fiu" or 0 in vectors.shape:
@@ -198,7 +199,7 @@ def _read_npy(path: Path) -> np.ndarray:
 def _encode_known(texts: np.ndarray, has_text: np.ndarray, options: TextOptions) -> np.ndarray:
     """Vectors `[N, p]` of texts `[N]`; equal texts are encoded once, missing ones are zero."""
     if not has_text.any():
-        raise LaresError("no item has any text: name the columns that hold it with --text.columns")
+        raise LaresError("no item has any text: set the columns with --text.columns")
     encode = load_encoder(options.encoder, options.batch_size)
     codes, different = pd.factorize(texts[has_text])
     encoded = np.asarray(encode(list(different)), dtype=np.float32)
@@ -208,20 +209,20 @@ def _encode_known(texts: np.ndarray, has_text: np.ndarray, options: TextOptions)
 
 
 def load_encoder(name: str | None, batch_size: int) -> Encoder:
-    """A function from texts to vectors `[n, p]`.
+    """Load an encoder: a function from texts to vectors `[n, p]`.
 
     Args:
-        name: a model directory, an installed package that carries one, or a name on the Hugging Face hub.
-        batch_size: texts at a time.
+        name: a model directory, an installed package that contains one, or a name on the Hugging Face hub.
+        batch_size: texts per batch.
 
     Raises:
         LaresError: if there is no such model, or the extra `text` is not installed.
     """
     if name is None:
         raise LaresError(
-            "item text needs a sentence encoder: --text.encoder names a model directory, an installed package that carries "
-            "one, or a model on the Hugging Face hub such as sentence-transformers/all-MiniLM-L6-v2; or give ready vectors "
-            "with --text.vectors"
+            "item text needs a sentence encoder: --text.encoder takes a model directory, an installed package that contains "
+            "one, or a model on the Hugging Face hub such as sentence-transformers/all-MiniLM-L6-v2; or give precomputed "
+            "vectors with --text.vectors"
         )
     if importlib.util.find_spec("sentence_transformers") is None:
         raise LaresError("encoding item text needs sentence-transformers: pip install 'lares-pl[text]'")
@@ -234,15 +235,15 @@ def load_encoder(name: str | None, batch_size: int) -> Encoder:
     place = _model_directory(name)
     try:
         model = SentenceTransformer(str(place or name))
-    except Exception as error:  # whatever the hub's client and the model's files lead to
+    except Exception as error:  # any error of the hub's client and the model's files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        tried = "" if place else " (there is no such directory or installed package, so it was asked of the Hugging Face hub)"
-        raise LaresError(f"--text.encoder {name}: can't be loaded{tried}: {reason}") from error
+        tried = "" if place else " (there is no such directory or installed package, so the Hugging Face hub was asked)"
+        raise LaresError(f"--text.encoder {name}: cannot be loaded{tried}: {reason}") from error
     return lambda texts: model.encode(texts, batch_size=batch_size, convert_to_numpy=True, show_progress_bar=show)
 
 
 def _model_directory(name: str) -> Path | None:
-    """Where a model lies on this machine."""
+    """The path of a model on this machine."""
     if Path(name).is_dir():
         return Path(name)
     package = name.replace("-", "_")

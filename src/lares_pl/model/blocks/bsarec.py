@@ -1,4 +1,4 @@
-"""BSARec: attention beside a rescaled high-frequency part (METHOD "Block families").
+"""BSARec: attention beside a rescaled high-frequency part (docs/method.md "Block families").
 
 Shin et al. 2024, "An Attentive Inductive Bias for Sequential Recommendation beyond the Self-Attention", as the LARES
 reference uses it.

@@ -1,4 +1,4 @@
-"""FMLP-Rec: a learned filter over positions instead of attention (METHOD "Block families").
+"""FMLP-Rec: a learned filter over positions instead of attention (docs/method.md "Block families").
 
 Zhou et al. 2022, "Filter-enhanced MLP is All You Need for Sequential Recommendation", as the LARES reference uses it.
 """

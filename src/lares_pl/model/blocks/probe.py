@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from lares_pl.data.loading.histories import Histories
 from lares_pl.errors import LaresError
 from lares_pl.model.blocks import is_causal
-from lares_pl.model.layout import Layout, packed, padded
+from lares_pl.model.layout import Layout
+from lares_pl.model.packed_layout import packed
+from lares_pl.model.padded_layout import padded
 
 TOLERANCE = 1e-4  # relative to the size of the states, float32; batches of another size round off differently by about 1e-6
 

@@ -1,4 +1,4 @@
-"""The transformer layer of SASRec (METHOD "Block families")."""
+"""The transformer layer of SASRec (docs/method.md "Block families")."""
 
 from __future__ import annotations
 

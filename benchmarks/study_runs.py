@@ -1,0 +1,140 @@
+"""Training and evaluating the cells of the study: each once, however often it is interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lares_pl import SequenceDataModule, load_stage
+from lares_pl.data.loading.loaders import InstanceLoader
+from lares_pl.losses.rewards import ndcg, recall
+from lares_pl.model.item_pairs import ItemPairs
+from lares_pl.model.recurrence import KeyedNoise
+from lares_pl.stages.base import BaseStage
+from study_grid import BUDGETS, MODELS, Model, Stage
+
+DEPTHS = (0, 1, 2, 4, 8)
+PROTOCOLS = ("ranked", "left out")  # what happens to items seen before
+
+
+def run_grid(
+    folder: Path, data: Path, datasets: Sequence[str], models: Sequence[str], seeds: Sequence[int], device: str
+) -> None:
+    """Train and evaluate every cell that has no line in the results yet; all cells of one seed before those of the next."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        for dataset in datasets:
+            for name in models:
+                if (dataset, name, seed) in {(line["dataset"], line["model"], line["seed"]) for line in results(folder)}:
+                    continue
+                print(f"{dataset}, seed {seed}: {MODELS[name].label}", flush=True)
+                line = run_cell(folder, (data / dataset).resolve(), dataset, name, seed, device)
+                with (folder / "results.jsonl").open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    """The lines of all finished cells."""
+    path = folder / "results.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def run_cell(folder: Path, data: Path, dataset: str, name: str, seed: int, device: str) -> dict[str, Any]:
+    """Train what is missing of one model, evaluate it; its line of the results."""
+    model, place = MODELS[name], folder / dataset / str(seed)
+    place.mkdir(parents=True, exist_ok=True)
+    cpu = {stage.name: train(place, data, dataset, model, stage, seed, device) for stage in model.stages}
+    checkpoint = place / "runs" / model.run / model.stages[-1].name / "checkpoints" / "best.ckpt"
+    stage = load_stage(checkpoint).to("cuda" if device == "gpu" else "cpu")
+    found, ranks = evaluate(stage, SequenceDataModule(str(data)))
+    np.savez_compressed(place / f"{name}.npz", **ranks)  # type: ignore[arg-type]
+    learned = sum(p.numel() for p in stage.backbone.parameters())
+    blocks = learned - stage.backbone.item_vectors.numel()
+    return {
+        "dataset": dataset, "model": name, "seed": seed, "epochs": BUDGETS[dataset], "cpu_seconds": cpu,
+        "parameters": learned, "parameters_without_items": blocks, **found,
+    }  # fmt: skip
+
+
+def train(place: Path, data: Path, dataset: str, model: Model, stage: Stage, seed: int, device: str) -> float | None:
+    """One `lares fit`, unless it is finished; CPU seconds of the command, None where it was interrupted before."""
+    log = place / f"{model.run}-{stage.name}.log"
+    done = place / f"{model.run}-{stage.name}.json"
+    if done.is_file():
+        seconds: float | None = json.loads(done.read_text())["cpu_seconds"]
+        return seconds
+    options = {
+        "--run": model.run,
+        "--stage": stage.name,
+        "--seed_everything": str(seed),
+        "--ckpt_path": "auto",
+        "--test_after_fit": "false",
+        "--trainer.logger": "false",
+        "--trainer.enable_progress_bar": "false",
+        "--trainer.accelerator": device,
+        "--trainer.devices": "1",
+        **({"--trainer.max_epochs": str(BUDGETS[dataset]), "--data.dataset": str(data)} if stage.budget else {}),
+        **stage.options,
+    }
+    command = [sys.executable, "-m", "lares_pl", "fit"]
+    command += [part for config in stage.configs for part in ("--config", config)]
+    command += [part for pair in options.items() for part in pair]
+    interrupted = log.is_file()
+    with log.open("a") as file:
+        process = subprocess.Popen(
+            command, cwd=place, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)}\nended with status {process.returncode}; see {log}")
+    seconds = None if interrupted else usage.ru_utime + usage.ru_stime
+    done.write_text(json.dumps({"command": command[1:], "cpu_seconds": seconds}))
+    return seconds
+
+
+@torch.no_grad()
+def evaluate(stage: BaseStage, data: SequenceDataModule) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Metrics of both splits and protocols at several depths, and the ranks of the test targets behind them.
+
+    Args:
+        stage: a trained stage.
+        data: its data module.
+
+    Returns:
+        `{split: {protocol: {depth: {"recall@10": …, "ndcg@10": …}}}}`, and ranks `[users]` by `protocol depth`.
+    """
+    stage.eval()
+    own = stage.evaluation_depth
+    depths = DEPTHS if own else (0,)
+    metrics: dict[str, Any] = {"depth": own}
+    kept: dict[str, np.ndarray] = {}
+    for split, held_out in (("val", "validation"), ("test", "test")):
+        loader = InstanceLoader(data.sequences, data.sequences.held_out(held_out), 1024, data.max_length, with_seen=True)  # type: ignore[arg-type]
+        ranks: dict[tuple[str, int], list[torch.Tensor]] = {(p, d): [] for p in PROTOCOLS for d in depths}
+        for batch in loader:
+            batch = batch.to(stage.device)
+            head = stage.backbone.head(batch.histories)
+            assert batch.seen_rows is not None
+            assert batch.seen_items is not None
+            seen = {"ranked": None, "left out": ItemPairs(batch.seen_rows, batch.seen_items)}
+            (read,), states = stage.backbone.rollout(batch.histories, [0, max(depths)], KeyedNoise(batch.histories))
+            for protocol, depth in ranks:
+                of_depth = states[depth - 1] if depth else read
+                ranks[protocol, depth].append(head.rank(of_depth, batch.targets, seen[protocol])[batch.valid])
+        metrics[split] = {protocol: {} for protocol in PROTOCOLS}
+        for (protocol, depth), parts in ranks.items():
+            found = torch.cat(parts)
+            values = {"recall@10": recall(found, 10), "ndcg@10": ndcg(found, 10)}
+            metrics[split][protocol][str(depth)] = {name: float(value.double().mean()) for name, value in values.items()}
+            if split == "test":
+                kept[f"{protocol} {depth}"] = found.cpu().numpy().astype(np.int32)
+    return metrics, kept

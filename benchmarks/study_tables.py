@@ -1,0 +1,165 @@
+"""The results page from the study's lines: tables in Markdown, paired tests, and the chart of quality by depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lares_pl.report.statistics import mean_and_spread, sign_flip_test
+from study_grid import BUDGETS, MODELS
+from study_runs import DEPTHS, PROTOCOLS, results
+
+START, END = "<!-- study: written by benchmarks/study.py -->", "<!-- end of study -->"
+BASELINE = "sasrec"
+Lines = Sequence[dict[str, Any]]
+
+
+def write_results(folder: Path, output: Path) -> None:
+    """Replace the study's part of `results.md`, and draw `assets/depth.svg`."""
+    lines = results(folder)
+    page = output / "results.md"
+    text = page.read_text()
+    if START not in text or END not in text:
+        raise SystemExit(f"{page}: expected the lines {START} and {END}")
+    before, rest = text.split(START)
+    after = rest.split(END)[1]
+    parts = [quality(folder, lines), by_depth(lines), cost(lines)]
+    page.write_text(f"{before}{START}\n\n" + "\n\n".join(parts) + f"\n\n{END}{after}")
+    draw(lines, output / "assets" / "depth.svg")
+
+
+def cells(lines: Lines, dataset: str, model: str) -> Lines:
+    """The lines of one model on one dataset, by seed."""
+    own = (line for line in lines if (line["dataset"], line["model"]) == (dataset, model))
+    return sorted(own, key=lambda line: line["seed"])
+
+
+def found(lines: Lines) -> tuple[list[str], list[str]]:
+    """Datasets and models with a finished cell, in the order of the grid."""
+    datasets = [name for name in BUDGETS if any(line["dataset"] == name for line in lines)]
+    return datasets, [name for name in MODELS if any(line["model"] == name for line in lines)]
+
+
+def value(line: dict[str, Any], protocol: str, depth: int | None = None, metric: str = "ndcg@10") -> float:
+    """A test metric at the depth of evaluation, or another one."""
+    number: float = line["test"][protocol][str(line["depth"] if depth is None else depth)][metric]
+    return number
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation over seeds."""
+    mean, deviation = mean_and_spread(values)
+    return f"{mean:.4f}" + (f" ± {deviation:.4f}" if len(values) > 1 else " (one seed)")
+
+
+def quality(folder: Path, lines: Lines) -> str:
+    """Test NDCG@10 of every model and dataset, both protocols, and how far it is from the baseline."""
+    datasets, models = found(lines)
+    rows = []
+    for protocol in PROTOCOLS:
+        rows += [f"### Test NDCG@10, items seen before {protocol}", ""]
+        rows += ["| model | " + " | ".join(datasets) + " |", "|---|" + "---|" * len(datasets)]
+        for model in models:
+            texts = [_cell(folder, lines, dataset, model, protocol) for dataset in datasets]
+            rows.append(f"| {MODELS[model].label} | " + " | ".join(texts) + " |")
+        rows.append("")
+    return "\n".join(rows).rstrip()
+
+
+def _cell(folder: Path, lines: Lines, dataset: str, model: str, protocol: str) -> str:
+    own, base = cells(lines, dataset, model), cells(lines, dataset, BASELINE)
+    if not own:
+        return "not run"
+    text = spread([value(line, protocol) for line in own])
+    if model == BASELINE or not base:
+        return text
+    seeds = sorted({line["seed"] for line in own} & {line["seed"] for line in base})
+    ours, theirs = ([value(line, protocol) for line in some if line["seed"] in seeds] for some in (own, base))
+    return f"{text}, {np.mean(ours) / np.mean(theirs) - 1:+.1%} (p {_p(folder, dataset, (own, base), seeds, protocol):.2g})"
+
+
+def _p(folder: Path, dataset: str, pair: tuple[Lines, Lines], seeds: Sequence[int], protocol: str) -> float:
+    """Sign-flip test over users of the difference of their gains, each averaged over seeds."""
+    gains = []
+    for lines in pair:
+        of_seed = []
+        for line in (line for line in lines if line["seed"] in seeds):
+            ranks = np.load(folder / dataset / str(line["seed"]) / f"{line['model']}.npz")[f"{protocol} {line['depth']}"]
+            of_seed.append(np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0.0))
+        gains.append(np.mean(of_seed, axis=0))
+    return float(sign_flip_test((gains[0] - gains[1])[:, None])[0])
+
+
+def by_depth(lines: Lines) -> str:
+    """Test NDCG@10 of models with recurrence at other depths, the same weights."""
+    datasets, models = found(lines)
+    rows = ["### Depth, the same weights: test NDCG@10, items seen before left out", ""]
+    rows += ["| model | dataset | " + " | ".join(f"depth {depth}" for depth in DEPTHS) + " | 4 against 1 | 8 against 4 |"]
+    rows += ["|---|---|" + "---|" * (len(DEPTHS) + 2)]
+    for model in models:
+        for dataset in datasets:
+            own = [line for line in cells(lines, dataset, model) if line["depth"]]
+            if not own:
+                continue
+            means = {depth: float(np.mean([value(line, "left out", depth) for line in own])) for depth in DEPTHS}
+            gains = f"{means[4] / means[1] - 1:+.1%} | {means[8] / means[4] - 1:+.1%}"
+            rows.append(
+                f"| {MODELS[model].label} | {dataset} | " + " | ".join(f"{means[d]:.4f}" for d in DEPTHS) + f" | {gains} |"
+            )
+    return "\n".join(rows)
+
+
+def cost(lines: Lines) -> str:
+    """CPU seconds of training and numbers of parameters."""
+    datasets, models = found(lines)
+    rows = ["### Cost: CPU seconds of one thread, validations included; parameters beside the item embeddings", ""]
+    rows += ["| model | parameters | " + " | ".join(datasets) + " |", "|---|---|" + "---|" * len(datasets)]
+    for model in models:
+        texts = [_seconds(lines, dataset, model) for dataset in datasets]
+        (parameters, *_) = [line["parameters_without_items"] for line in lines if line["model"] == model]
+        rows.append(f"| {MODELS[model].label} | {parameters:,} | " + " | ".join(texts) + " |")
+    return "\n".join(rows)
+
+
+def _seconds(lines: Lines, dataset: str, model: str) -> str:
+    own, base = ([_total(line) for line in cells(lines, dataset, name)] for name in (model, BASELINE))
+    known, of_base = ([seconds for seconds in some if seconds is not None] for some in (own, base))
+    if not known:
+        return "not known" if own else "not run"
+    ratio = f" ({np.mean(known) / np.mean(of_base):.2f} x)" if of_base else ""
+    return f"{np.mean(known):.0f}{ratio}"
+
+
+def _total(line: dict[str, Any]) -> float | None:
+    seconds = list(line["cpu_seconds"].values())
+    return None if None in seconds else sum(seconds)
+
+
+def draw(lines: Lines, path: Path) -> None:
+    """Quality by depth of the recipe, with the baseline as a line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    datasets = [name for name in found(lines)[0] if cells(lines, name, "recipe")]
+    figure, axes = plt.subplots(1, max(1, len(datasets)), figsize=(3.2 * max(1, len(datasets)), 3), squeeze=False)
+    for axis, dataset in zip(axes[0], datasets, strict=False):
+        of_seeds = np.array([[value(line, "left out", d) for d in DEPTHS] for line in cells(lines, dataset, "recipe")])
+        axis.plot(DEPTHS, of_seeds.mean(axis=0), marker="o", label="recipe, one set of weights")
+        axis.fill_between(DEPTHS, of_seeds.min(axis=0), of_seeds.max(axis=0), alpha=0.2)
+        for name, style in (("sasrec", ":"), ("sasrec4", "--"), ("flat", "-.")):
+            baseline = [value(line, "left out") for line in cells(lines, dataset, name)]
+            if baseline:
+                axis.axhline(float(np.mean(baseline)), linestyle=style, color="black", linewidth=1, label=MODELS[name].label)
+        axis.set(title=dataset, xlabel="reasoning steps", xticks=DEPTHS)
+    axes[0][0].set_ylabel("test NDCG@10, seen items left out")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=2, frameon=False)
+    figure.tight_layout(rect=(0, 0.16, 1, 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)

@@ -1,0 +1,119 @@
+"""Several trajectories run together, each to its own depth: what `RecurrentBackbone.rollout` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lares_pl.data.loading.histories import Histories
+from lares_pl.errors import LaresError
+from lares_pl.model.blocks import last_states
+from lares_pl.model.layout import Layout
+from lares_pl.model.recurrence import Noise, RandomNoise
+
+
+class Recurrent(Protocol):
+    """What a rollout asks of a backbone."""
+
+    training: bool
+    core_blocks: nn.ModuleList
+
+    def check_depth(self, depth: int) -> None: ...
+
+    def check_causal(self) -> None: ...
+
+    def encode(self, histories: Histories) -> tuple[Tensor, Layout]: ...
+
+    def initial_state(self, histories: Sequence[Histories], sources: Sequence[Noise], like: Tensor) -> Tensor: ...
+
+    def before_last_block(self, state: Tensor, context: Tensor, layout: Layout) -> Tensor: ...
+
+
+def rollout(
+    backbone: Recurrent,
+    histories: Histories | Sequence[Histories],
+    depths: Sequence[int],
+    noise: Noise | Sequence[Noise] | None = None,
+    initial_states: Sequence[Tensor] | None = None,
+    read: Tensor | Sequence[Tensor | None] | None = None,
+) -> list[Tensor]:
+    """User states of every step of several trajectories; arguments, result and errors as of `RecurrentBackbone.rollout`."""
+    if min(depths) < 0:
+        raise LaresError(f"depth must not be negative, got {min(depths)}")
+    backbone.check_depth(max(depths))
+    count = len(depths)
+    shared = isinstance(histories, Histories)
+    each = [histories] * count if isinstance(histories, Histories) else list(histories)
+    sources = list(noise) if isinstance(noise, Sequence) else [noise or RandomNoise()] * count
+    reads = [read] * count if read is None or isinstance(read, Tensor) else list(read)
+    if any(tokens is not None for tokens in reads):
+        backbone.check_causal()
+
+    # deepest first, so that those still reasoning are always the first rows; then those that need all of the last layer
+    order = sorted(range(count), key=lambda r: (-depths[r], reads[r] is None))
+    if shared and not backbone.training:
+        context, layout = backbone.encode(each[0])
+        context, layout = context.repeat(count, *[1] * (context.ndim - 1)), layout.repeat(count)
+    else:
+        context, layout = backbone.encode(Histories.concatenate([each[r] for r in order]))
+    places, counts = _places([each[r] for r in order], [reads[r] for r in order])
+    counts_of = dict(zip(order, counts, strict=True))
+
+    trajectories: list[list[Tensor]] = [[] for _ in range(count)]
+    if min(depths) == 0:
+        for r, state in zip(order, layout.at(context, places).split(counts), strict=True):
+            if depths[r] == 0:
+                trajectories[r].append(state)
+
+    state = (
+        backbone.initial_state([each[r] for r in order], [sources[r] for r in order], context)
+        if initial_states is None
+        else torch.cat([initial_states[r] for r in order])
+    )
+
+    def size_of(some: list[int]) -> tuple[int, int]:
+        """Histories and tokens of some trajectories."""
+        return sum(len(each[r]) for r in some), sum(each[r].tokens for r in some)
+
+    active = [r for r in order if depths[r] > 0]
+    if 0 < len(active) < count:
+        layout = layout.prefix(*size_of(active))
+        context, state = context[: layout.shape[0]], state[: layout.shape[0]]
+    for t in range(1, max(depths) + 1):
+        x = backbone.before_last_block(state, context, layout)
+        still_active = [r for r in active if depths[r] > t]
+        whole = [r for r in active if depths[r] > t or reads[r] is not None]
+        ending = active[len(whole) :]  # of these nothing but the last positions is asked for any more
+        states = []
+        if whole:
+            layout_of_whole = layout.prefix(*size_of(whole)) if ending else layout
+            state = backbone.core_blocks[-1](x[: layout_of_whole.shape[0]], layout_of_whole)
+            states.append(layout_of_whole.at(state, places[: sum(counts_of[r] for r in whole)]))
+        if ending:
+            ended = layout.suffix(*size_of(ending)) if whole else layout
+            states.append(last_states(backbone.core_blocks[-1], x[x.shape[0] - ended.shape[0] :], ended))
+        for r, of_step in zip(active, torch.cat(states).split([counts_of[r] for r in active]), strict=True):
+            trajectories[r].append(of_step)
+        if 0 < len(still_active) < len(active):
+            layout = layout.prefix(*size_of(still_active))
+            context, state = context[: layout.shape[0]], state[: layout.shape[0]]
+        active = still_active
+    return [torch.stack(states) for states in trajectories]
+
+
+def _places(histories: Sequence[Histories], reads: Sequence[Tensor | None]) -> tuple[Tensor, list[int]]:
+    """Tokens to read, counted over all histories of all trajectories, and how many they are of each trajectory.
+
+    Args:
+        histories: of each trajectory.
+        reads: tokens counted within a trajectory's own histories; the last of each history where None.
+    """
+    places, start = [], 0
+    for part, tokens in zip(histories, reads, strict=True):
+        own = part.lengths.cumsum(0) - 1 if tokens is None else tokens
+        places.append(own + start if start else own)
+        start += part.tokens
+    return torch.cat(places), [len(own) for own in places]

@@ -1,0 +1,127 @@
+"""Plain values as typed configuration: jsonargparse, adjusted to what checkpoints and configs need."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from inspect import Parameter, Signature
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace, _typehints, set_parsing_settings
+
+from lares_pl.errors import LaresError
+from lares_pl.serialization import import_class
+
+# a value for an option without a type is not instantiated; otherwise a checkpoint could name any class there
+set_parsing_settings(instantiate_subclass_spec_in_any=False)
+
+
+class PlainParser(ArgumentParser):
+    """A parser whose errors are `LaresError`."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Raise what is wrong, without usage text and without the alternatives that were not meant."""
+        if not self.exit_on_error:  # a parser inside the parser: the outer one reports
+            super().error(message, ex)
+        raise LaresError(self.report(message))
+
+    def report(self, message: str) -> str:
+        """The message of an error."""
+        return readable(message)
+
+
+@contextmanager
+def own_defaults() -> Iterator[None]:
+    """While parsing: a block that replaces another starts from its own defaults, and only classes are instantiated.
+
+    jsonargparse keeps options of the same name, so that `class_path: my_model.MyBlock` would silently get the `heads` and
+    `inner_size` of the TransformerBlock it replaces. Other choices (stages, optimisers, depth schedules) keep theirs.
+    It also calls functions: `class_path: os.system` in a checkpoint would run a command.
+    """
+    keep: Callable[..., None] = _typehints.discard_init_args_on_class_path_change
+
+    def discard(parser: Any, former: Any, named: Any) -> None:
+        import_class(named["class_path"])
+        changes = former and "init_args" in former and former["class_path"] != named["class_path"]
+        if changes and _is_block(named["class_path"]):
+            former["init_args"] = Namespace()
+        keep(parser, former, named)
+
+    _typehints.discard_init_args_on_class_path_change = discard
+    try:
+        yield
+    finally:
+        _typehints.discard_init_args_on_class_path_change = keep
+
+
+def _is_block(class_path: str) -> bool:
+    from torch import nn
+
+    try:
+        kind = import_class(class_path)
+        return issubclass(kind, nn.Module) and not hasattr(kind, "training_step")
+    except LaresError:  # a short name, or a mistake that the parser reports itself
+        return False
+
+
+_NOISE = (
+    "Does not validate against any",
+    "Subtypes:",
+    "Errors:",
+    "Expected a <class 'NoneType'>",
+    "Given value",
+    "Expected a path but",
+    "Problem with given class_path",
+)
+_KEY = re.compile(r'Parser key "([^"]+)":')
+
+
+def readable(message: str) -> str:
+    """Rewrite jsonargparse's nested report as `key.in.the.config: what is wrong`.
+
+    Drops the alternatives that were not meant and the repetition of the values given.
+    """
+    keys: list[str] = []
+    kept: list[str] = []
+    for line in message.splitlines():
+        text = line.strip().removeprefix("- ")
+        keys += _KEY.findall(text)
+        text = _KEY.sub("", text).strip()
+        if text and not text.startswith(_NOISE):
+            kept.append(text)
+    place = ".".join(keys)
+    return f"{place}: {' '.join(kept)}" if keys and kept else " ".join(kept) or message
+
+
+def _holder(key: str, kind: Any) -> Callable[..., None]:
+    """Make a function with one argument: jsonargparse accepts classes with untyped arguments only as a function's argument."""
+
+    def holder(**_: Any) -> None:
+        """Take one value."""
+
+    holder.__signature__ = Signature([Parameter(key, Parameter.KEYWORD_ONLY, annotation=kind)])  # type: ignore[attr-defined]
+    holder.__annotations__ = {key: kind}
+    return holder
+
+
+def from_plain(kind: Any, plain: Any, key: str) -> Any:
+    """Build typed configuration from its plain form; a value that is not a dict is returned as it is.
+
+    Args:
+        kind: the type: a configuration dataclass, the base class of a choice, or a type of factories.
+        plain: its plain form.
+        key: its key in the whole configuration, for error messages.
+
+    Raises:
+        LaresError: for an unknown key, a wrong type or a class that cannot be found.
+    """
+    if not isinstance(plain, Mapping):
+        return plain
+    parser = PlainParser()
+    parser.add_function_arguments(_holder(key, kind), fail_untyped=False)
+    try:
+        with own_defaults():
+            return parser.instantiate(parser.parse_object({key: dict(plain)}))[key]
+    except (ValueError, TypeError, KeyError) as error:
+        raise LaresError(f"{key}: {error}") from error

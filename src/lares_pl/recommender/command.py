@@ -1,0 +1,107 @@
+"""`lares recommend`: histories from a file in, ranked items in a file out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from lares_pl.atomic_io import atomic_write, check_free
+from lares_pl.data.loading.external_histories import UnseenHistories
+from lares_pl.data.prepare.columns import Columns
+from lares_pl.errors import LaresError
+from lares_pl.model.reasoning import StopRule
+from lares_pl.recommender.api import Recommender
+from lares_pl.recommender.recommendations import Recommendations
+
+
+def recommend(
+    ckpt_path: str,
+    histories: str,
+    output: str = "recommendations.parquet",
+    k: int = 10,
+    depth: int | None = None,
+    stop: StopRule | None = None,
+    trajectories: int = 1,
+    exclude_seen: bool | None = None,
+    candidates: str | None = None,
+    columns: Columns = Columns(),
+    dataset: str | None = None,
+    device: str = "cpu",
+    batch_size: int = 1024,
+    overwrite: bool = False,
+) -> None:
+    """Rank the catalogue for histories never seen in training; the checkpoint is all that is needed.
+
+    Args:
+        ckpt_path: checkpoint of a stage.
+        histories: file of interactions, in a format that `lares prepare` reads, with original ids.
+        output: file to write: `.parquet` with one row per user, `.csv` with one row per recommendation.
+        k: length of each list.
+        depth: number of reasoning steps; with `stop` the largest.
+        stop: ends reasoning about a history early, such as `lares_pl.ResidualStop`.
+        trajectories: trajectories from different initial states, whose scores are averaged.
+        exclude_seen: exclude the items of each history; default: as in the model's evaluation.
+        candidates: text file with the original ids of the items to rank, one per line; default: all items.
+        columns: names of the columns of `histories`.
+        dataset: prepared dataset with the original ids, for a checkpoint without them.
+        device: cpu, cuda, auto (the GPU if there is one).
+        batch_size: histories per batch.
+        overwrite: replace the file if it exists.
+
+    Raises:
+        LaresError: if something can't be read or written, or is out of range.
+
+    Example:
+        lares recommend --ckpt_path runs/beauty/rpt/checkpoints/best.ckpt --histories new.csv --k 20
+        lares recommend --ckpt_path best.ckpt --histories new.csv --exclude_seen true --output new-lists.csv
+        lares recommend --ckpt_path best.ckpt --histories new.csv --depth 16 --stop lares_pl.ResidualStop
+    """
+    place = Path(output)
+    if place.suffix not in (".parquet", ".csv"):
+        raise LaresError(f"--output {output}: name a file that ends with .parquet or .csv")
+    check_free(place, overwrite)
+    recommender = Recommender.from_checkpoint(ckpt_path, dataset, device)
+    among = None if candidates is None else _lines(Path(candidates))
+    unseen = UnseenHistories.read(Path(histories), columns)
+    found = recommender.recommend(
+        dict(zip(unseen.users, np.split(unseen.items, unseen.offsets[1:-1]), strict=True)),
+        k,
+        depth=depth,
+        stop=stop,
+        trajectories=trajectories,
+        exclude_seen=exclude_seen,
+        candidates=among,
+        batch_size=batch_size,
+    )
+    with atomic_write(place) as temporary:
+        if place.suffix == ".csv":
+            found.to_pandas().to_csv(temporary, index=False)
+        else:
+            pq.write_table(found.to_arrow(), temporary, compression="zstd")
+    if found.unknown_candidates:
+        print(
+            f"{len(found.unknown_candidates):,} candidates are not in the catalogue and can't be ranked: the first is "
+            f"{found.unknown_candidates[0]!r}"
+        )
+    print(f"wrote {len(found):,} rankings to {place}" + _about_unknown(found, len(unseen.items)))
+
+
+def _about_unknown(found: Recommendations, interactions: int) -> str:
+    unknown = sum(map(len, found.unknown))
+    if not unknown:
+        return ""
+    row = next(row for row, items in enumerate(found.unknown) if items)
+    nothing = sum(not items for items in found.item_ids)
+    return (
+        f"\n{unknown:,} of {interactions:,} interactions name items that the model does not know, and were skipped: the first "
+        f"is {found.unknown[row][0]!r} of user {found.users[row]!r}" + (f"; {nothing:,} users have no list" if nothing else "")
+    )
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line]
+    except (OSError, UnicodeDecodeError) as error:
+        raise LaresError(f"{path}: can't be read: {error}") from error

@@ -1,0 +1,281 @@
+"""The main job through the console command, on a generated log."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+
+from lares_pl import SequenceDataset, load_stage, prepare
+from tests.console import QUICK, SMALL, error, lares
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def work(interactions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which somebody has run prepare, SPT and RPT, with short budgets."""
+    folder = tmp_path_factory.mktemp("work")
+    lares(folder, "prepare", str(interactions), "--k_core", "5")
+    lares(folder, "fit", "--config", "spt.yaml", "--run", "ml", *QUICK, *SMALL)
+    done = lares(
+        folder, "fit", "--config", "rpt.yaml", "--run", "ml", *QUICK, "--model.pruning.passes", "1", "--data.batch_size", "32"
+    )
+    (folder / "rpt.out").write_text(done.said)
+    return folder
+
+
+def test_both_stages_leave_what_they_promise(work: Path) -> None:
+    for stage in ("spt", "rpt"):
+        folder = work / "runs" / "ml" / stage
+        assert (folder / "checkpoints" / "best.ckpt").is_file()
+        with (folder / "metrics" / "version_0" / "metrics.csv").open() as file:
+            logged = {name for row in csv.DictReader(file) for name, value in row.items() if value}
+        assert {"val/ndcg@10", "train/loss", "train/depth", "train/residual", "train/lr"} <= logged
+        # no account: an offline run is kept
+        assert list((folder / "wandb").glob("offline-run-*/*.wandb"))
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        assert config["run"] == "ml"
+
+
+def test_rpt_starts_from_the_spt_run_of_the_same_name(work: Path) -> None:
+    spt, rpt = (load_stage(work / "runs" / "ml" / stage / "checkpoints" / "best.ckpt") for stage in ("spt", "rpt"))
+    assert rpt.backbone_config.hidden_size == spt.backbone_config.hidden_size == 16
+    config = yaml.safe_load((work / "runs" / "ml" / "rpt" / "config.yaml").read_text())
+    assert config["model"]["init_args"]["init_from"] == str(work / "runs" / "ml" / "spt" / "checkpoints" / "best.ckpt")
+    assert config["data"]["dataset"] == str(work / "prepared")
+    for name, value in spt.backbone.state_dict().items():
+        assert value.equal(rpt.state_dict()[f"reference.{name}"])
+
+
+def test_rpt_says_what_it_kept_and_what_changed(work: Path) -> None:
+    said = (work / "rpt.out").read_text()
+    assert "pruning kept" in said
+    assert "test metrics at depth 4 before and after RPT" in said
+    report = json.loads((work / "runs" / "ml" / "rpt" / "test.json").read_text())
+    spt = json.loads((work / "runs" / "ml" / "spt" / "test.json").read_text())
+    assert report["before"]["metrics"] == pytest.approx(spt["metrics"], rel=1e-6)
+    assert report["metrics"] != spt["metrics"]
+
+
+def test_evaluation_needs_a_checkpoint_alone(work: Path, tmp_path: Path) -> None:
+    best = str(work / "runs" / "ml" / "rpt" / "checkpoints" / "best.ckpt")
+    lares(tmp_path, "test", "--ckpt_path", best, "--output", "test.json")
+    report = json.loads((tmp_path / "test.json").read_text())
+    trained = json.loads((work / "runs" / "ml" / "rpt" / "test.json").read_text())
+    assert report["metrics"] == pytest.approx(trained["metrics"], rel=1e-6)
+    # a config may come along; it must not get in the way
+    with_config = ["--config", "rpt.yaml", "--trainer.logger", "false", "--data.batch_size", "7"]
+    lares(tmp_path, "validate", *with_config, "--ckpt_path", best, "--depth", "1", "--output", "val.json")
+    assert "val/ndcg@10" in json.loads((tmp_path / "val.json").read_text())["metrics"]
+
+
+def test_a_rule_ends_reasoning_before_the_depth(work: Path, tmp_path: Path) -> None:
+    """A threshold that every step stays below ends all at the second step, one of 0 none."""
+    best = str(work / "runs" / "ml" / "spt" / "checkpoints" / "best.ckpt")
+    read = {}
+    stop = ["--depth", "5", "--stop", "lares_pl.ResidualStop", "--stop.threshold"]
+    options = {"two": ["--depth", "2"], "five": ["--depth", "5"], "at once": [*stop, "1e9"], "never": [*stop, "0"]}
+    for name, chosen in options.items():
+        done = lares(tmp_path, "test", "--ckpt_path", best, *chosen, "--output", "test.json")
+        assert "test metrics at depth" in done.stdout
+        read[name] = json.loads((tmp_path / "test.json").read_text())["metrics"]
+    assert (read["at once"].pop("test/steps"), read["never"].pop("test/steps")) == (2, 5)
+    assert read["at once"] == pytest.approx(read["two"], rel=1e-6)
+    assert read["never"] == pytest.approx(read["five"], rel=1e-6)
+    assert read["two"] != read["five"]
+    lists = []
+    for name in ("two", "at once"):
+        lares(tmp_path, "predict", "--ckpt_path", best, *options[name], "--output", f"{name}.parquet")
+        lists.append(pq.read_table(tmp_path / f"{name}.parquet").to_pydict()["item_ids"])
+    assert lists[0] == lists[1]
+
+
+def test_training_too_short_for_a_validation_is_kept_and_tested(work: Path, tmp_path: Path) -> None:
+    short = [*QUICK, *SMALL, "--trainer.logger", "false", "--data.dataset", str(work / "prepared")]
+    short += ["--trainer.val_check_interval", "50", "--trainer.check_val_every_n_epoch", "null", "--trainer.max_steps", "2"]
+    done = lares(tmp_path, "fit", "--config", "spt.yaml", *short)
+    assert "its end is kept as the best" in done.said
+    stage = tmp_path / "runs" / "default" / "spt"
+    finished = json.loads((stage / "finished.json").read_text())
+    assert (finished["best"], finished["tested"], finished["updates"]) == (str(stage / "checkpoints" / "best.ckpt"), True, 2)
+    assert json.loads((stage / "test.json").read_text())["checkpoint"] == finished["best"]
+    again = lares(tmp_path, "fit", "--config", "spt.yaml", *short, "--ckpt_path", "auto")
+    assert not (tmp_path / "runs" / "default" / "spt.1").exists(), again.said
+    lares(tmp_path, "fit", "--config", "spt.yaml", *short, "--ckpt_path", "last", "--trainer.max_steps", "4")
+
+
+def test_a_stage_that_goes_on_refuses_another_architecture(work: Path) -> None:
+    for asked in (["--model.backbone.depth.mean", "7"], ["--config", "lru.yaml"]):
+        said = error(work, "fit", "--config", "spt-continued.yaml", "--run", "ml", *QUICK, *asked)
+        assert "continues the model of" in said
+
+
+def test_predict_writes_original_ids(work: Path, tmp_path: Path) -> None:
+    best = str(work / "runs" / "ml" / "rpt" / "checkpoints" / "best.ckpt")
+    lares(tmp_path, "predict", "--ckpt_path", best, "--depth", "2", "--k", "7", "--model.exclude_seen", "true")
+    table = pq.read_table(tmp_path / "predictions.parquet").to_pydict()
+    data = SequenceDataset.load(work / "prepared")
+    assert table["user_id"] == data.user_ids.to_pylist()
+    known = set(data.item_ids.to_pylist())
+    for row, (items, scores) in enumerate(zip(table["item_ids"], table["scores"], strict=True)):
+        assert len(items) == len(set(items)) == len(scores) == 7
+        assert scores == sorted(scores, reverse=True)
+        seen = {data.item_ids[item - 1].as_py() for item in data.items[data.offsets[row] : data.offsets[row + 1]].tolist()}
+        assert set(items) <= known - seen
+    said = error(tmp_path, "predict", "--ckpt_path", best)
+    assert "predictions.parquet exists; --overwrite true" in said
+
+
+def test_predict_for_histories_of_ones_own(work: Path, tmp_path: Path) -> None:
+    best = str(work / "runs" / "ml" / "spt" / "checkpoints" / "best.ckpt")
+    (tmp_path / "new.csv").write_text("user_id,item_id\nme,i50\nme,i172\nyou,i1\n")
+    lares(tmp_path, "predict", "--ckpt_path", best, "--data.histories", "new.csv", "--k", "3", "--output", "out/new.parquet")
+    table = pq.read_table(tmp_path / "out" / "new.parquet").to_pydict()
+    assert table["user_id"] == ["me", "you"]
+    (tmp_path / "odd.csv").write_text("user_id,item_id\nme,i50\nme,no-such-film\n")
+    said = error(tmp_path, "predict", "--ckpt_path", best, "--data.histories", "odd.csv")
+    assert "item 'no-such-film' of user 'me' is not in the catalogue" in said
+    assert not (tmp_path / "predictions.parquet").exists()
+
+
+def test_a_second_run_moves_the_first_aside_and_overlays_apply_in_order(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("model:\n  class_path: lares_pl.SPT\n  init_args:\n    alpha: 0.0\n    gamma: 0.25\n")
+    base = ["fit", "--config", "spt.yaml", "--config", "mine.yaml", *QUICK, *SMALL, "--data.dataset", str(work / "prepared")]
+    base += ["--trainer.logger", "false", "--test_after_fit", "false", "--trainer.limit_train_batches", "2"]
+    lares(tmp_path, *base, "--model.alpha", "0.5")
+    config = yaml.safe_load((tmp_path / "runs" / "default" / "spt" / "config.yaml").read_text())["model"]["init_args"]
+    assert (config["alpha"], config["gamma"], config["tau"]) == (0.5, 0.25, 1.0)
+    assert not (tmp_path / "runs" / "default" / "spt" / "wandb").exists()
+    assert list((tmp_path / "runs" / "default" / "spt" / "metrics").rglob("metrics.csv"))
+    kept = (tmp_path / "runs" / "default" / "spt" / "checkpoints" / "best.ckpt").read_bytes()
+    lares(tmp_path, *base, "--seed_everything", "2")
+    assert (tmp_path / "runs" / "default" / "spt.1" / "checkpoints" / "best.ckpt").read_bytes() == kept
+    assert (tmp_path / "runs" / "default" / "spt" / "checkpoints" / "best.ckpt").read_bytes() != kept
+    # resuming goes on in the same folder, from the last validation, also where an earlier one was better
+    last = tmp_path / "runs" / "default" / "spt" / "checkpoints" / "last.ckpt"
+    lares(tmp_path, *base, "--ckpt_path", "last", "--trainer.max_epochs", "3")
+    assert not (tmp_path / "runs" / "default" / "spt.2").exists()
+    assert torch.load(last, weights_only=True)["epoch"] == 2
+
+
+def test_a_recorded_config_runs_again_under_another_name(work: Path, tmp_path: Path) -> None:
+    recorded = work / "runs" / "ml" / "spt" / "config.yaml"
+    before = (work / "runs" / "ml" / "spt" / "checkpoints" / "best.ckpt").read_bytes()
+    data = ["--data.dataset", str(work / "prepared"), "--trainer.logger", "false"]
+    lares(tmp_path, "fit", "--config", str(recorded), "--run", "again", *data)
+    assert (tmp_path / "runs" / "again" / "spt" / "checkpoints" / "best.ckpt").is_file()
+    assert (work / "runs" / "ml" / "spt" / "checkpoints" / "best.ckpt").read_bytes() == before
+
+
+def test_a_resumed_rpt_still_says_what_changed_since_spt(work: Path) -> None:
+    quick = [*QUICK, "--data.batch_size", "32", "--trainer.max_epochs", "2", "--trainer.logger", "false"]
+    done = lares(work, "fit", "--config", "rpt.yaml", "--run", "ml", *quick, "--ckpt_path", "last")
+    assert "before and after RPT" in done.stdout
+
+
+def test_what_can_not_be_built_moves_nothing(work: Path) -> None:
+    data = ["--run", "ml", *QUICK, *SMALL, "--model.backbone.core_block.heads", "3"]
+    assert "heads=3 does not divide" in error(work, "fit", "--config", "spt.yaml", *data)
+    assert (work / "runs" / "ml" / "spt" / "checkpoints" / "best.ckpt").is_file()
+    assert not (work / "runs" / "ml" / "spt.1").exists()
+
+
+def test_the_demonstration_never_takes_its_data_away(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    mine = tmp_path / "runs" / "demo" / "mine.csv"
+    mine.write_text("user_id,item_id\n")
+    assert "put it elsewhere" in error(tmp_path, "demo", "--data", "runs/demo/mine.csv")
+    assert mine.is_file()
+
+
+def test_the_baseline_trains_with_the_same_command(work: Path, tmp_path: Path) -> None:
+    data = ["--data.dataset", str(work / "prepared"), "--trainer.logger", "false"]
+    lares(
+        tmp_path,
+        "fit",
+        "--config",
+        "sasrec.yaml",
+        "--config",
+        "small-sasrec.yaml",
+        *QUICK,
+        *data,
+        "--trainer.val_check_interval",
+        "2",
+    )
+    assert json.loads((tmp_path / "runs" / "default" / "sasrec" / "test.json").read_text())["depth"] == 0
+
+
+def test_errors_are_one_paragraph(work: Path, tmp_path: Path) -> None:
+    spt, rpt = (str(work / "runs" / "ml" / stage / "checkpoints" / "best.ckpt") for stage in ("spt", "rpt"))
+    data = ["--data.dataset", str(work / "prepared")]
+    assert "model: Option 'alhpa' is not accepted" in error(tmp_path, "fit", "--config", "spt.yaml", "--model.alhpa", "1")
+    assert "model.alpha: Expected a <class 'float'>. Got value: x" in error(
+        tmp_path, "fit", "--config", "spt.yaml", "--model.alpha", "x"
+    )
+    assert "--trainer.max_epoch" in error(tmp_path, "fit", "--config", "spt.yaml", "--trainer.max_epoch", "3")
+    assert "mean depth must be at least 1" in error(
+        tmp_path, "fit", "--config", "spt.yaml", "--model.backbone.depth.mean", "0", *data
+    )
+    assert "no prepared dataset at" in error(tmp_path, "fit", "--config", "spt.yaml")
+    assert "no model: name a config" in error(tmp_path, "fit", *data)
+    assert "train it first" in error(tmp_path, "fit", "--config", "rpt.yaml")
+    assert "to start RPT from its weights say --model.init_from" in error(
+        tmp_path, "fit", "--config", "rpt.yaml", "--ckpt_path", spt
+    )
+    assert "exclude each other" in error(tmp_path, "fit", "--config", "rpt.yaml", "--ckpt_path", rpt, "--model.init_from", spt)
+    assert "needs a checkpoint: --ckpt_path" in error(tmp_path, "test")
+    assert "no checkpoint at" in error(tmp_path, "test", "--ckpt_path", "nowhere.ckpt")
+    assert "depth: Not of type NonNegativeInt" in error(tmp_path, "test", "--ckpt_path", spt, "--depth", "-1")
+    assert "k: Not of type PositiveInt" in error(tmp_path, "predict", "--ckpt_path", spt, "--k", "0")
+    assert "data.aligned_positions must be" in error(
+        tmp_path, "fit", "--config", "spt.yaml", "--data.aligned_positions", "2", *data
+    )
+    assert "FMLPBlock lets a position see later ones" in error(
+        tmp_path, "fit", "--config", "spt.yaml", "--config", "fmlp.yaml", "--data.instances", "sequence", *data
+    )
+    assert "unknown command 'fti'" in error(tmp_path, "fti")
+    assert not (tmp_path / "runs").exists()
+    assert "is a checkpoint of this very run" in error(
+        work, "fit", "--config", "spt.yaml", "--run", "ml", "--model.init_from", "runs/ml/spt/checkpoints/best.ckpt"
+    )
+
+
+def test_a_dataset_with_another_catalogue_is_refused(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("".join(f"{user} 1 2 3 4\n" for user in range(5)))
+    prepare(str(tmp_path / "x.txt"), str(tmp_path / "other"))
+    best = str(work / "runs" / "ml" / "spt" / "checkpoints" / "best.ckpt")
+    said = error(tmp_path, "test", "--ckpt_path", best, "--data.dataset", "other")
+    assert "has another catalogue" in said
+    assert "--data.dataset" in said
+
+
+def test_an_emptied_dataset_is_refused(work: Path, tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    shutil.copytree(work / "prepared", tmp_path / "empty")
+    schema = pq.read_schema(tmp_path / "empty" / "sequences.parquet")
+    pq.write_table(
+        pa.table({name: pa.array([], schema.field(name).type) for name in schema.names}),
+        tmp_path / "empty" / "sequences.parquet",
+    )
+    best = str(work / "runs" / "ml" / "spt" / "checkpoints" / "best.ckpt")
+    assert "its sequences hold 0 and 0" in error(tmp_path, "test", "--ckpt_path", best, "--data.dataset", "empty")
+
+
+def test_a_traceback_is_shown_when_asked_for(tmp_path: Path) -> None:
+    done = lares(tmp_path, "test", "--ckpt_path", "nowhere.ckpt", status=1, environment={"LARES_TRACEBACK": "1"})
+    assert "Traceback" in done.stderr
+    assert "no checkpoint at" in done.stderr
+
+
+def test_help_answers(tmp_path: Path) -> None:
+    assert "lares fit --config spt.yaml" in lares(tmp_path, "--help").stdout
+    assert "--k_core" in lares(tmp_path, "prepare", "--help").stdout
+    assert "--depth" in lares(tmp_path, "predict", "--help").stdout

@@ -1,0 +1,164 @@
+"""Compute at test time: fixed depth, stopping by itself, several trajectories."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lares_pl import (
+    BackboneConfig,
+    ConstantDepth,
+    CosineSimilarity,
+    DivergenceStop,
+    DotSimilarity,
+    FMLPBlock,
+    Histories,
+    LaresError,
+    Reasoning,
+    RecurrentBackbone,
+    ResidualStop,
+    TransformerBlock,
+)
+from lares_pl.model.catalogue_head import CatalogueHead
+from lares_pl.model.layout import Layout
+from lares_pl.model.packed_layout import packed
+from lares_pl.model.padded_layout import padded
+from lares_pl.model.reasoning import StopRule
+from lares_pl.model.recurrence import KeyedNoise
+
+HISTORIES = Histories.from_lists([[3, 1, 4], [1], [5, 9, 2, 6, 5], [7, 7]])
+
+
+def made(block: type = TransformerBlock, similarity: DotSimilarity | CosineSimilarity | None = None) -> RecurrentBackbone:
+    torch.manual_seed(0)
+    config = BackboneConfig(
+        hidden_size=8,
+        pre_layers=1,
+        pre_block=block,
+        core_block=block,
+        core_layers=1,
+        initializer_range=0.4,
+        similarity=similarity or DotSimilarity(),
+    )
+    return RecurrentBackbone(9, 6, config).eval()
+
+
+def path(backbone: RecurrentBackbone, depth: int, seed: int = 0) -> torch.Tensor:
+    (states,) = backbone.rollout(HISTORIES, [depth], KeyedNoise(HISTORIES, seed))
+    return states
+
+
+def test_fixed_depth_is_the_end_of_a_rollout() -> None:
+    backbone = made()
+    states, steps = Reasoning(3)(backbone, HISTORIES)
+    assert torch.equal(states, path(backbone, 3)[-1])
+    assert steps.tolist() == [3.0] * 4
+
+
+@pytest.mark.parametrize("block", [TransformerBlock, FMLPBlock])
+@pytest.mark.parametrize("rule", [ResidualStop, DivergenceStop])
+@torch.no_grad()
+def test_each_history_ends_where_its_own_trajectory_arrives(
+    block: type, rule: type[ResidualStop] | type[DivergenceStop]
+) -> None:
+    backbone, depth, least = made(block), 8, 2
+    states = path(backbone, depth)
+    changes = torch.stack([rule().change(backbone.head(), a, b) for a, b in pairwise(states)])  # of step 2 …
+    threshold = float(changes[1:5].flatten().sort().values[7:9].mean())  # some stop early, some later, none on the edge
+    expected = [next((t for t in range(least, depth) if changes[t - 2, row] < threshold), depth) for row in range(4)]
+    assert len(set(expected)) > 1
+    ends, steps = Reasoning(depth, rule(threshold, least))(backbone, HISTORIES)
+    assert steps.tolist() == expected
+    torch.testing.assert_close(ends, torch.stack([states[t - 1, row] for row, t in enumerate(expected)]))
+
+
+def test_a_rule_that_never_holds_goes_to_the_full_depth_and_one_that_always_holds_makes_the_least() -> None:
+    backbone = made()
+    ends, steps = Reasoning(5, ResidualStop(0.0))(backbone, HISTORIES)
+    torch.testing.assert_close(ends, path(backbone, 5)[-1])
+    assert steps.tolist() == [5.0] * 4
+    ends, steps = Reasoning(9, ResidualStop(1e9, least=3))(backbone, HISTORIES)
+    torch.testing.assert_close(ends, path(backbone, 3)[-1])
+    assert steps.tolist() == [3.0] * 4
+
+
+@pytest.mark.parametrize("similarity", [DotSimilarity(), CosineSimilarity()])
+@pytest.mark.parametrize("stop", [None, ResidualStop(0.0)])
+@torch.no_grad()
+def test_several_trajectories_rank_by_their_mean_score(
+    similarity: DotSimilarity | CosineSimilarity, stop: StopRule | None
+) -> None:
+    backbone = made(similarity=similarity)
+    paths = [path(backbone, 2, seed) for seed in range(3)]
+    assert not torch.allclose(paths[0], paths[1])
+    mean = torch.stack([backbone.head().scores(states[-1]) for states in paths]).mean(dim=0)[:, 1:]
+    found = backbone.head().scores(Reasoning(2, stop, trajectories=3)(backbone, HISTORIES).states)[:, 1:]
+    ratio = found / mean
+    torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))  # the same up to a factor of the row …
+    assert bool((ratio[:, 0] > 0).all())  # … that turns no order round
+    if isinstance(similarity, DotSimilarity):
+        torch.testing.assert_close(found, mean)
+
+
+@torch.no_grad()
+def test_divergence_is_that_of_the_two_distributions() -> None:
+    backbone = made()
+    a, b = torch.randn(5, 8), torch.randn(5, 8)
+    p, q = (backbone.head().scores(x).double().softmax(dim=1) for x in (b, a))
+    expected = (p * (p / q).log()).sum(dim=1).float()
+    torch.testing.assert_close(DivergenceStop().change(backbone.head(), a, b), expected, rtol=1e-4, atol=1e-6)
+    close = a + 1e-4 * torch.randn(5, 8)  # rounding errors of log-probabilities are larger than this divergence
+    p, q = (backbone.head().scores(x).double().softmax(dim=1) for x in (close, a))
+    found = DivergenceStop().change(backbone.head(), a, close)
+    torch.testing.assert_close(found.double(), (p * (p / q).log()).sum(dim=1), rtol=0.05, atol=1e-12)
+    assert bool((DivergenceStop().change(backbone.head(), a, a) == 0).all())
+
+
+class Own(StopRule):
+    """What a user writes."""
+
+    def change(self, head: CatalogueHead, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        return (after - before).abs().amax(dim=1)
+
+
+def test_a_rule_of_ones_own_needs_a_change_and_nothing_else() -> None:
+    backbone = made().eval()
+    histories = Histories.from_lists([[1, 2], [3]])
+    assert Reasoning(6, Own(1e9))(backbone, histories).steps.tolist() == [2, 2]
+    assert Reasoning(6, Own(1e9, least=4))(backbone, histories).steps.tolist() == [4, 4]
+    with pytest.raises(LaresError, match="Own: threshold must not be negative"):
+        Own(-1.0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.data(), st.booleans())
+def test_a_layout_keeps_any_of_its_histories(lengths: list[int], data: st.DataObject, pad: bool) -> None:
+    histories = Histories.from_lists([[row * 10 + i + 1 for i in range(n)] for row, n in enumerate(lengths)])
+    layout: Layout = padded(histories, 6) if pad else packed(histories)
+    stay = data.draw(st.lists(st.booleans(), min_size=len(lengths), max_size=len(lengths)).filter(any))
+    kept, index = layout.keep(torch.tensor(stay))
+    x = layout.arrange(histories.items)
+    rest = Histories.from_lists([[row * 10 + i + 1 for i in range(n)] for row, n in enumerate(lengths) if stay[row]])
+    expected = (padded(rest, 6) if pad else packed(rest)).arrange(rest.items)
+    assert torch.equal(x[index], expected)
+    ends = [row * 10 + n for row, n in enumerate(lengths) if stay[row]]
+    assert kept.last(x[index][..., None])[:, 0].tolist() == ends
+    assert torch.equal(kept.positions.flatten(), (padded(rest, 6) if pad else packed(rest)).positions.flatten())
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(LaresError, match="least must be at least 2"):
+        ResidualStop(0.1, least=1)
+    with pytest.raises(LaresError, match="threshold must not be negative"):
+        DivergenceStop(float("nan"))
+    with pytest.raises(LaresError, match="trajectories at least 1"):
+        Reasoning(2, trajectories=0)
+    flat = RecurrentBackbone(9, 6, BackboneConfig(hidden_size=8, core_layers=0, depth=ConstantDepth(0))).eval()
+    for stop in (None, ResidualStop()):
+        with pytest.raises(LaresError, match="without core-block"):
+            Reasoning(2, stop)(flat, HISTORIES)
+        assert Reasoning(0, stop)(flat, HISTORIES).steps.tolist() == [0.0] * 4

@@ -1,0 +1,91 @@
+"""Averaged weights: what is averaged, and that everything after training reads the average."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from lares_pl import RPT, SPT, LaresError, load_stage
+from lares_pl.stages.checkpoint import read_checkpoint
+from tests.training import FAST, SMALL, data, trainer
+
+DECAY = 0.9
+
+
+class Weights(Callback):
+    """The trained weights after each update."""
+
+    def __init__(self) -> None:
+        self.seen: list[torch.Tensor] = []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, SPT)
+        self.seen.append(pl_module.learner.item_vectors.detach().clone())
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, SPT)
+        if trainer.fit_loop.epoch_loop.global_step >= len(self.seen):
+            self.seen.append(pl_module.learner.item_vectors.detach().clone())
+
+
+def fitted(dataset: Path, folder: Path, **options: Any) -> tuple[SPT, L.Trainer, Weights]:
+    L.seed_everything(0)
+    model, weights = SPT(SMALL, optimizer=FAST, ema=DECAY), Weights()
+    fit = trainer(folder, callbacks=[weights], **options)
+    fit.fit(model, data(dataset))
+    return model, fit, weights
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_average_is_the_recursion_over_updates(toy_dataset: Path, tmp_path: Path, accumulate: int) -> None:
+    model, fit, weights = fitted(toy_dataset, tmp_path, accumulate_grad_batches=accumulate)
+    assert len(weights.seen) == fit.global_step + 1 > 2
+    average = weights.seen[0]
+    for update, after in enumerate(weights.seen[1:]):
+        decay = min(DECAY, (1 + update) / (10 + update))
+        average = decay * average + (1 - decay) * after
+    torch.testing.assert_close(model.backbone.item_vectors, average)
+    torch.testing.assert_close(model.learner.item_vectors, weights.seen[-1])
+    assert not torch.allclose(average, weights.seen[-1], atol=1e-4)
+
+
+def test_validated_saved_tested_and_handed_on_are_the_same_weights(toy_dataset: Path, tmp_path: Path) -> None:
+    model, fit, _ = fitted(toy_dataset, tmp_path)
+    validated = float(fit.callback_metrics["val/ndcg@10"])
+    fit.save_checkpoint(tmp_path / "x.ckpt")
+    saved = read_checkpoint(tmp_path / "x.ckpt").backbone_weights()
+    loaded = load_stage(tmp_path / "x.ckpt")
+    assert loaded.learner is loaded.backbone
+    for name, value in model.backbone.state_dict().items():
+        assert torch.equal(saved[name], value)
+        assert torch.equal(loaded.backbone.state_dict()[name], value)
+    (again,) = trainer(tmp_path).validate(loaded, data(toy_dataset), verbose=False)
+    assert again["val/ndcg@10"] == pytest.approx(validated, rel=1e-6)
+    (by_path,) = trainer(tmp_path).validate(
+        SPT(SMALL, ema=DECAY), data(toy_dataset), ckpt_path=tmp_path / "x.ckpt", verbose=False
+    )
+    assert by_path == again
+    rpt = RPT(str(tmp_path / "x.ckpt"), group_size=2, pruning=None, ema=DECAY, optimizer=FAST)
+    trainer(tmp_path, max_steps=1).fit(rpt, data(toy_dataset))
+    assert torch.equal(rpt.reference.item_vectors, model.backbone.item_vectors)
+    assert not torch.equal(rpt.learner.item_vectors, rpt.backbone.item_vectors)
+
+
+def test_training_goes_on_from_an_average_alone(toy_dataset: Path, tmp_path: Path) -> None:
+    _, fit, _ = fitted(toy_dataset, tmp_path)
+    fit.save_checkpoint(tmp_path / "x.ckpt")
+    loaded = load_stage(tmp_path / "x.ckpt")
+    before = loaded.backbone.item_vectors.detach().clone()
+    trainer(tmp_path, max_steps=1).fit(loaded, data(toy_dataset))
+    assert not torch.equal(loaded.learner.item_vectors, before)
+
+
+@pytest.mark.parametrize("ema", [1.0, -0.1])
+def test_a_decay_outside_its_range_is_refused(ema: float) -> None:
+    with pytest.raises(LaresError, match=r"ema must be within \[0, 1\)"):
+        SPT(SMALL, ema=ema)
