@@ -55,8 +55,8 @@ class Process:
     stations: int = 240
     kinds: int = 4
     lines: int = 2
-    min_length: int = 10
-    max_length: int = 12
+    min_length: int = 12
+    max_length: int = 14
     noise: float = 0.05
     most_hops: int = 8
     seed: int = 0
