@@ -40,7 +40,8 @@ def data(dataset: Path, instances: str) -> SequenceDataModule:
 
 
 def stage(kind: str, source: Path) -> BaseStage:
-    schedule = partial(WarmupCosine, warmup=3, total=40)
+    # of SPT it ends with training: how long that is must be known without touching the loader that is resumed
+    schedule = partial(WarmupCosine, warmup=3, total=None if kind.startswith("spt") else 40)
     if kind == "spt":
         return released_spt(scheduler=schedule)
     if kind == "spt with every choice":

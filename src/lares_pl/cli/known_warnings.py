@@ -15,13 +15,12 @@ _MESSAGES = (
     ".*instantiate_classes.*",  # Lightning 2.6 calls what jsonargparse will drop
     ".*LeafSpec.*",  # between Lightning and torch
 )
-_NOTES = ("💡", "Loading `train_dataloader` to estimate")  # tips, and what WarmupCosine asks for
 
 
 def silence_known_warnings() -> None:
-    """Silence these warnings and notes."""
+    """Silence these warnings, and Lightning's tips."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
-        logging.getLogger(name).addFilter(lambda record: not any(part in record.getMessage() for part in _NOTES))
+        logging.getLogger(name).addFilter(lambda record: "💡" not in record.getMessage())
     for message in _MESSAGES:
         warnings.filterwarnings("ignore", message=message)
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")

@@ -146,7 +146,14 @@ class BaseStage(RankingModule, ABC):
 
     def expected_updates(self) -> float:
         """Updates that this training makes if nothing ends it early."""
-        return self.trainer.estimated_stepping_batches
+        # Lightning's own estimate loads the data before a resumed run has told the loader where it stands
+        trainer, limit = self.trainer, self.trainer.limit_train_batches
+        if trainer.max_epochs in (None, -1):
+            return trainer.max_steps if trainer.max_steps != -1 else math.inf
+        batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * (1.0 if limit is None else limit))
+        updates = trainer.max_epochs * math.ceil(batches / trainer.accumulate_grad_batches)
+        return updates if trainer.max_steps == -1 else min(updates, trainer.max_steps)
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         """An update, and the average of the weights after it."""

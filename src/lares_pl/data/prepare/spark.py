@@ -74,7 +74,7 @@ class _SparkSession(Session):
     def read(self, source: Source, columns: Columns, ratings: bool) -> set[str]:
         files = data_files(source)
         if any(file.kind != "parquet" for file in files):
-            raise LaresError(f"{source.path}: on Spark the log is a Parquet file or a folder of such; write it so first")
+            raise LaresError(f"{source.path}: on Spark the log must be a Parquet file or a folder of them; convert it first")
         if columns.time_format is not None:
             raise LaresError("--columns.time_format: on Spark dates are read as ISO 8601 only; write them so first")
         frame = self._frame(source, files)
