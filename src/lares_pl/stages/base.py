@@ -135,9 +135,9 @@ class BaseStage(RankingModule, ABC):
         most = self.trainer.max_steps
         if schedule.total is None:
             updates = self.expected_updates()
-            if not 0 < updates < math.inf:
+            if math.isinf(updates):
                 raise LaresError("model.scheduler.total: training has no end; set it, or trainer.max_epochs or max_steps")
-            schedule.end_at(int(updates))
+            schedule.end_at(max(1, int(updates)))
         elif most not in (-1, schedule.total):
             rank_zero_warn(
                 f"model.scheduler.total is {schedule.total:,} updates, trainer.max_steps {most:,}: the "
