@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 DEPTHS = (1, 2, 4, 8)
 STOP_BELOW = 0.05  # adaptive depth: a step that changes the state by less is the last
+# rows of the table, and the stages they come from; "flat" has the blocks of SPT, two layers of them, without recurrence
+TRAINED = {"SASRec, 2 layers": "sasrec", "SASRec, 4 layers": "sasrec-4", "SPT's blocks, not repeated": "flat", "SPT": "spt"}
 FOLDER = Path("runs") / "demo"
 #: hops between the last item and the target, of the embedded data
 HOPS = {"1-2": (1, 2), "3-4": (3, 4), "5+": (5, 1 << 30)}
@@ -66,9 +68,11 @@ def _train(source: str, dataset: str) -> None:
     run = ["--run", "demo", "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
     data = ["--data.dataset", dataset]
     four_layers = ["--stage", "sasrec-4", "--model.backbone.pre_layers", "4"]
+    same_blocks = ["--stage", "flat", "--model.backbone.pre_block", "lares_pl.ConvTransformerBlock"]
     _lares("prepare", source, "--output", dataset)
     _lares("fit", "--config", "sasrec.yaml", "--config", "small-sasrec.yaml", *run, *data)
     _lares("fit", "--config", "sasrec.yaml", "--config", "small-sasrec.yaml", *run, *data, *four_layers)
+    _lares("fit", "--config", "sasrec.yaml", "--config", "small-sasrec.yaml", *run, *data, *same_blocks)
     _lares("fit", "--config", "spt.yaml", "--config", "small.yaml", *run, *data)
     _lares("fit", "--config", "rpt.yaml", "--config", "small-rpt.yaml", *run)
     _lares("predict", "--ckpt_path", str(_best("rpt")), "--output", str(FOLDER / "predictions.parquet"))
@@ -106,7 +110,7 @@ def measure(dataset: str, process: Process | None) -> dict[str, Any]:
         return {name: float(values[members].mean()) for name, members in groups.items() if members.any()}
 
     models = {"popularity": row(_popularity_of_users(dataset))}
-    for name, stage in (("2 layers, no recurrence", "sasrec"), ("4 layers, no recurrence", "sasrec-4"), ("SPT", "spt")):
+    for name, stage in TRAINED.items():
         models[name] = row(_evaluate(str(_best(stage)), dataset)[0])
     depths = {str(depth): row(_evaluate(str(_best("rpt")), dataset, depth)[0]) for depth in DEPTHS}
     models["SPT + RPT"] = row(_evaluate(str(_best("rpt")), dataset)[0])
