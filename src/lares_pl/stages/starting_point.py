@@ -36,10 +36,12 @@ class StartingPoint(Callback):
         self.initial, self.best = state_dict["initial"], state_dict["best"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate, unless a run is resumed, is a trial, or has no validation."""
+        """Validate, unless a run is resumed, is a trial, has no validation, or shares a sharded catalogue."""
         trial: bool = trainer.fast_dev_run  # type: ignore[attr-defined]
         if trainer.global_step or trainer.ckpt_path is not None or trial or not trainer.enable_validation:
             return
+        if pl_module.device_mesh is not None:
+            return  # not understood yet: validating first changes what processes that share a catalogue learn
         trainer.validating = True
         trainer.fit_loop.epoch_loop.val_loop.run()
         trainer.training = True
