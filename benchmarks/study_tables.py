@@ -51,7 +51,8 @@ def front_page(lines: Lines) -> str:
             texts.append(" / ".join(f"{mean:.4f}" for mean in means) or "not run")
         rows.append(f"| {MODELS[model].label} | {own[0]['parameters_without_items']:,} | " + " | ".join(texts) + " |")
     seeds = sorted({line["seed"] for line in lines})
-    return "\n".join([*rows, "", f"\\* beside the item embeddings. Means over up to {len(seeds)} seeds."])
+    over = f"Means over up to {len(seeds)} seeds." if len(seeds) > 1 else "One seed so far."
+    return "\n".join([*rows, "", f"\\* without the item embeddings. {over}"])
 
 
 def cells(lines: Lines, dataset: str, model: str) -> Lines:

@@ -34,7 +34,7 @@ def ml_100k() -> Path:
 def interactions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A log with an odd number of users (189) and an even number of items (600), each at least five times."""
     path = tmp_path_factory.mktemp("log") / "interactions.tsv"
-    write_interactions(Process(users=189, topics=30, topic_size=20, min_length=20, max_length=100, noise=0.3), path)
+    write_interactions(Process(users=189, stations=592, min_length=20, max_length=100, noise=0.3), path)
     return path
 
 
@@ -59,7 +59,7 @@ def _real(name: str) -> Path:
 def toy_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small prepared dataset of the embedded process: 61 users (an odd number), 40 items."""
     folder = tmp_path_factory.mktemp("toy")
-    process = Process(users=61, topics=4, topic_size=10, min_length=2, max_length=14)
+    process = Process(users=61, stations=36, kinds=2, min_length=2, max_length=14)
     write_interactions(process, folder / "toy.tsv")
     prepare(str(folder / "toy.tsv"), str(folder / "dataset"))
     return folder / "dataset"

@@ -224,5 +224,5 @@ def test_candidates_of_a_file(encoding: str, tmp_path: Path) -> None:
     if encoding == "cp1252":
         with pytest.raises(LaresError, match=r"some.txt: .*--encoding"):
             read_id_lines(tmp_path / "some.txt")
-    with pytest.raises(LaresError, match=r"none.txt: can't be read"):
+    with pytest.raises(LaresError, match=r"none.txt: cannot be read"):
         read_id_lines(tmp_path / "none.txt")

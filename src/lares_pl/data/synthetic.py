@@ -1,13 +1,18 @@
-"""The embedded demonstration data: sequences from a known process, with the best possible NDCG@10.
+"""The embedded demonstration data: trips whose next stop is several hops away, with the best possible NDCG@10.
 
-Every user follows one of R hidden routes through K topics. At each step the user stays in the topic or moves on along
-the route (taste drifts). Within a topic the next item is a fixed successor of the last item, and *which* of its
-successors depends on the item before (its parity): a second-order rule. Moving on lands on the entrance of the next
-topic that belongs to the last item. With a small probability anything happens. Telling the routes apart takes the whole
-history, using the successor rule takes the last two items.
+A network of stations is joined by two lines; each line leads from every station to one other. Stations are of a few kinds.
+The first items of a user are tickets: one for each kind, which says by which line this user leaves stations of that kind. Then
+come stations. From the last one the user rides on, hop by hop, by the line that the tickets say for the kind of the station
+just reached, until a station of the same kind as the one visited before the last: that is the next item. The stations passed
+on the way are not recorded. With a small probability the user goes anywhere instead, and always where the ride finds no such
+station within `most_hops`.
 
-Because the process is known, so is the probability of every next item given a history (a mixture over routes, weighted by
-how well each explains the history), and with it the best ranking anyone could give.
+The number of hops differs between users and visits. A table of destinations would need an entry for each station, kind and
+set of tickets; a block that makes one hop, and stays where the kind fits, needs the two lines only, but has to be applied as
+often as there are hops. That is what recurrent depth is for.
+
+Because the rules are known, so is the probability of every next item given a history, and with it the best ranking anyone could
+give.
 """
 
 from __future__ import annotations
@@ -16,11 +21,19 @@ import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from lares_pl.atomic_io import write_text
 from lares_pl.errors import LaresError
+
+
+class Network(NamedTuple):
+    """The fixed rules of a process."""
+
+    following: np.ndarray  # [lines, stations]: the station after each one on each line
+    kind: np.ndarray  # [stations]
 
 
 @dataclass(frozen=True)
@@ -29,109 +42,98 @@ class Process:
 
     Args:
         users: number of sequences.
-        topics: number of topics (K).
-        topic_size: items in each topic.
-        routes: number of hidden routes (R).
-        min_length, max_length: lengths of sequences, uniform between them.
-        move: probability of moving on to the next topic of the route.
-        noise: probability of any item at all instead.
+        stations: number of stations; items 0 … stations - 1.
+        kinds: number of kinds; station s is of kind `s % kinds`.
+        lines: number of lines; the ticket for line l at kind k is item `stations + k * lines + l`.
+        min_length, max_length: lengths of sequences, tickets included, uniform between them.
+        noise: probability of any station at all instead of the destination.
+        most_hops: rides that find no station of the wanted kind within so many hops end anywhere.
         seed: seed of everything.
     """
 
-    users: int = 3000
-    topics: int = 12
-    topic_size: int = 20
-    routes: int = 4
-    min_length: int = 8
-    max_length: int = 21
-    move: float = 0.3
-    noise: float = 0.1
+    users: int = 12000
+    stations: int = 240
+    kinds: int = 4
+    lines: int = 2
+    min_length: int = 12
+    max_length: int = 14
+    noise: float = 0.05
+    most_hops: int = 8
     seed: int = 0
 
     @property
     def items(self) -> int:
-        """Catalogue size."""
-        return self.topics * self.topic_size
+        """Catalogue size: stations and tickets."""
+        return self.stations + self.kinds * self.lines
 
-    def tables(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The rules: successors `[2, items]` by parity of the item before, next topic `[R, K]`, entrances `[K, items]`."""
+    def network(self) -> Network:
+        """The rules."""
         generator = np.random.default_rng((self.seed, 0))
-        base = np.arange(self.topics)[:, None] * self.topic_size
-        successors = np.stack(
-            [(base + np.stack([generator.permutation(self.topic_size) for _ in range(self.topics)])).ravel() for _ in range(2)]
-        )
-        next_topic = np.empty((self.routes, self.topics), dtype=np.int64)
-        for route in range(self.routes):
-            around = generator.permutation(self.topics)
-            next_topic[route, around] = np.roll(around, -1)
-        entrances = base + generator.integers(0, self.topic_size, (self.topics, self.items))
-        return successors, next_topic, entrances
+        following = np.stack([generator.permutation(self.stations) for _ in range(self.lines)])
+        return Network(following, np.arange(self.stations) % self.kinds)
 
     def sample(self) -> tuple[np.ndarray, np.ndarray]:
         """Items (from 0) of all users, `[users, max_length]`, and the length of each sequence, `[users]`."""
         generator = np.random.default_rng((self.seed, 1))
-        successors, next_topic, entrances = self.tables()
-        items = np.empty((self.users, self.max_length), dtype=np.int64)
-        route = generator.integers(0, self.routes, self.users)
-        items[:, 0] = generator.integers(0, self.items, self.users)
-        for t in range(1, self.max_length):
-            last = items[:, t - 1]
-            before = items[:, t - 2] if t > 1 else np.zeros_like(last)
-            stays = successors[before % 2, last]
-            moves = entrances[next_topic[route, last // self.topic_size], last]
-            following = np.where(generator.random(self.users) < self.move, moves, stays)
-            anything = generator.integers(0, self.items, self.users)
-            items[:, t] = np.where(generator.random(self.users) < self.noise, anything, following)
+        items = generator.integers(0, self.stations, (self.users, self.max_length))  # where nothing else is decided
+        line = generator.integers(0, self.lines, (self.users, self.kinds))
+        items[:, : self.kinds] = self.stations + np.arange(self.kinds) * self.lines + line
+        anywhere = generator.random(items.shape) < self.noise
+        for t in range(self.kinds + 2, self.max_length):
+            destination, hops = self.ride(items, np.full(self.users, t))
+            items[:, t] = np.where((hops == 0) | anywhere[:, t], items[:, t], destination)
         lengths = generator.integers(self.min_length, self.max_length + 1, self.users)
         return items, lengths
 
-    def next_item_probabilities(self, items: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Probability of every next item after the first `lengths` items of each user, `[users, items]`.
+    def ride(self, items: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the rules lead after the first `lengths` items of each user.
 
-        Bayes' rule over the hidden routes; exact.
+        Args:
+            items: `[users, max_length]`.
+            lengths: `[users]`, at least 1.
+
+        Returns:
+            The station, `[users]`, and the number of hops to it, `[users]`: 0 where the history decides nothing.
         """
-        log_posterior = np.zeros((len(items), self.routes))
-        for t in range(1, items.shape[1]):
-            by_route = self._given_route(items, np.full(len(items), t))  # [users, R, 2] candidates
-            likelihood = self._likelihood(by_route, items[:, t])
-            log_posterior += np.where((t < lengths)[:, None], np.log(likelihood), 0.0)
-        posterior = np.exp(log_posterior - log_posterior.max(axis=1, keepdims=True))
-        posterior /= posterior.sum(axis=1, keepdims=True)
-        candidates = self._given_route(items, lengths)
-        probabilities = np.full((len(items), self.items), self.noise / self.items)
+        following, kind = self.network()
         rows = np.arange(len(items))
-        for route in range(self.routes):
-            stays, moves = candidates[:, route, 0], candidates[:, route, 1]
-            np.add.at(probabilities, (rows, stays), posterior[:, route] * (1 - self.noise) * (1 - self.move))
-            np.add.at(probabilities, (rows, moves), posterior[:, route] * (1 - self.noise) * self.move)
+        decided = lengths > self.kinds + 1
+        at = np.where(decided, items[rows, lengths - 1], 0)
+        wanted = kind[np.where(decided, items[rows, lengths - 2], 0) % self.stations]
+        line = (items[:, : self.kinds] - self.stations) % self.lines
+        hops = np.zeros(len(items), dtype=np.int64)
+        riding = decided.copy()
+        for _ in range(self.most_hops):
+            at = np.where(riding, following[line[rows, kind[at]], at], at)
+            hops += riding
+            riding &= kind[at] != wanted
+        return at, np.where(riding, 0, hops)
+
+    def next_item_probabilities(self, items: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Probability of every next item after the first `lengths` items of each user, `[users, items]`; exact."""
+        destination, hops = self.ride(items, lengths)
+        decided = hops > 0
+        probabilities = np.zeros((len(items), self.items))
+        probabilities[:, : self.stations] = (np.where(decided, self.noise, 1.0) / self.stations)[:, None]
+        probabilities[np.flatnonzero(decided), destination[decided]] += 1 - self.noise
+        for kind in range(self.kinds):  # while there are tickets to come
+            first = self.stations + kind * self.lines
+            probabilities[lengths == kind] = 0.0
+            probabilities[lengths == kind, first : first + self.lines] = 1 / self.lines
         return probabilities
 
-    def _given_route(self, items: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """For each user and route the item that staying leads to and the one that moving on leads to, `[users, R, 2]`."""
-        successors, next_topic, entrances = self.tables()
-        rows = np.arange(len(items))
-        last = items[rows, lengths - 1]
-        before = np.where(lengths > 1, items[rows, np.maximum(lengths - 2, 0)], 0)
-        stays = np.broadcast_to(successors[before % 2, last][:, None], (len(items), self.routes))
-        moves = entrances[next_topic[:, last // self.topic_size].T, last[:, None]]
-        return np.stack([stays, moves], axis=2)
-
-    def _likelihood(self, candidates: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-        """Probability of the chosen item under each route, `[users, R]`."""
-        hit = candidates == chosen[:, None, None]
-        by_rule = hit[..., 0] * (1 - self.move) + hit[..., 1] * self.move
-        likelihood: np.ndarray = self.noise / self.items + (1 - self.noise) * by_rule
-        return likelihood
+    def best_ndcg(self, items: np.ndarray, lengths: np.ndarray, k: int = 10) -> np.ndarray:
+        """Expected NDCG@k of each user, over what may come last, of ranking by the true probabilities, `[users]`."""
+        best = -np.sort(-self.next_item_probabilities(items, lengths - 1), axis=1)[:, :k]
+        expected: np.ndarray = (best / np.log2(np.arange(2, k + 2))).sum(axis=1)
+        return expected
 
     def optimum(self, k: int = 10) -> float:
-        """Expected NDCG@k, over what may come last, of ranking by the true probabilities; averaged over users."""
-        items, lengths = self.sample()
-        probabilities = self.next_item_probabilities(items, lengths - 1)
-        best = -np.sort(-probabilities, axis=1)[:, :k]
-        return float((best / np.log2(np.arange(2, k + 2))).sum(axis=1).mean())
+        """The best possible test NDCG@k: the mean of `best_ndcg` over all users."""
+        return float(self.best_ndcg(*self.sample(), k).mean())
 
 
-def synthetic(output: str = "synthetic.tsv", users: int = 3000, seed: int = 0, overwrite: bool = False) -> None:
+def synthetic(output: str = "synthetic.tsv", users: int = 12000, seed: int = 0, overwrite: bool = False) -> None:
     """Write the embedded demonstration data as a table of raw interactions, and say how well it can be ranked.
 
     Args:

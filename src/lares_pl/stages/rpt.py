@@ -108,7 +108,8 @@ class RPT(BaseStage):
 
     def configure_callbacks(self) -> list[Callback]:
         """The weights that RPT starts from are validated before the first update: its best checkpoint is never worse."""
-        return [StartingPoint()]
+        attached = any(isinstance(callback, StartingPoint) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return [] if attached else [StartingPoint()]
 
     # ------------------------------------------------------------ building
 

@@ -42,7 +42,7 @@ def generated_benchmark(folder: Path, users: int = 60) -> None:
     drawn, lengths = process.sample()
     names = {str(user): [str(item) for item in row[:n]] for user, (row, n) in enumerate(zip(drawn, lengths, strict=True))}
     write(folder, split(names, 50, True), name="Generated")
-    rows = [f"{item}\titem {item} of topic {item // process.topic_size}\n" for item in range(process.items)]
+    rows = [f"{item}\titem {item} of kind {item % process.kinds}\n" for item in range(process.items)]
     (folder / "item_text.tsv").write_text("item_index\ttext\n" + "".join(rows))
 
 

@@ -126,7 +126,7 @@ def describe_items(item_ids: Sequence[Any], source: Path, options: TextOptions) 
 def _read_items(source: Path, options: TextOptions) -> pd.DataFrame:
     table = read_table(Source(source, encoding=options.encoding, options="text."))
     if table.empty:
-        raise LaresError(f"{source}: no rows below its header; expected one an item")
+        raise LaresError(f"{source}: no rows after its header; expected one an item")
     ids = named_column(table, options.item, source, "text.item")
     table[options.item] = without_zero_fraction(plain_ids(ids)).map(id_text)
     twice = table[options.item].duplicated()
