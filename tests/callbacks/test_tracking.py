@@ -30,7 +30,7 @@ from tests.training import trainer
 pytestmark = pytest.mark.slow
 
 QUICK = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.log_every_n_steps", "1"]
-TINY = [*QUICK, *SMALL, "--data.max_length", "8", "--model.backbone.depth.mean", "2"]
+TINY = [*QUICK, *SMALL, "--data.max_length", "8", "--data.instances", "prefix", "--model.backbone.depth.mean", "2"]
 
 
 def lares(folder: Path, *arguments: str) -> None:
@@ -53,7 +53,16 @@ def runs(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     lares(folder, *spt, "--trainer.max_epochs", "1", "--test_after_fit", "false")
     (folder / "runs/toy/spt/wandb").rename(folder / "first")
     lares(folder, *spt, "--trainer.max_epochs", "2", "--ckpt_path", "last")
-    rpt = ["--model.pruning.passes", "1", "--data.batch_size", "32", "--trainer.max_epochs", "1"]
+    rpt = [
+        "--model.pruning.passes",
+        "1",
+        "--data.batch_size",
+        "8",
+        "--trainer.max_steps",
+        "4",
+        "--trainer.val_check_interval",
+        "4",
+    ]
     lares(folder, "fit", "--config", "rpt.yaml", "--run", "toy", *QUICK, *rpt)
     return folder / "runs" / "toy"
 

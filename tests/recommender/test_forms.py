@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from lares_pl import SPT, LaresError, Recommender, SequenceDataModule, SequenceDataset, load_stage, prepare
+from lares_pl import LaresError, Recommender, SequenceDataModule, SequenceDataset, load_stage, prepare
 from lares_pl.callbacks.prediction_writer import PredictionWriter
 from lares_pl.data.prepare.text_files import read_id_lines
 from lares_pl.recommender.command import recommend
 from lares_pl.recommender.recommendations import Recommendations
 from lares_pl.stages.checkpoint import read_checkpoint
 from tests.recommender.test_recommender import HISTORIES, recommender
-from tests.training import FAST, SMALL, trainer
+from tests.training import released_spt, trainer
 
 # ---------------------------------------------------------------- histories
 
@@ -166,7 +166,7 @@ def test_ids_have_one_spelling_everywhere(form: str, tmp_path: Path, monkeypatch
     assert data.user_ids.to_pylist() == users
 
     fit = trainer(tmp_path, max_epochs=1)
-    fit.fit(SPT(SMALL, optimizer=FAST), SequenceDataModule("data", max_length=8, batch_size=64))
+    fit.fit(released_spt(), SequenceDataModule("data", max_length=8, batch_size=64))
     fit.save_checkpoint("spt.ckpt")
     assert read_checkpoint("spt.ckpt").item_ids == data.item_ids.cast(pa.int64() if number is int else pa.large_string())
     lists = []
@@ -202,7 +202,7 @@ def test_ids_have_one_spelling_everywhere(form: str, tmp_path: Path, monkeypatch
 
 def test_loading_and_recommending_draw_nothing(tmp_path: Path, toy_dataset: Path) -> None:
     fit = trainer(tmp_path, max_epochs=1)
-    fit.fit(SPT(SMALL, optimizer=FAST), SequenceDataModule(str(toy_dataset), max_length=8, batch_size=64))
+    fit.fit(released_spt(), SequenceDataModule(str(toy_dataset), max_length=8, batch_size=64))
     fit.save_checkpoint(tmp_path / "spt.ckpt")
     ids = SequenceDataset.load(toy_dataset).item_ids.to_pylist()
     torch.manual_seed(3)
