@@ -93,8 +93,6 @@ def no_column(names: Sequence[str], name: str, path: Path, option: str) -> Lares
         return LaresError(
             f"{what}: its fields are separated by {separator!r}. Say so with --separator '{SEPARATORS[separator]}'"
         )
-    if any("\0" in other for other in written):
-        return LaresError(f"{path}: holds zero bytes, as UTF-16 does. Name its encoding, such as --encoding utf-16-le")
     for other in written:
         if _plain(other) == _plain(name):
             quoted = other.strip().startswith('"') and not name.startswith('"')

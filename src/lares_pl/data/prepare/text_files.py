@@ -120,6 +120,8 @@ def read_delimited(
         said = re.fullmatch(r'"?sep=(.)"?\s*', first)
         separator = said[1] if said else separator
         header = file.readline() if said else first
+    if "\0" in first:
+        raise LaresError(f"{path}: holds zero bytes, as UTF-16 does. Name its encoding, such as --encoding utf-16-le")
     options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "quoting": quoting, "index_col": False}
     options |= _pandas_separator(separator)
     options |= {} if names is None else {"names": names, "header": None}
