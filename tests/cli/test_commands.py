@@ -235,7 +235,7 @@ def test_errors_are_one_paragraph(work: Path, tmp_path: Path) -> None:
     assert "depth: Not of type NonNegativeInt" in error(tmp_path, "test", "--ckpt_path", spt, "--depth", "-1")
     assert "k: Not of type PositiveInt" in error(tmp_path, "predict", "--ckpt_path", spt, "--k", "0")
     assert "data.aligned_positions must be" in error(
-        tmp_path, "fit", "--config", "spt.yaml", "--data.aligned_positions", "2", *data
+        tmp_path, "fit", "--config", "spt.yaml", "--data.instances", "prefix", "--data.aligned_positions", "2", *data
     )
     assert "FMLPBlock lets a position see later ones" in error(
         tmp_path, "fit", "--config", "spt.yaml", "--config", "fmlp.yaml", "--data.instances", "sequence", *data
