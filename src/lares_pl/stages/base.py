@@ -93,7 +93,7 @@ class BaseStage(RankingModule, ABC):
         if self.compile_core:
             for block in self.learner.core_blocks:
                 compile_block(block)
-        if self._seed is None or self.trainer.ckpt_path is None:  # a resumed run goes on with its own
+        if self._seed is None or self.trainer.ckpt_path is None:  # a resumed run keeps its own
             self._seed = torch.initial_seed() % 2**62
         self._seed = int(self.trainer.strategy.broadcast(self._seed))
         rank = dist.get_rank(self.data_parallel_group) if dist.is_initialized() else 0

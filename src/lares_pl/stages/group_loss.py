@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -105,7 +105,7 @@ def group_loss(
 
     cross_entropy = None
     if objective.anchor:
-        cross_entropy = policy.head(histories, places).repeat(count, instances).cross_entropy(ends, end_targets)
+        cross_entropy = replace(head_of_ends, similarity=policy.config.similarity).cross_entropy(ends, end_targets)
         loss = loss + objective.anchor * cross_entropy
     deepest = max(trajectories, key=len)
     residual = step_residual(deepest) if len(deepest) > 1 else None
