@@ -147,7 +147,7 @@ CASES = {
     "lares test --ckpt_path runs/my-run/spt/checkpoints/b": ["runs/my-run/spt/checkpoints/best.ckpt"] * 2,  # a run's, a file
     "lares fit --data.instances ": ["auto", "prefix", "sequence"],
     "lares fit --model.backbone.core_block lares_pl.L": ["lares_pl.LRUBlock"],
-    "lares prepare --text.enc": ["--text.encoder"],
+    "lares prepare --text.enc": ["--text.encoder", "--text.encoding"],
     "lares config cl": ["cluster.yaml"],
     "lares completion ": ["bash", "zsh", "fish"],
 }
