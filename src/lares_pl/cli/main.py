@@ -61,6 +61,8 @@ def main() -> None:
             raise LaresError(f"unknown command {command!r}{near or '; there are ' + ', '.join(TEXTS)}")
     except LaresError as error:
         _fail(error)
+    except KeyboardInterrupt:
+        sys.exit(130)  # as shells report it
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:

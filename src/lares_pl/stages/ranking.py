@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from lares_pl.data.loading.batches import Batch
-from lares_pl.evaluation.metrics import ranking_metrics
+from lares_pl.evaluation.metrics import metric_names, ranking_metrics
 from lares_pl.model.architecture import BackboneConfig
 from lares_pl.model.item_pairs import ItemPairs
 from lares_pl.model.reasoning import Reasoning, StopRule
@@ -48,10 +48,21 @@ class RankingModule(NetworkModule):
         self.predict_k = 10
         self.metrics = torch.nn.ModuleDict({split: ranking_metrics(f"{split}/", CUTOFFS) for split in ("val", "test")})
 
+    def setup(self, stage: str) -> None:
+        """Start with new metrics: training can't add to those that `validate` and `test` leave, made in inference mode."""
+        super().setup(stage)
+        for metrics in self.metrics.values():
+            cast(MetricCollection, metrics).reset()
+
     @property
     def needs_seen(self) -> bool:
         """Whether batches of evaluation must bring the items seen before."""
         return self.exclude_seen
+
+    @property
+    def validated_metrics(self) -> tuple[str, ...]:
+        """Names that validation logs."""
+        return tuple(f"val/{name}" for name in [*metric_names(CUTOFFS), *(["steps"] if self.stop is not None else [])])
 
     @property
     def reasoning(self) -> Reasoning:

@@ -97,10 +97,10 @@ class SPT(BaseStage):
         """Whether batches must bring histories with the same target."""
         return self.alpha > 0
 
-    def on_fit_start(self) -> None:
+    def setup(self, stage: str) -> None:
         """Count training targets, where negatives are drawn by them."""
-        super().on_fit_start()
-        if self.loss.draws_negatives:
+        super().setup(stage)
+        if stage == "fit" and self.loss.draws_negatives:
             counts = np.diff(self.trainer.datamodule.sequences.flat.of_item)  # type: ignore[attr-defined]
             self._proposal = self.loss.proposal(torch.from_numpy(counts).to(self.device))
 

@@ -72,13 +72,19 @@ def check_serializable(config: BackboneConfig) -> None:
         ) from error
 
 
-def compare_weights(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Check that weights are those of this architecture."""
+def compare_weights(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
+    """Check that weights are those of this architecture.
+
+    Args:
+        given: the weights.
+        expected: those of the network.
+        what: what they are, for the error.
+    """
     for name in [*expected, *given]:
         found, wanted = (list(of[name].shape) if name in of else None for of in (given, expected))
         if found != wanted:
             raise LaresError(
-                f"the checkpoint's weights are not those of its architecture: {name} is {found or 'not there'}, expected "
+                f"the {what} are not those of its architecture: {name} is {found or 'not there'}, expected "
                 f"{wanted or 'no such parameter'}"
             )
 
