@@ -142,8 +142,8 @@ def _check_options(config: Namespace, checkpoint: StageCheckpoint) -> None:
         named = [word for word in given if word == option or word.startswith(f"{option}.")]
         if named and differs:
             raise LaresError(
-                f"{named[0]} can't change when a run is resumed: {config.ckpt_path} was trained otherwise. Leave it out, or start "
-                "a new run (from the weights of this one with --model.init_from)"
+                f"{named[0]} can't change when a run is resumed: {config.ckpt_path} was trained otherwise. Leave it out, or "
+                "start a new run (from the weights of this one with --model.init_from)"
             )
 
 

@@ -15,9 +15,11 @@ from lares_pl.atomic_io import write_json
 from lares_pl.callbacks.depth_sweep import DepthSweep
 from lares_pl.callbacks.flop_budget import FlopBudget
 from lares_pl.data.module import SequenceDataModule
+from lares_pl.evaluation.metrics import metric_names
 from lares_pl.runs import BEST, LAST, StageFolder
 from lares_pl.stages.base import BaseStage
 from lares_pl.stages.loading import load_stage
+from lares_pl.stages.ranking import CUTOFFS
 from lares_pl.stages.rpt import RPT
 
 
@@ -119,7 +121,8 @@ def metrics_text(report: Mapping[str, Any]) -> str:
     before = report.get("before", {}).get("metrics")
     split = {"val": "validation"}.get(prefix := next(iter(report["metrics"])).split("/")[0], prefix)
     lines = [f"{split} metrics at depth {report['depth']}" + (" before and after RPT" if before else "")]
-    for name, value in report["metrics"].items():
+    order = {f"{prefix}/{name}": index for index, name in enumerate(metric_names(CUTOFFS))}
+    for name, value in sorted(report["metrics"].items(), key=lambda metric: order.get(metric[0], len(order))):
         label = f"  {name.rpartition('/')[2]:<10}"
         if before:
             change = f"{value / before[name] - 1:+.1%}" if before[name] else ""

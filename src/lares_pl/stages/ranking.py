@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from lares_pl.evaluation.metrics import metric_names, ranking_metrics
 from lares_pl.model.architecture import BackboneConfig
 from lares_pl.model.item_pairs import ItemPairs
 from lares_pl.model.reasoning import Reasoning, StopRule
+from lares_pl.stages.memory import trim
 from lares_pl.stages.network import NetworkModule
 
 CUTOFFS = (5, 10, 20, 50)
@@ -95,6 +96,22 @@ class RankingModule(NetworkModule):
     def test_step(self, batch: Batch) -> None:
         """Rank test targets."""
         self._evaluate(batch, "test")
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Keep memory from growing."""
+        trim(batch_idx)
+
+    def on_validation_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """As in training."""
+        trim(batch_idx)
+
+    def on_test_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """As in training."""
+        trim(batch_idx)
+
+    def on_predict_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """As in training."""
+        trim(batch_idx)
 
     def predict_step(self, batch: Batch) -> Ranked:
         """The best `predict_k` items of each user."""

@@ -86,8 +86,8 @@ class BatchLoader(ABC):
             for name, value in self._order.items():
                 if state.get(name, value) != value:
                     raise LaresError(
-                        f"data.{name}: the run stopped in the middle of an epoch of batches with {name} {state[name]} and can't "
-                        f"go on there with {value}. Resume it with {state[name]}, or start a new run from its weights "
+                        f"data.{name}: the run stopped within an epoch of batches with {name} {state[name]} and can't go on "
+                        f"there with {value}. Resume it with {state[name]}, or start a new run from its weights "
                         "(--model.init_from)"
                     )
         self._resumed = state["epoch"], state["served"]
