@@ -124,7 +124,8 @@ class BaseStage(RankingModule, ABC):
         Raises:
             LaresError: if a callback does not fit this stage; as of the network.
         """
-        check_callbacks(self)
+        if self._is_fitting:
+            check_callbacks(self.trainer, self)
         own = super().configure_callbacks()
         attached = any(isinstance(callback, PlateauSteps) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
         return own if attached else [*own, PlateauSteps()]

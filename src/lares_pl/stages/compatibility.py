@@ -18,7 +18,6 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch._dynamo import OptimizedModule
 
@@ -34,19 +33,17 @@ _REFUSED: dict[type[Callback], str] = {
 }
 
 
-def check_callbacks(stage: Any) -> None:
-    """Check the callbacks of a stage's trainer before anything is built or written.
+def check_callbacks(trainer: Any, stage: Any) -> None:
+    """Check the callbacks of a trainer that is to fit a stage, before anything is built or written.
 
     Args:
-        stage: the stage, attached to its trainer.
+        trainer: the trainer.
+        stage: the stage.
 
     Raises:
         LaresError: if one of them would save other weights than it tests, train nothing, or watch what is never logged.
     """
-    trainer = stage.trainer
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    if trainer.state.fn != TrainerFn.FITTING:
-        return
+    callbacks: list[Callback] = trainer.callbacks
     for callback in callbacks:
         for kind, reason in _REFUSED.items():
             if isinstance(callback, kind):
