@@ -17,9 +17,9 @@ def test_memory_is_given_back_in_training_and_evaluation(
     monkeypatch.setattr(memory, "EVERY", 2)
     monkeypatch.setattr(memory, "_malloc_trim", lambda: calls.append)
     stage, module = released_spt(), data(toy_dataset, eval_batch_size=10)
-    run = trainer(tmp_path, max_epochs=1, limit_train_batches=4, limit_val_batches=0)
-    run.fit(stage, module)
+    trainer(tmp_path, max_epochs=1, limit_train_batches=4, limit_val_batches=0).fit(stage, module)
     assert calls == [0, 0]
+    run = trainer(tmp_path)
     for evaluate in (run.validate, run.test, run.predict):
         calls.clear()
         evaluate(stage, module)

@@ -50,7 +50,7 @@ from lares_pl.runs import BEST, StageFolder, stage_folder, trained
 from lares_pl.stages.base import BaseStage
 from lares_pl.stages.checkpoint import StageCheckpoint, read_checkpoint
 from lares_pl.stages.checkpoint_io import AtomicCheckpointIO
-from lares_pl.stages.compatibility import check_callbacks
+from lares_pl.stages.compatibility import check_trainer
 from lares_pl.stages.resuming import check_resumed
 from lares_pl.stages.rpt import RPT
 from lares_pl.stages.spt import SPT
@@ -238,7 +238,7 @@ class LaresCLI(LightningCLI):
 
         A new run never overwrites an old one, which is moved aside.
         """
-        check_callbacks(self.trainer, self.model)
+        check_trainer(self.trainer, self.model)
         if self.resumed is not None:
             check_resumed(self.resumed.settings, self.model.hparams)
         self.datamodule.setup("fit")

@@ -25,7 +25,7 @@ from lares_pl.parsing import from_plain
 from lares_pl.serialization import to_plain
 from lares_pl.stages.averaging import update_average
 from lares_pl.stages.checkpoint import KEY
-from lares_pl.stages.compatibility import check_callbacks
+from lares_pl.stages.compatibility import check_trainer
 from lares_pl.stages.distributed import average_gradients, clip, total_norm
 from lares_pl.stages.interruption import rewind
 from lares_pl.stages.plateau import PlateauSteps, plateau_config
@@ -119,13 +119,13 @@ class BaseStage(RankingModule, ABC):
     prunes_instances = False
 
     def configure_callbacks(self) -> list[Callback]:
-        """Check the trainer's callbacks; build the network; add what steps a schedule that waits for a metric.
+        """Check the trainer; build the network; add what steps a schedule that waits for a metric.
 
         Raises:
-            LaresError: if a callback does not fit this stage; as of the network.
+            LaresError: if it does not fit this stage; as of the network.
         """
         if self._is_fitting:
-            check_callbacks(self.trainer, self)
+            check_trainer(self.trainer, self)
         own = super().configure_callbacks()
         attached = any(isinstance(callback, PlateauSteps) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
         return own if attached else [*own, PlateauSteps()]

@@ -1,4 +1,4 @@
-"""What of Lightning a stage does not support, found before training: callbacks, monitors, compiled backbones."""
+"""What of Lightning a stage does not support, found before training: flags, callbacks, monitors, compiled backbones."""
 
 from __future__ import annotations
 
@@ -33,16 +33,22 @@ _REFUSED: dict[type[Callback], str] = {
 }
 
 
-def check_callbacks(trainer: Any, stage: Any) -> None:
-    """Check the callbacks of a trainer that is to fit a stage, before anything is built or written.
+def check_trainer(trainer: Any, stage: Any) -> None:
+    """Check the trainer that is to fit a stage, before anything is built or written.
 
     Args:
         trainer: the trainer.
         stage: the stage.
 
     Raises:
-        LaresError: if one of them would save other weights than it tests, train nothing, or watch what is never logged.
+        LaresError: if a callback would save other weights than it tests, train nothing, or watch what is never logged; if a
+            flag can't be followed.
     """
+    if trainer.overfit_batches:
+        raise LaresError(
+            "trainer.overfit_batches: the batches of the data module have an order of their own, new in each epoch. Leave it "
+            "out, and prepare a dataset of a few users to overfit"
+        )
     callbacks: list[Callback] = trainer.callbacks
     for callback in callbacks:
         for kind, reason in _REFUSED.items():

@@ -101,15 +101,15 @@ class RankingModule(NetworkModule):
         """Keep memory from growing."""
         trim(batch_idx)
 
-    def on_validation_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def on_validation_batch_end(self, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """As in training."""
         trim(batch_idx)
 
-    def on_test_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def on_test_batch_end(self, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """As in training."""
         trim(batch_idx)
 
-    def on_predict_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def on_predict_batch_end(self, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """As in training."""
         trim(batch_idx)
 
