@@ -81,6 +81,20 @@ def test_an_exception_anywhere_leaves_no_batch_out(
             assert name.startswith("metrics.") or torch.equal(value, again.state_dict()[name]), (hook, batch, name)
 
 
+@pytest.mark.parametrize("hook", ["on_sanity_check_start", "on_train_start"])
+def test_an_exception_before_a_resumed_run_trains_loses_nothing(hook: str, toy_dataset: Path, tmp_path: Path) -> None:
+    model, whole = run(toy_dataset, tmp_path / "whole", num_sanity_val_steps=1)
+    folder = tmp_path / "first"
+    with pytest.raises(RuntimeError, match="another person"):
+        run(toy_dataset, folder, Ended("on_before_optimizer_step", 3), num_sanity_val_steps=1)
+    with pytest.raises(RuntimeError, match="another person"):
+        run(toy_dataset, folder, Ended(hook, 2), resumed=folder / "last.ckpt", num_sanity_val_steps=1)
+    again, second = run(toy_dataset, folder, resumed=folder / "last.ckpt", num_sanity_val_steps=1)
+    assert second.global_step == whole.global_step
+    for name, value in model.state_dict().items():
+        assert name.startswith("metrics.") or torch.equal(value, again.state_dict()[name]), name
+
+
 @pytest.mark.parametrize(("hook", "batch"), [("on_train_batch_start", 2), ("on_before_optimizer_step", 6)])
 def test_ctrl_c_ends_after_the_update_and_loses_nothing(hook: str, batch: int, toy_dataset: Path, tmp_path: Path) -> None:
     model, whole = run(toy_dataset, tmp_path / "whole")

@@ -31,7 +31,7 @@ from lares_pl.stages.interruption import rewind
 from lares_pl.stages.plateau import PlateauSteps, plateau_config
 from lares_pl.stages.randomness import BatchRandomness
 from lares_pl.stages.ranking import RankingModule
-from lares_pl.stages.resuming import apply_options, apply_schedule, changed_settings, check_resumed, options_of
+from lares_pl.stages.resuming import apply_options, apply_schedule, changed_settings, check_position, check_resumed, options_of
 from lares_pl.stages.schedules import WarmupCosine
 from lares_pl.stages.validation import check_optimizer, not_finite
 
@@ -87,7 +87,9 @@ class BaseStage(RankingModule, ABC):
         super().on_save_checkpoint(checkpoint)
         checkpoint[KEY]["seed"] = self._seed
         if self._trainer is not None and self.trainer.interrupted:
-            rewind(checkpoint["loops"]["fit_loop"], self.trainer.accumulate_grad_batches)
+            loop, resumed = checkpoint["loops"]["fit_loop"], self.trainer.fit_loop._combined_loader_states_to_load
+            loop["state_dict"].setdefault("combined_loader", resumed)  # stopped before its loader was made
+            rewind(loop, self.trainer.accumulate_grad_batches)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the network that the weights are for, or check that they are for this one; a resumed run keeps its seed.
@@ -108,6 +110,7 @@ class BaseStage(RankingModule, ABC):
     def _apply_settings(self, checkpoint: dict[str, Any]) -> None:
         before, now = checkpoint["hyper_parameters"], dict(self.hparams)
         check_resumed(before, now)
+        check_position(checkpoint["loops"]["fit_loop"], self.trainer.datamodule)  # type: ignore[attr-defined]
         if changed := changed_settings(before, now):
             rank_zero_info(f"resuming with changed settings: {', '.join(changed)}")
         former = from_plain(OptimizerFactory, before["optimizer"], "optimizer")

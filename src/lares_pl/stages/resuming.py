@@ -38,6 +38,28 @@ def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         )
 
 
+def check_position(loop: Mapping[str, Any], data: Any) -> None:
+    """Check that a run that stopped within an epoch can go on there.
+
+    Args:
+        loop: state of Lightning's fit loop.
+        data: the data module.
+
+    Raises:
+        LaresError: if the rest of the epoch would have other batches.
+    """
+    for loader in loop["state_dict"].get("combined_loader", ()):
+        if not 0 < loader["served"] < loader.get("batches", 0):
+            continue
+        for name in ("batch_size", "seed"):
+            was, is_ = loader[name], getattr(data, name)
+            if was != is_:
+                raise LaresError(
+                    f"data.{name}: the run stopped within an epoch of batches with {name} {was} and can't go on there with "
+                    f"{is_}. Resume it with {was}, or {_ANEW}"
+                )
+
+
 def changed_settings(before: Any, now: Any, key: str = "") -> list[str]:
     """List the settings that differ, as `optimizer.lr 0.002 -> 0.1`."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):

@@ -17,7 +17,6 @@ from lares_pl.data.loading.instance_rng import InstanceDraws
 from lares_pl.data.loading.partners import SameTargetPartners
 from lares_pl.data.loading.sampler import EpochOrder, Shard
 from lares_pl.data.loading.windows import Windows
-from lares_pl.errors import LaresError
 
 AHEAD = 64  # batches whose instances are drawn at once
 
@@ -73,29 +72,13 @@ class BatchLoader(ABC):
                 yield batch.pin_memory() if self.pin else batch
 
     def state_dict(self) -> dict[str, int]:
-        """Return the position in the epoch; Lightning stores it in checkpoints."""
-        return {"epoch": self.sampler.epoch, "served": self._served, "batches": len(self), **self._order}
+        """Return the position in the epoch, and what its batches depend on; Lightning stores it in checkpoints."""
+        position = {"epoch": self.sampler.epoch, "served": self._served, "batches": len(self)}
+        return {**position, "batch_size": self.batch_size, "seed": self.sampler.seed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue in that epoch after the batches already served.
-
-        Raises:
-            LaresError: if those of this loader are others.
-        """
-        if 0 < state["served"] < state.get("batches", len(self)):
-            for name, value in self._order.items():
-                if state.get(name, value) != value:
-                    raise LaresError(
-                        f"data.{name}: the run stopped within an epoch of batches with {name} {state[name]} and can't go on "
-                        f"there with {value}. Resume it with {state[name]}, or start a new run from its weights "
-                        "(--model.init_from)"
-                    )
-        self._resumed = state["epoch"], state["served"]
-
-    @property
-    def _order(self) -> dict[str, int]:
-        """What decides which units the batches of an epoch hold."""
-        return {"batch_size": self.batch_size, "seed": self.sampler.seed}
+        """Continue in that epoch after the batches already served."""
+        self.sampler.epoch, self._served = self._resumed = state["epoch"], state["served"]
 
     @abstractmethod
     def cut(self, indices: np.ndarray, draws: InstanceDraws) -> Batch:
