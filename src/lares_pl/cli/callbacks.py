@@ -39,7 +39,8 @@ def chosen_callbacks(config: Namespace) -> list[Namespace]:
     named = [config.callbacks[key] for key in KEYS]
     if config.trainer.enable_checkpointing is False:
         named = [spec for spec in named if spec is not None and not is_kind(spec, ModelCheckpoint)]
-    return [*(spec.clone() for spec in named if spec is not None), *(config.trainer.callbacks or [])]
+    own = config.trainer.callbacks or []
+    return [*(spec.clone() for spec in named if spec is not None), *(own if isinstance(own, list) else [own])]
 
 
 def place_callbacks(specs: list[Namespace], folder: Path) -> None:
