@@ -95,7 +95,7 @@ def test_what_is_unknown_is_named() -> None:
     assert from_reference({"mystery.weight": torch.zeros(2, 2)}, "transformer") == ({}, ["mystery.weight"])
     with pytest.raises(LaresError, match="no parameters of a LARES model"):
         family_of({"conv.weight": torch.zeros(1)})
-    with pytest.raises(LaresError, match=r"n_pre_layers=5 contradicts the weights, which say 1"):
+    with pytest.raises(LaresError, match=r"n_pre_layers=5 contradicts the weights, which have 1"):
         complete_settings(
             {"n_pre_layers": 5}, to_reference(RecurrentBackbone(5, 4, built()).state_dict(), "transformer"), "transformer"
         )
@@ -107,7 +107,7 @@ def test_architectures_that_the_release_does_not_know_are_refused() -> None:
         released_backbone(pre_block=TransformerBlock, core_block=FMLPBlock),
         released_backbone(pre_block=TransformerBlock, core_block=partial(TransformerBlock, heads=4)),
     ):
-        with pytest.raises(LaresError, match="the release has no model of pre-block"):
+        with pytest.raises(LaresError, match="the release has no model with pre-block"):
             reference_settings(config)
     fmlp = partial(FMLPBlock, inner_size=20)
     for config, lost in (
