@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import datetime
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 
-from lares_pl import LaresError
+from lares_pl import LaresError, SequenceDataModule, SequenceDataset
 from lares_pl.data.loading.external_histories import UnseenHistories
 
 DAYS = ["2020-01-09", "2020-01-10", "2020-02-01"]
@@ -64,3 +66,15 @@ def test_rows_of_the_same_time_keep_their_order() -> None:
 def test_a_time_that_can_not_be_read_is_named(times: object, message: str) -> None:
     with pytest.raises(LaresError, match=message):
         UnseenHistories.of(interactions(times))
+
+
+def test_files_are_read_as_their_options_tell(toy_dataset: Path, tmp_path: Path) -> None:
+    known = SequenceDataset.load(toy_dataset)
+    first, second = (str(item) for item in known.item_ids.to_pylist()[:2])
+    (tmp_path / "new.data").write_bytes(f"Zoë;{second}\nyou;{first}\nZoë;{first}\n".encode("cp1252"))
+    options: dict[str, Any] = {"encoding": "cp1252", "separator": ";", "header": "user_id,item_id"}
+    module = SequenceDataModule(str(toy_dataset), histories=str(tmp_path / "new.data"), **options)
+    assert module.predicted.user_ids.to_pylist() == ["Zoë", "you"]
+    assert module.predicted.items.tolist() == [2, 1, 1]
+    with pytest.raises(LaresError, match=r"needs --data\.separator and --data\.header"):
+        _ = SequenceDataModule(str(toy_dataset), histories=str(tmp_path / "new.data")).predicted
