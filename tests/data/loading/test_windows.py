@@ -15,14 +15,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lares_pl import (
-    ConvTransformerBlock,
     FMLPBlock,
     Histories,
     LaresError,
-    LRUBlock,
     Pruning,
     RecurrentBackbone,
-    RotaryBlock,
     SequenceDataModule,
     SequenceDataset,
     TransformerBlock,
@@ -34,6 +31,7 @@ from lares_pl.data.loading.sampler import Shard
 from lares_pl.data.loading.windows import training_windows
 from lares_pl.model.layout import Layout
 from lares_pl.stages.pruning import kept_instances
+from tests.model.test_blocks import CAUSAL
 from tests.released import released_backbone
 from tests.training import SMALL, released_rpt, released_spt, trainer
 
@@ -156,7 +154,7 @@ class Running(nn.Module):
         return mixed
 
 
-BLOCKS = [TransformerBlock, ConvTransformerBlock, LRUBlock, RotaryBlock, Running]
+BLOCKS = [*CAUSAL, Running]
 
 
 def causal(block: type[nn.Module], items: int, longest: int) -> RecurrentBackbone:
