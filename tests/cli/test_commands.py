@@ -62,6 +62,8 @@ def test_rpt_says_what_it_kept_and_what_changed(work: Path) -> None:
     spt = json.loads((work / "runs" / "ml" / "spt" / "test.json").read_text())
     assert report["before"]["metrics"] == pytest.approx(spt["metrics"], rel=1e-6)
     assert ("nothing was gained" in said) == (report["metrics"] == report["before"]["metrics"])
+    assert ("no update of RPT improved validation" in said) == report["initial_weights_kept"]
+    assert report["initial_weights_kept"] == ("nothing was gained" in said)
 
 
 def test_evaluation_needs_a_checkpoint_alone(work: Path, tmp_path: Path) -> None:
@@ -135,12 +137,21 @@ def test_predict_writes_original_ids(work: Path, tmp_path: Path) -> None:
     assert "predictions.parquet exists; --overwrite true" in said
 
 
-def test_predict_for_histories_of_ones_own(work: Path, tmp_path: Path) -> None:
+def test_predict_for_histories_from_a_file(work: Path, tmp_path: Path) -> None:
     best = str(work / "runs" / "ml" / "spt" / "checkpoints" / "best.ckpt")
     (tmp_path / "new.csv").write_text("user_id,item_id\nme,i50\nme,i172\nyou,i1\n")
     lares(tmp_path, "predict", "--ckpt_path", best, "--data.histories", "new.csv", "--k", "3", "--output", "out/new.parquet")
     table = pq.read_table(tmp_path / "out" / "new.parquet").to_pydict()
     assert table["user_id"] == ["me", "you"]
+    (tmp_path / "new.data").write_bytes("Zoë;i50\nZoë;i172\nyou;i1\n".encode("cp1252"))
+    written = ["--data.encoding", "cp1252", "--data.separator", ";", "--data.header", "user_id,item_id"]
+    data = ["--data.histories", "new.data", *written]
+    lares(tmp_path, "predict", "--ckpt_path", best, *data, "--k", "3", "--output", "out/other.parquet")
+    other = pq.read_table(tmp_path / "out" / "other.parquet").to_pydict()
+    assert other["user_id"] == ["Zoë", "you"]
+    assert other["item_ids"] == table["item_ids"]
+    said = error(tmp_path, "predict", "--ckpt_path", best, "--data.histories", "new.data")
+    assert "Delimited text without a header line needs --data.separator and --data.header" in said
     (tmp_path / "odd.csv").write_text("user_id,item_id\nme,i50\nme,no-such-film\n")
     said = error(tmp_path, "predict", "--ckpt_path", best, "--data.histories", "odd.csv")
     assert "item 'no-such-film' of user 'me' is not in the catalogue" in said

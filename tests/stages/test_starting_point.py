@@ -44,6 +44,8 @@ def test_where_nothing_is_gained_the_best_checkpoint_holds_the_start(
         assert torch.equal(read_checkpoint(best.best_model_path).backbone_weights()[name], value)
     assert not torch.equal(rpt.backbone.item_vectors, read_checkpoint(source).backbone_weights()["embedding.item.weight"])
     assert "nothing was gained" in caplog.text
+    assert read_checkpoint(best.best_model_path).holds_initial_weights()
+    assert not read_checkpoint(source).holds_initial_weights()  # nothing initialised it
 
 
 def test_a_resumed_run_keeps_the_first_value_and_does_not_validate_again(
