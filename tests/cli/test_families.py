@@ -1,4 +1,4 @@
-"""Every family through the console command, SPT then RPT; and the classes shown in the documentation."""
+"""Every block config through the console command, SPT then RPT; and the custom classes of the documentation."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Careless(nn.Module):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_block_in_place_of_another_starts_from_its_own_defaults(few: Path, tmp_path: Path) -> None:
+def test_a_block_that_replaces_another_uses_its_own_defaults(few: Path, tmp_path: Path) -> None:
     """`heads: 2, inner_size: 256` of spt.yaml belong to the ConvTransformerBlock; another block's own defaults count."""
     code = """
 from torch import nn
@@ -119,7 +119,7 @@ class Wide(nn.Module):
     assert "module 'wide_model' has no attribute 'Nothing'" in error(tmp_path, *arguments[:-1], "wide_model.Nothing")
 
 
-def test_a_block_overlay_does_not_belong_to_rpt(few: Path, tmp_path: Path) -> None:
+def test_a_block_config_is_refused_for_rpt(few: Path, tmp_path: Path) -> None:
     best = tmp_path / "runs" / "default" / "spt" / "checkpoints" / "best.ckpt"
     best.parent.mkdir(parents=True)
     best.touch()
@@ -129,7 +129,7 @@ def test_a_block_overlay_does_not_belong_to_rpt(few: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_own_stages_keep_the_options_of_the_stage_they_replace(tmp_path: Path) -> None:
+def test_a_custom_stage_keeps_the_options_of_the_stage_it_replaces(tmp_path: Path) -> None:
     (tmp_path / "my_stage.py").write_text("from lares_pl import SPT\n\n\nclass MySPT(SPT):\n    pass\n")
     printed = lares(tmp_path, "fit", "--config", "spt.yaml", "--model", "my_stage.MySPT", "--print_config").stdout
     init_args = yaml.safe_load(printed)["model"]["init_args"]

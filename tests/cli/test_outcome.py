@@ -1,4 +1,4 @@
-"""The table that a run ends with."""
+"""The table of metrics that a run prints at its end."""
 
 from __future__ import annotations
 

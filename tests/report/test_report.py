@@ -1,4 +1,4 @@
-"""`lares report`: the folder it writes, and what it refuses."""
+"""`lares report`: the folder it writes, and its errors."""
 
 from __future__ import annotations
 
@@ -87,9 +87,7 @@ def test_tables_hold_what_was_measured(written: Path, runs: Path, toy_dataset: P
     assert of_all == pytest.approx(flat.set_index("metric").loc["MRR", "mean"], rel=1e-5)
 
 
-def test_a_report_appears_whole_or_not_at_all(
-    written: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_report_is_written_atomically(written: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = [str(runs / EVIL)]
     quick: dict[str, Any] = {"timing": False, "bootstrap": 100, "device": "cpu"}
     before = (written / "report.html").read_bytes()
@@ -149,7 +147,7 @@ def test_without_matplotlib_the_error_says_what_to_install(runs: Path, tmp_path:
         report([str(runs)], str(tmp_path / "report"))
 
 
-def test_several_runs_are_words_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_runs_are_positional_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     from lares_pl.cli import main as cli
 
     given: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Histories in the forms that programs hold them."""
+"""External histories: tables, times, and files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DAYS = ["2020-01-09", "2020-01-10", "2020-02-01"]
 
 
 def interactions(times: object) -> pd.DataFrame:
-    """Of one user, the latest first."""
+    """Interactions of one user, the latest first."""
     table = pd.DataFrame({"user_id": ["ann"] * 3, "item_id": ["first", "second", "third"], "timestamp": times})
     return table[::-1]
 
@@ -63,12 +63,12 @@ def test_rows_of_the_same_time_keep_their_order() -> None:
         (pd.Series([None] * 3, dtype=object), "data row 1 has 'timestamp' = None"),
     ],
 )
-def test_a_time_that_can_not_be_read_is_named(times: object, message: str) -> None:
+def test_an_invalid_time_is_reported_with_its_row(times: object, message: str) -> None:
     with pytest.raises(LaresError, match=message):
         UnseenHistories.of(interactions(times))
 
 
-def test_files_are_read_as_their_options_tell(toy_dataset: Path, tmp_path: Path) -> None:
+def test_files_are_read_with_the_given_options(toy_dataset: Path, tmp_path: Path) -> None:
     known = SequenceDataset.load(toy_dataset)
     first, second = (str(item) for item in known.item_ids.to_pylist()[:2])
     (tmp_path / "new.data").write_bytes(f"Zoë;{second}\nyou;{first}\nZoë;{first}\n".encode("cp1252"))
