@@ -33,8 +33,8 @@ def test_another_configuration_or_the_same_seed_is_another_group(runs: Path, tmp
     assert [[source.run for source in group.sources] for group in groups] == [["seed1", "seed2"], ["again"], ["other"]]
     assert len({group.label for group in groups}) == 3
     assert why_apart(groups) == [
-        "again/spt is not put together with seed1/spt as another seed of one configuration: seed 2 is there already.",
-        "other/spt is not put together with seed1/spt as another seed of one configuration: they differ in record.budget.",
+        "again/spt is not grouped with seed1/spt as another seed of one configuration: that group already has seed 2.",
+        "other/spt is not grouped with seed1/spt as another seed of one configuration: they differ in record.budget.",
     ]
 
 

@@ -41,7 +41,7 @@ class SequenceDataModule(L.LightningDataModule):
             dataset.
         columns: names of the columns of `histories`.
         format: format of `histories`; None: as its name tells.
-        encoding: encoding of `histories` if it is text; None: UTF-8, or that of its byte order mark.
+        encoding: encoding of `histories` if it is text; None: UTF-8, or that of a byte order mark.
         separator: separator of the fields of `histories`, such as ; or tab; None: a comma in CSV, a tab in TSV.
         header: names of the columns of `histories`, a list or separated by commas, if it has no header line.
         seed: seed of the order of training instances and of partners; None: `seed_everything` on the command line, else 0.
