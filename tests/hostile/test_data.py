@@ -18,6 +18,7 @@ import pytest
 
 from lares_pl import Columns, LaresError, SequenceDataset, prepare
 from lares_pl.data.loading.external_histories import read_histories
+from lares_pl.data.prepare.source import Source
 from lares_pl.data.prepare.text import TextOptions, describe_items
 from tests.hostile.fuzz import Harm, bytes_of, flip, fuzz, outcome
 
@@ -235,7 +236,7 @@ def test_histories(name: str, described: Path, tmp_path: Path) -> None:
 
     def tried(content: bytes) -> None:
         (tmp_path / name).write_bytes(content)
-        found = outcome(lambda: read_histories(tmp_path / name, Columns(), known))
+        found = outcome(lambda: read_histories(Source(tmp_path / name), Columns(), known))
         if found is not None:
             in_range(SequenceDataset(found.flat, found.user_ids, found.item_ids, str(described)))
 
