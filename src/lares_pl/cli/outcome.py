@@ -18,6 +18,7 @@ from lares_pl.data.module import SequenceDataModule
 from lares_pl.evaluation.metrics import metric_names
 from lares_pl.runs import BEST, LAST, StageFolder
 from lares_pl.stages.base import BaseStage
+from lares_pl.stages.checkpoint import read_checkpoint
 from lares_pl.stages.loading import load_stage
 from lares_pl.stages.ranking import CUTOFFS
 from lares_pl.stages.rpt import RPT
@@ -90,6 +91,7 @@ class Outcome:
         report: dict[str, Any] = {"checkpoint": best, "depth": self.model.evaluation_depth}
         if isinstance(self.model, RPT) and (source := self.model.initial_checkpoint) is not None and Path(source).is_file():
             report["before"] = {"checkpoint": source, "metrics": self._test_before(source)}
+            report["initial_weights_kept"] = read_checkpoint(best).holds_initial_weights()
         (metrics,) = self.trainer.test(self.model, datamodule=self.data, ckpt_path=best, verbose=False)
         report["metrics"] = metrics
         if self.trainer.is_global_zero:
@@ -116,17 +118,20 @@ def metrics_text(report: Mapping[str, Any]) -> str:
     """Format a report of metrics as text, next to the metrics before this stage if there are any.
 
     Args:
-        report: the content of `test.json`: `depth`, `metrics`, and `before` after RPT.
+        report: the content of `test.json`: `depth`, `metrics`; after RPT also `before` and `initial_weights_kept`.
     """
     before = report.get("before", {}).get("metrics")
+    kept = report.get("initial_weights_kept", False)
     split = {"val": "validation"}.get(prefix := next(iter(report["metrics"])).split("/")[0], prefix)
     lines = [f"{split} metrics at depth {report['depth']}" + (" before and after RPT" if before else "")]
     order = {f"{prefix}/{name}": index for index, name in enumerate(metric_names(CUTOFFS))}
     for name, value in sorted(report["metrics"].items(), key=lambda metric: order.get(metric[0], len(order))):
         label = f"  {name.rpartition('/')[2]:<10}"
         if before:
-            change = f"{value / before[name] - 1:+.1%}" if before[name] else ""
-            lines.append(f"{label} {before[name]:.4f} -> {value:.4f}  {change}")
+            change = f"  {value / before[name] - 1:+.1%}" if before[name] and not kept else ""
+            lines.append(f"{label} {before[name]:.4f} -> {value:.4f}{change}")
         else:
             lines.append(f"{label} {value:.4f}")
+    if kept:
+        lines.append("no update of RPT improved validation: the best checkpoint holds the weights that RPT started from")
     return "\n".join(lines)
