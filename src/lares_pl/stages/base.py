@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -31,7 +31,7 @@ from lares_pl.stages.interruption import rewind
 from lares_pl.stages.plateau import PlateauSteps, plateau_config
 from lares_pl.stages.randomness import BatchRandomness
 from lares_pl.stages.ranking import RankingModule
-from lares_pl.stages.resuming import apply_options, apply_schedule, changed_settings, check_position, check_resumed, options_of
+from lares_pl.stages.resuming import apply_settings, note_saved, options_of
 from lares_pl.stages.schedules import WarmupCosine
 from lares_pl.stages.validation import check_optimizer, not_finite
 
@@ -87,9 +87,7 @@ class BaseStage(RankingModule, ABC):
         super().on_save_checkpoint(checkpoint)
         checkpoint[KEY]["seed"] = self._seed
         if self._trainer is not None and self.trainer.interrupted:
-            loop, resumed = checkpoint["loops"]["fit_loop"], self.trainer.fit_loop._combined_loader_states_to_load
-            loop["state_dict"].setdefault("combined_loader", resumed)  # stopped before its loader was made
-            rewind(loop, self.trainer.accumulate_grad_batches)
+            rewind(checkpoint["loops"]["fit_loop"], self.trainer.accumulate_grad_batches)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the network that the weights are for, or check that they are for this one; a resumed run keeps its seed.
@@ -99,24 +97,16 @@ class BaseStage(RankingModule, ABC):
         """
         resumes = self._is_fitting and KEY in checkpoint and "optimizer_states" in checkpoint
         if resumes:
-            self._apply_settings(checkpoint)
+            former = from_plain(OptimizerFactory, checkpoint["hyper_parameters"]["optimizer"], "optimizer")
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            apply_settings(checkpoint, self.hparams, former, self.optimizer, data)
+            note_saved(self.trainer, checkpoint["global_step"])
         super().on_load_checkpoint(checkpoint)
         seed = checkpoint[KEY].get("seed")
         if not resumes:
             self._seed = seed
         elif seed is not None:
             self._draw_from(seed)
-
-    def _apply_settings(self, checkpoint: dict[str, Any]) -> None:
-        before, now = checkpoint["hyper_parameters"], dict(self.hparams)
-        check_resumed(before, now)
-        check_position(checkpoint["loops"]["fit_loop"], self.trainer.datamodule)  # type: ignore[attr-defined]
-        if changed := changed_settings(before, now):
-            rank_zero_info(f"resuming with changed settings: {', '.join(changed)}")
-        former = from_plain(OptimizerFactory, before["optimizer"], "optimizer")
-        apply_options(checkpoint, options_of(former), options_of(self.optimizer))
-        if self.scheduler is not None:
-            apply_schedule(checkpoint, *(settings["scheduler"].get("init_args", {}) for settings in (before, now)))
 
     #: whether training leaves out some instances, which it finds before its first update
     prunes_instances = False
@@ -152,6 +142,10 @@ class BaseStage(RankingModule, ABC):
             for block in self.learner.core_blocks:
                 compile_block(block)
         self._since = (time.perf_counter(), 0)
+
+    def on_train_start(self) -> None:
+        """Save after exceptions from now on."""
+        note_saved(self.trainer, 0)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Randomness of this batch."""

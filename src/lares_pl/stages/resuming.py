@@ -6,11 +6,43 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
 
 from lares_pl.errors import LaresError
 
 _ANEW = "start a new run from its weights (--model.init_from)"
+
+
+def apply_settings(
+    checkpoint: dict[str, Any],
+    now: Mapping[str, Any],
+    former: Callable[..., Optimizer],
+    optimizer: Callable[..., Optimizer],
+    data: Any,
+) -> None:
+    """Make a checkpoint one that a run resumes with the settings of now, in place; print those that differ.
+
+    Args:
+        checkpoint: the checkpoint.
+        now: plain settings of the stage that resumes it.
+        former: factory of its optimiser.
+        optimizer: that of now.
+        data: the data module.
+
+    Raises:
+        LaresError: if it can't.
+    """
+    before = checkpoint["hyper_parameters"]
+    check_resumed(before, now)
+    check_position(checkpoint["loops"]["fit_loop"], data)
+    if changed := changed_settings(before, dict(now)):
+        rank_zero_info(f"resuming with changed settings: {', '.join(changed)}")
+    apply_options(checkpoint, options_of(former), options_of(optimizer))
+    if now.get("scheduler") is not None:
+        apply_schedule(checkpoint, *(settings["scheduler"].get("init_args", {}) for settings in (before, now)))
 
 
 def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -58,6 +90,21 @@ def check_position(loop: Mapping[str, Any], data: Any) -> None:
                     f"data.{name}: the run stopped within an epoch of batches with {name} {was} and can't go on there with "
                     f"{is_}. Resume it with {was}, or {_ANEW}"
                 )
+
+
+def note_saved(trainer: Trainer, update: int) -> None:
+    """Tell the checkpoint callbacks after which update they saved last.
+
+    While a run is being resumed this is the update that it resumes: an exception before training starts must not overwrite a
+    checkpoint with a state that is only restored in part.
+
+    Args:
+        trainer: the trainer.
+        update: its number; 0 is none.
+    """
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint):
+            callback._last_global_step_saved = update
 
 
 def changed_settings(before: Any, now: Any, key: str = "") -> list[str]:
