@@ -30,7 +30,6 @@ from lares_pl.cli.chaining import join_stages, resolve_checkpoint
 from lares_pl.cli.commands import STAGES
 from lares_pl.cli.known_warnings import silence_known_warnings
 from lares_pl.cli.loggers import place_loggers
-from lares_pl.cli.one_paragraph import one_paragraph
 from lares_pl.cli.outcome import Outcome, metrics_text
 from lares_pl.cli.parser import Parser
 from lares_pl.cli.shipped_configs import TRAINER, shipped_configs, with_shipped_configs
@@ -58,7 +57,7 @@ def run(kind: type[LaresCLI] | None = None) -> None:
     silence_known_warnings()
     end_with_parent()
     sys.argv[1:] = with_shipped_configs(sys.argv[1:])
-    with own_defaults(), terminated_is_not_success(), one_paragraph():
+    with own_defaults(), terminated_is_not_success():
         (kind or LaresCLI)(
             BaseStage,
             SequenceDataModule,

@@ -52,8 +52,10 @@ def main() -> None:
             _run_function(command)
         elif command in STAGES:
             from lares_pl.cli.lightning import run
+            from lares_pl.cli.one_paragraph import one_paragraph
 
-            run()
+            with one_paragraph():
+                run()
         else:
             from difflib import get_close_matches
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lares_pl.errors import LaresError
 from lares_pl.parsing import readable
@@ -18,7 +17,7 @@ def one_paragraph() -> Iterator[None]:
     """Turn errors into a `LaresError` with their cause and place; those of the operating system are reported elsewhere."""
     try:
         yield
-    except (LaresError, SIGTERMException, OSError):
+    except (LaresError, OSError):
         raise
     except MisconfigurationException as error:
         raise LaresError(readable(str(error))) from error
