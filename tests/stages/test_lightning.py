@@ -161,6 +161,7 @@ WORKING: dict[str, Callable[[Path], Callback]] = {
     "ProgressBar": lambda _: Printed(),
     "SpikeDetection": lambda _: callbacks.SpikeDetection(),
     "TQDMProgressBar": lambda _: callbacks.TQDMProgressBar(),
+    "ThroughputMonitor": lambda _: callbacks.ThroughputMonitor(len),
     "Timer": lambda _: callbacks.Timer(timedelta(minutes=5)),
 }
 ONLY_SPT = {"BatchSizeFinder", "LearningRateFinder"}  # RPT with pruning refuses them
@@ -168,7 +169,7 @@ ONLY_SPT = {"BatchSizeFinder", "LearningRateFinder"}  # RPT with pruning refuses
 
 @pytest.mark.parametrize("name", WORKING)
 def test_a_stock_callback_works(name: str, toy_dataset: Path, source: Path, tmp_path: Path) -> None:
-    logs = {"logger": True} if name in ("LearningRateMonitor", "DeviceStatsMonitor") else {}
+    logs = {"logger": True} if name in ("LearningRateMonitor", "DeviceStatsMonitor", "ThroughputMonitor") else {}
     for kind in ("spt",) if name in ONLY_SPT else ("spt", "rpt"):
         own = WORKING[name](tmp_path)
         bar = {"enable_progress_bar": True} if isinstance(own, callbacks.ProgressBar) else {}
