@@ -9,9 +9,9 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from lares_pl.data.loading.batches import Batch
+from lares_pl.data.loading.item_pairs import ItemPairs
 from lares_pl.evaluation.metrics import ranking_metrics
 from lares_pl.model.architecture import BackboneConfig
-from lares_pl.model.item_pairs import ItemPairs
 from lares_pl.model.reasoning import Reasoning, StopRule
 from lares_pl.stages.network import NetworkModule
 
@@ -54,6 +54,11 @@ class RankingModule(NetworkModule):
         return self.exclude_seen
 
     @property
+    def needs_read(self) -> bool:
+        """Whether batches must bring what has been read at each instance."""
+        return self.backbone.config.repeat_bias
+
+    @property
     def reasoning(self) -> Reasoning:
         """What evaluation spends on a history."""
         return Reasoning(self.evaluation_depth, self.stop, self.trajectories)
@@ -68,7 +73,7 @@ class RankingModule(NetworkModule):
 
     def _evaluate(self, batch: Batch, split: str) -> None:
         states, steps = self.reasoning(self.backbone, batch.histories)
-        ranks = self.backbone.head(batch.histories).rank(states, batch.targets, self.excluded(batch))
+        ranks = self.backbone.head(batch.histories, read=batch.read).rank(states, batch.targets, self.excluded(batch))
         metrics = cast(MetricCollection, self.metrics[split])
         metrics.update(ranks[batch.valid])
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(batch))
@@ -89,5 +94,5 @@ class RankingModule(NetworkModule):
         """The best `predict_k` items of each user."""
         k = min(self.predict_k, self.backbone.items)
         states, _ = self.reasoning(self.backbone, batch.histories)
-        scores, items = self.backbone.head(batch.histories).top_k(states, k, self.excluded(batch))
+        scores, items = self.backbone.head(batch.histories, read=batch.read).top_k(states, k, self.excluded(batch))
         return Ranked(batch.instances, batch.valid, items, scores)

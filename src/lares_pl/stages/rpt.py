@@ -194,6 +194,7 @@ class RPT(BaseStage):
             self.objective,
             self.randomness.noise,
             places=batch.target_positions,
+            read=batch.read,
             of_all=partial(all_gather_rows, group=self.data_parallel_group),
         )
         logged: Mapping[str, Tensor | float] = {
