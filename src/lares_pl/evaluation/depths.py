@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lares_pl.data.loading.batches import Batch
+from lares_pl.data.loading.item_pairs import ItemPairs
 from lares_pl.evaluation.metrics import ranking_metrics
 from lares_pl.model.backbone import RecurrentBackbone
-from lares_pl.model.item_pairs import ItemPairs
 from lares_pl.model.recurrence import KeyedNoise
 
 
@@ -26,7 +26,7 @@ def ranks_by_depth(
         excluded: items that are not ranked.
     """
     (states,) = backbone.rollout(batch.histories, [max(depths)], KeyedNoise(batch.histories))
-    head = backbone.head(batch.histories)
+    head = backbone.head(batch.histories, read=batch.read)
     return torch.stack([head.rank(states[depth - 1], batch.targets, excluded) for depth in depths])
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from lares_pl.data.loading.batches import Batch
-from lares_pl.model.item_pairs import ItemPairs
+from lares_pl.data.loading.item_pairs import ItemPairs
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.report.measure import Split, batches
 from lares_pl.stages.base import BaseStage

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from lares_pl.data.loading.batches import Batch
+from lares_pl.data.loading.item_pairs import ItemPairs
 from lares_pl.data.loading.loaders import InstanceLoader
 from lares_pl.data.module import SequenceDataModule
 from lares_pl.evaluation.metrics import metric_names, ranking_metrics
-from lares_pl.model.item_pairs import ItemPairs
 from lares_pl.model.reasoning import Reasoning
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.report.distributions import movement, residuals

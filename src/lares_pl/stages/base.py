@@ -80,7 +80,8 @@ class BaseStage(RankingModule, ABC):
         self.randomness: BatchRandomness
         self._seed: int | None = None  # of the run that a checkpoint is of
         self._since = (0.0, 0)  # time and number of instances at the last report of speed
-        self._latest: tuple[Mapping[str, float], Tensor] = ({}, torch.empty(0))  # of the last batch: logged values, instances
+        #: logged values and instances of the last batch
+        self._latest: tuple[Mapping[str, Tensor | float | int], Tensor] = ({}, torch.empty(0))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a reader needs to rebuild this stage without its data."""
@@ -259,14 +260,15 @@ class BaseStage(RankingModule, ABC):
     def log_training(self, values: Mapping[str, Tensor | float | int], batch: Batch) -> None:
         """Log values of one update under `train/`, with learning rate and speed."""
         batch_size = len(batch)
-        numbers = {name: float(value) for name, value in values.items()}
+        logged = dict(values)  # tensors stay on their device until somebody reads them
         if self.on_nonfinite == "skip":
-            numbers["skipped_updates"] = self.skipped_updates
-        self._latest = numbers, batch.instances
+            logged["skipped_updates"] = self.skipped_updates
+        self._latest = logged, batch.instances
         since, instances = self._since
         readers = (self.trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
         now, instances = time.perf_counter(), instances + batch_size * readers
-        self.log_dict({f"train/{name}": value for name, value in numbers.items()}, batch_size=batch_size)
+        numbers = {f"train/{name}": value if isinstance(value, Tensor) else float(value) for name, value in logged.items()}
+        self.log_dict(numbers, batch_size=batch_size)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=batch_size)
         self.log("train/instances_per_second", instances / max(now - since, 1e-9), batch_size=batch_size)
         every = max(1, int(getattr(self.trainer, "log_every_n_steps", 1)))

@@ -9,9 +9,9 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from lares_pl.data.loading.batches import Batch
+from lares_pl.data.loading.item_pairs import ItemPairs
 from lares_pl.evaluation.metrics import metric_names, ranking_metrics
 from lares_pl.model.architecture import BackboneConfig
-from lares_pl.model.item_pairs import ItemPairs
 from lares_pl.model.reasoning import Reasoning, StopRule
 from lares_pl.stages.memory import trim
 from lares_pl.stages.network import NetworkModule
@@ -66,6 +66,11 @@ class RankingModule(NetworkModule):
         return tuple(f"val/{name}" for name in [*metric_names(CUTOFFS), *(["steps"] if self.stop is not None else [])])
 
     @property
+    def needs_read(self) -> bool:
+        """Whether batches must bring what has been read at each instance."""
+        return self.backbone.config.repeat_bias
+
+    @property
     def reasoning(self) -> Reasoning:
         """What evaluation spends on a history."""
         return Reasoning(self.evaluation_depth, self.stop, self.trajectories)
@@ -80,7 +85,7 @@ class RankingModule(NetworkModule):
 
     def _evaluate(self, batch: Batch, split: str) -> None:
         states, steps = self.reasoning(self.backbone, batch.histories)
-        ranks = self.backbone.head(batch.histories).rank(states, batch.targets, self.excluded(batch))
+        ranks = self.backbone.head(batch.histories, read=batch.read).rank(states, batch.targets, self.excluded(batch))
         metrics = cast(MetricCollection, self.metrics[split])
         metrics.update(ranks[batch.valid])
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(batch))
@@ -117,5 +122,5 @@ class RankingModule(NetworkModule):
         """The best `predict_k` items of each user."""
         k = min(self.predict_k, self.backbone.items)
         states, _ = self.reasoning(self.backbone, batch.histories)
-        scores, items = self.backbone.head(batch.histories).top_k(states, k, self.excluded(batch))
+        scores, items = self.backbone.head(batch.histories, read=batch.read).top_k(states, k, self.excluded(batch))
         return Ranked(batch.instances, batch.valid, items, scores)

@@ -100,7 +100,8 @@ class RPT(BaseStage):
         )
         self.pruning = None if pruning is None else from_plain(Pruning, pruning, "pruning")
         self._kept: KeptSet | None = None
-        self._groups = self._equal_groups = 0  # of this epoch; those whose rewards are all equal
+        self._groups = 0  # of this epoch
+        self._equal_groups: Tensor | int = 0  # those whose rewards are all equal; a tensor stays on its device
 
     @property
     def kept(self) -> KeptSet | None:
@@ -161,11 +162,11 @@ class RPT(BaseStage):
 
     def on_train_epoch_start(self) -> None:
         """Count the groups of each epoch anew."""
-        self._groups = self._equal_groups = 0
+        self._groups, self._equal_groups = 0, 0
 
     def on_train_epoch_end(self) -> None:
         """Warn if no group had rewards that differ."""
-        if self._groups and self._groups == self._equal_groups:
+        if self._groups and self._groups == int(self._equal_groups):
             rank_zero_warn(
                 f"epoch {self.trainer.current_epoch}: in each of its {self._groups:,} groups all trajectories had the same "
                 "reward, so that RPT learned nothing from them. Choose another reward (model.reward: lares_pl.LogProbReward "
@@ -226,10 +227,11 @@ class RPT(BaseStage):
             self.objective,
             self.randomness.noise,
             places=batch.target_positions,
+            read=batch.read,
             of_all=partial(all_gather_rows, group=self.data_parallel_group),
         )
         equal = outcome.rewards.std(dim=1) == 0
-        self._groups, self._equal_groups = self._groups + len(equal), self._equal_groups + int(equal.sum())
+        self._groups, self._equal_groups = self._groups + len(equal), self._equal_groups + equal.sum()
         logged: Mapping[str, Tensor | float] = {
             "loss": outcome.loss.detach(),
             "kl": outcome.kl,

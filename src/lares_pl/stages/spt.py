@@ -145,6 +145,6 @@ class SPT(BaseStage):
         of_rows = self.randomness.of_instances(batch.instances, 2)
         states, weights = self.supervision(trajectory, draws, of_rows)
         steps, rows, _ = states.shape
-        head = self.learner.head(batch.histories, batch.target_positions).repeat(steps, rows)
+        head = self.learner.head(batch.histories, batch.target_positions, batch.read).repeat(steps, rows)
         shares = (weights / rows).repeat_interleave(rows, output_size=steps * rows)
         return self.loss(head, states.flatten(0, 1), batch.targets.repeat(steps), shares, self._proposal, draws)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
-def not_finite(what: str, values: Mapping[str, float], instances: Tensor) -> LaresError:
+def not_finite(what: str, values: Mapping[str, Tensor | float], instances: Tensor) -> LaresError:
     """Build the error for a non-finite gradient.
 
     Args:
@@ -26,7 +26,7 @@ def not_finite(what: str, values: Mapping[str, float], instances: Tensor) -> Lar
         values: the parts of the loss of its last batch.
         instances: the training instances of that batch.
     """
-    parts = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    parts = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
     listed = ", ".join(map(str, instances[:10].tolist())) + (", …" if len(instances) > 10 else "")
     return LaresError(
         f"{what} is not finite. Its last batch had {parts}; training instances {listed}. The weights are those before this "
