@@ -6,6 +6,7 @@ of them would stop the host until the device has caught up.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from tests.training import released_rpt, released_spt
 
 LENGTH = 8
 RECURRENT = BackboneConfig(depth=ConstantDepth(3))
-STAGES = {
+STAGES: dict[str, tuple[Callable[[], BaseStage], str]] = {
     "recipe": (lambda: SPT(), "sequence"),
     "recipe, alignment": (lambda: SPT(alpha=0.1, gamma=0.1), "sequence"),
     "released": (lambda: released_spt(released_backbone()), "prefix"),
@@ -53,7 +54,7 @@ def batch_for(stage: BaseStage, toy_dataset: Path, instances: str) -> Batch:
 
 def on_meta(stage: BaseStage, items: int, config: BackboneConfig) -> BaseStage:
     """A stage whose network is on the meta device, outside a trainer."""
-    stage.backbone = stage.learner = RecurrentBackbone(items, LENGTH, config).to("meta").train()
+    stage.backbone = RecurrentBackbone(items, LENGTH, config).to("meta").train()
     if isinstance(stage, RPT):
         stage.reference = RecurrentBackbone(items, LENGTH, config).to("meta").eval()
     stage.randomness = BatchRandomness(1, 0, torch.device("cpu"))
