@@ -11,6 +11,10 @@ from lares_pl.data.prepare.columns import Columns as Columns
 from lares_pl.data.prepare.command import prepare as prepare
 from lares_pl.data.prepare.engines import DuckDB as DuckDB
 from lares_pl.data.prepare.spark import Spark as Spark
+from lares_pl.data.prepare.splits import DataSplit as DataSplit
+from lares_pl.data.prepare.splits import LastK as LastK
+from lares_pl.data.prepare.splits import LeaveOneOut as LeaveOneOut
+from lares_pl.data.prepare.splits import TemporalSplit as TemporalSplit
 from lares_pl.data.prepare.text import TextOptions as TextOptions
 from lares_pl.errors import LaresError as LaresError
 from lares_pl.losses.actions import Actions as Actions

@@ -46,12 +46,9 @@ class Population:
 
 
 def population(dataset: str, split: Split) -> Population:
-    """Users of a split. Held out are each user's last two items, if there are three; what else there is trains."""
+    """Users of a split."""
     sequences = SequenceDataset.load(dataset)
-    size = sequences.catalogue_size + 1
-    last = sequences.held_out("test").all()
-    held = np.concatenate([sequences.items[last.ends], sequences.items[last.ends - 1]])
-    counts = np.bincount(sequences.items, minlength=size) - np.bincount(held, minlength=size)
+    counts = sequences.training_popularity
     spans = sequences.held_out("test" if split == "test" else "validation").all()
     return Population(sequences, counts[sequences.targets(spans)], spans.ends - spans.starts, counts)
 
