@@ -98,7 +98,7 @@ class Outcome:
     def _test_before(self, path: str) -> Mapping[str, float]:
         """Test metrics of the SPT checkpoint under the same conditions, logged nowhere."""
         before = load_stage(path)
-        for name in ("evaluation_depth", "stop", "trajectories", "exclude_seen"):
+        for name in ("evaluation_depth", "stop", "trajectories", "exclude_seen", "metrics"):
             setattr(before, name, getattr(self.model, name))
         trainer: Any = self.trainer
         loggers, callbacks = trainer.loggers, trainer.callbacks
@@ -117,13 +117,22 @@ def metrics_text(report: Mapping[str, Any]) -> str:
         report: the content of `test.json`: `depth`, `metrics`, and `before` after RPT.
     """
     before = report.get("before", {}).get("metrics")
-    split = {"val": "validation"}.get(prefix := next(iter(report["metrics"])).split("/")[0], prefix)
+    found: Mapping[str, float] = report["metrics"]
+    split = {"val": "validation"}.get(prefix := next(iter(found)).split("/")[0], prefix)
     lines = [f"{split} metrics at depth {report['depth']}" + (" before and after RPT" if before else "")]
-    for name, value in report["metrics"].items():
-        label = f"  {name.rpartition('/')[2]:<10}"
-        if before:
-            change = f"{value / before[name] - 1:+.1%}" if before[name] else ""
-            lines.append(f"{label} {before[name]:.4f} -> {value:.4f}  {change}")
-        else:
-            lines.append(f"{label} {value:.4f}")
+    for protocol, heading in _PROTOCOLS.items():
+        shown = {name: name.removeprefix(f"{prefix}/{protocol}") for name in found if name.startswith(f"{prefix}/{protocol}")}
+        shown = {name: label for name, label in shown.items() if "/" not in label}
+        lines += [heading] if heading and shown else []
+        width = max(10, *map(len, shown.values())) if shown else 0
+        for name, label in shown.items():
+            if before:
+                change = f"{found[name] / before[name] - 1:+.1%}" if before[name] else ""
+                lines.append(f"  {label:<{width}} {before[name]:.4f} -> {found[name]:.4f}  {change}")
+            else:
+                lines.append(f"  {label:<{width}} {found[name]:.4f}")
     return "\n".join(lines)
+
+
+# prefixes of metrics and what they are under
+_PROTOCOLS = {"": "", "unseen/": "with items seen before left out", "all/": "with items seen before ranked"}
