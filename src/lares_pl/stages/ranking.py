@@ -50,8 +50,7 @@ class RankingModule(NetworkModule):
         self.exclude_seen = exclude_seen
         #: what validation and test report
         self.metrics: list[RankingMetric] = [
-            from_plain(RankingMetric, metric, f"metrics.{number}")
-            for number, metric in enumerate(DEFAULT_METRICS if metrics is None else metrics)
+            from_plain(RankingMetric, metric, "metrics") for metric in (DEFAULT_METRICS if metrics is None else metrics)
         ]
         #: depth of validation, test and prediction
         self.evaluation_depth = backbone.depth.evaluation_depth

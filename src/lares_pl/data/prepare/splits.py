@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -152,9 +153,10 @@ def _as_number(time: float | str | None, name: str) -> float:
     """A time as the table `log` has it: dates are seconds since 1970."""
     try:
         number = float(time)  # type: ignore[arg-type]
-        return int(number) if number.is_integer() else number
     except ValueError:
         moment = pd.to_datetime(str(time), errors="coerce", utc=True, format="ISO8601")
-    if pd.isna(moment):
+        epoch = pd.Timestamp("1970-01-01", tz="UTC")
+        number = math.nan if pd.isna(moment) else float((moment - epoch) / pd.Timedelta(seconds=1))
+    if not math.isfinite(number):
         raise LaresError(f"--split.{name}: {time!r} is neither a number nor a date such as 2014-05-31")
-    return float((moment - pd.Timestamp("1970-01-01", tz="UTC")) / pd.Timedelta(seconds=1))
+    return int(number) if number.is_integer() else number
