@@ -1,4 +1,4 @@
-"""Data that several tests read: reference values, real data where a machine has it, and generated logs."""
+"""Data shared by tests: reference values, real data if the machine has it, and generated logs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 
 
 def golden_files() -> list[Path]:
-    """The committed reference values, and further ones where LARES_GOLDEN_DIR names a directory."""
+    """The committed reference values, and those of the directory LARES_GOLDEN_DIR, if set."""
     further = os.environ.get("LARES_GOLDEN_DIR")
     return sorted(GOLDEN.glob("*.npz")) + (sorted(Path(further).glob("*.npz")) if further else [])
 

@@ -1,4 +1,4 @@
-"""The `lares` command as a person runs it: another process, another folder, no account of anything."""
+"""The `lares` command as users run it: in another process and another folder, without any account."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _command(folder: Path, said: Path, arguments: list[str], environment: dict[s
 
 
 class Running:
-    """A `lares` command at work.
+    """A running `lares` command.
 
     Args:
         folder: where it is called.
@@ -96,7 +96,7 @@ class Running:
         return [process.pid or 0 for process in self.processes]
 
     def poll(self) -> int | None:
-        """Exit status of the first process; None while it is at work."""
+        """Exit status of the first process; None while it is running."""
         return self.processes[0].exitcode
 
     @property
@@ -112,7 +112,7 @@ class Running:
         return self.stdout + self.stderr
 
     def kill(self, after: float = 0.0) -> None:
-        """Kill it, if it is still there then."""
+        """Kill it if it is still running."""
         self.processes[0].join(after)
         for process in self.processes:
             if process.is_alive():
@@ -149,7 +149,7 @@ def lares_of(python: str, folder: Path, *arguments: str) -> subprocess.Completed
 
 
 def error(folder: Path, *arguments: str) -> str:
-    """The one paragraph that a refused command prints; run in this process."""
+    """The message of a refused command, run in this process; checks that it is one paragraph."""
     said, stderr = io.StringIO(), sys.stderr
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
         patch.chdir(folder)

@@ -1,4 +1,4 @@
-"""The released method as values: tests of what only it has (noise, alignment, dropout of the policy) name it."""
+"""The released method's settings, for tests of what only it uses (noise, alignment, dropout of the policy)."""
 
 from __future__ import annotations
 

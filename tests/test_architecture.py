@@ -91,13 +91,13 @@ def test_imports_go_downwards(module: str) -> None:
         assert LAYERS.index(layer(name)) >= mine, f"{module} imports {name}, which is above it"
 
 
-def test_no_module_imports_itself_through_others() -> None:
+def test_there_are_no_import_cycles() -> None:
     """Lazy imports and those for type checkers count too."""
     TopologicalSorter({module: own_imports(module) - {module} for module in MODULES}).prepare()
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_frameworks_stay_where_they_belong(module: str) -> None:
+def test_frameworks_are_imported_only_by_their_layers(module: str) -> None:
     for name in imports(MODULES[module]):
         for framework, layers in (("lightning", LIGHTNING), ("torchmetrics", TORCHMETRICS), ("jsonargparse", PARSER)):
             assert name.split(".")[0] != framework or layer(module) in layers, f"{module} imports {name}"
@@ -118,7 +118,7 @@ def test_public_names_exist_and_are_imported_at_first_use() -> None:
 
 
 def test_the_model_needs_neither_a_command_line_nor_a_trainer() -> None:
-    """The parser must not become part of everyone's model."""
+    """Importing a model must not import the parser."""
     used = "import lares_pl; lares_pl.RecurrentBackbone, lares_pl.FMLPBlock, lares_pl.FullSoftmax, lares_pl.RecallReward"
     assert fresh(used, "jsonargparse", "lightning", "lares_pl.cli", "pandas", "wandb") == ""
 

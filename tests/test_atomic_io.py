@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lares_pl import LaresError
 from lares_pl.atomic_io import atomic_write, move_aside, temporary_folder, write_json, write_text
 
 
-def test_a_crash_leaves_the_former_file_and_nothing_else(tmp_path: Path) -> None:
+def test_a_crash_leaves_the_previous_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "x.txt"
     write_text(path, "former")
     with pytest.raises(LaresError, match=r"x\.txt: could not be written \(disk full\)"), atomic_write(path) as temporary:  # noqa: PT012
@@ -24,7 +24,7 @@ def test_a_crash_leaves_the_former_file_and_nothing_else(tmp_path: Path) -> None
     assert path.read_text() == '{\n "a": 1\n}\n'
 
 
-def test_moving_aside_never_takes_a_name_that_is_there(tmp_path: Path) -> None:
+def test_moving_aside_never_overwrites(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert move_aside(folder) is None
     for number in (1, 2):
@@ -35,7 +35,7 @@ def test_moving_aside_never_takes_a_name_that_is_there(tmp_path: Path) -> None:
         assert (tmp_path / f"run.{number}" / "x").read_text() == str(number)
 
 
-def test_folders_of_killed_processes_are_cleared_away_and_those_of_living_ones_are_not(tmp_path: Path) -> None:
+def test_temporary_folders_are_removed_only_if_their_process_is_gone(tmp_path: Path) -> None:
     code = "import sys, time; from pathlib import Path; from lares_pl.atomic_io import temporary_folder\n"
     code += "with temporary_folder(Path(sys.argv[1]), 'x'): print('there', flush=True); time.sleep(600)"
     living, dead = (

@@ -1,4 +1,4 @@
-"""Devices by their names."""
+"""Resolving device names."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from lares_pl.device import resolve_device
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-def test_auto_is_the_gpu_where_there_is_one(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_the_gpu_if_there_is_one(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
     monkeypatch.setattr("torch.zeros", lambda *shape, device: torch.ones(1))
     assert resolve_device("auto") == torch.device("cuda" if gpu else "cpu")
 
 
-def test_a_device_is_its_own() -> None:
+def test_named_devices_are_used() -> None:
     assert resolve_device("cpu") == resolve_device(torch.device("cpu")) == torch.device("cpu")
 
 
 @pytest.mark.parametrize("name", ["nonsense", "", "cuda:99", "meta", "hpu"])
-def test_a_device_that_is_not_there_is_refused(name: str) -> None:
+def test_a_missing_device_is_refused(name: str) -> None:
     with pytest.raises(LaresError, match=f"--device {name}: .*Choose auto, cpu"):
         resolve_device(name)

@@ -1,4 +1,4 @@
-"""The same function as the reference implementation: recorded inputs, weights, noise and depths give its results."""
+"""Equality with the reference implementation: recorded inputs, weights, noise and depths give its results."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ class Golden:
         return backbone
 
     def ours(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Recorded values under our names."""
+        """The recorded weights under this package's names."""
         found, unknown = from_reference(state, self.family)
         assert not unknown
         return found
 
     def initial_state(self, index: int, histories: Histories, backbone: RecurrentBackbone) -> Tensor:
-        """A recorded z_0 in the backbone's own layout."""
+        """A recorded z_0 in the layout of the backbone."""
         recorded = self["in/initial_states"][index]
         if backbone.padded:
             return recorded
@@ -92,7 +92,7 @@ def assert_close(actual: Tensor, expected: Tensor, name: str = "") -> None:
 
 
 def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Each value within the relative error; parts that are zero but for round-off absolutely."""
+    """Each value within the relative error; parts that are zero up to rounding are compared absolutely."""
     assert expected.keys() <= actual.keys()
     for name, value in expected.items():
         for ours, theirs in zip(_parts(name, actual[name]), _parts(name, value), strict=True):
@@ -108,7 +108,7 @@ def _parts(name: str, value: Tensor) -> tuple[Tensor, ...]:
 
 
 def assert_plausible(run: Callable[[], dict[str, Tensor]], expected: dict[str, Tensor]) -> None:
-    """For values recorded under noise that was not: nearly all lie where our own draws of that noise lead.
+    """For values recorded with unrecorded noise: nearly all lie within the range of our own draws of that noise.
 
     Without the noise, or with less of it, our range is too narrow and the recorded values lie outside.
     """
@@ -126,7 +126,7 @@ def assert_plausible(run: Callable[[], dict[str, Tensor]], expected: dict[str, T
 
 
 def assert_matches(golden: Golden, run: Callable[[], dict[str, Tensor]], expected: dict[str, Tensor]) -> None:
-    """Exactly, or for TedRec, whose gates are noisy in training, as one draw among ours."""
+    """Compare exactly; for TedRec, whose gates are noisy in training, as one draw among ours."""
     if golden.family == "tedrec":
         assert_plausible(run, expected)
     else:

@@ -1,4 +1,4 @@
-"""Typed configuration survives the way through plain values, and mistakes are named."""
+"""Typed configuration is restored from plain values, and errors name the key."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lares_pl.serialization import to_plain
 
 
 class OwnBlock(nn.Module):
-    """A block of a user's own."""
+    """A custom block."""
 
     def __init__(self, hidden_size: int, wide: bool = False) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ def only_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-def test_there_and_back() -> None:
+def test_values_are_restored_from_plain_values() -> None:
     config = BackboneConfig(
         hidden_size=32,
         pre_block=partial(TransformerBlock, heads=4),
@@ -60,24 +60,24 @@ def test_a_wrong_type_is_named() -> None:
         from_plain(BackboneConfig, {"hidden_size": "large"}, "backbone")
 
 
-def test_a_class_that_is_not_there_is_named() -> None:
+def test_a_missing_class_is_named() -> None:
     with pytest.raises(LaresError, match=r"no_such_module"):
         from_plain(BackboneConfig, {"core_block": {"class_path": "no_such_module.Block"}}, "backbone")
 
 
-def test_what_can_not_be_written_down_is_refused() -> None:
+def test_values_that_cannot_be_serialized_are_refused() -> None:
     with pytest.raises(LaresError, match="partial"):
         to_plain(BackboneConfig(core_block=lambda hidden_size: OwnBlock(hidden_size)))
 
 
-def test_senseless_settings_are_refused() -> None:
+def test_invalid_settings_are_refused() -> None:
     with pytest.raises(LaresError, match="dropout"):
         BackboneConfig(dropout=1.0)
     with pytest.raises(LaresError, match="hidden_size"):
         BackboneConfig(hidden_size=0)
 
 
-def test_readable_keeps_the_place_and_the_fault() -> None:
+def test_readable_keeps_the_key_and_the_error() -> None:
     report = (
         'Parser key "model":\n  Does not validate against any of the Union subtypes\n  Subtypes: [a, b]\n  Errors:\n'
         "    - Problem with given class_path 'x.SPT':\n        Parser key \"alpha\":\n"

@@ -1,4 +1,4 @@
-"""A built wheel in a fresh virtual environment, in a folder that is not the checkout."""
+"""A built wheel in a fresh virtual environment, outside the checkout."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.console import QUICK, SMALL, lares_of
 pytestmark = pytest.mark.slow
 
 
-def test_the_main_job_from_a_wheel(interactions: Path, tmp_path: Path) -> None:
+def test_both_stages_run_from_a_wheel(interactions: Path, tmp_path: Path) -> None:
     def run(*command: str) -> None:
         clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         done = subprocess.run(command, capture_output=True, text=True, env=clean, check=False, timeout=550)

@@ -1,4 +1,4 @@
-"""Small stages of the released method, and a trainer that prints and writes nothing: what tests that train share."""
+"""Small stages of the released method and a silent trainer, shared by tests that train."""
 
 from __future__ import annotations
 

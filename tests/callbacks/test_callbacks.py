@@ -57,7 +57,7 @@ def test_clock() -> None:
     assert clock(3723) == "1:02:03"
 
 
-def test_an_account_is_a_key_or_a_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_is_online_with_a_key_or_a_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -1,4 +1,4 @@
-"""What training costs in operations: against a closed form, as a budget, and resumed."""
+"""The FLOPs of training: against a closed form, as a budget, and after resuming."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BATCH, SIZE = 16, 8
 
 
 def flat() -> SPT:
-    """No layers and no alignment: nothing but the softmax over the catalogue multiplies matrices."""
+    """No layers and no alignment, so only the softmax over the catalogue multiplies matrices."""
     config = released_backbone(hidden_size=SIZE, pre_layers=0, core_layers=0, depth=ConstantDepth(0))
     return released_spt(config, alpha=0.0, gamma=0.0)
 
@@ -44,7 +44,7 @@ def of_an_update(dataset: Path) -> int:
 
 
 @pytest.mark.parametrize("every", [1, 3])
-def test_an_update_costs_what_its_products_cost(toy_dataset: Path, tmp_path: Path, every: int) -> None:
+def test_the_cost_of_an_update_is_that_of_its_matrix_products(toy_dataset: Path, tmp_path: Path, every: int) -> None:
     cost = FlopBudget(every)
     fit = trainer(tmp_path, callbacks=[cost], max_steps=7)
     fit.fit(flat(), data(toy_dataset))
@@ -52,7 +52,7 @@ def test_an_update_costs_what_its_products_cost(toy_dataset: Path, tmp_path: Pat
     assert float(fit.callback_metrics["train/tflops"]) == pytest.approx(cost.flops / 1e12)
 
 
-def test_training_ends_where_another_runs_cost_is_spent(toy_dataset: Path, tmp_path: Path) -> None:
+def test_training_ends_at_the_cost_of_another_run(toy_dataset: Path, tmp_path: Path) -> None:
     record = StageFolder(tmp_path / "runs" / "a" / "rpt")
     record.path.mkdir(parents=True)
     record.finish(1, 9, "", tested=False, flops=4.5 * of_an_update(toy_dataset))
@@ -61,7 +61,7 @@ def test_training_ends_where_another_runs_cost_is_spent(toy_dataset: Path, tmp_p
     assert fit.global_step == 5
 
 
-def test_a_resumed_run_goes_on_counting(toy_dataset: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_continues_counting(toy_dataset: Path, tmp_path: Path) -> None:
     for steps in (3, 8):
         cost = FlopBudget(2)
         fit = trainer(tmp_path, callbacks=[cost], max_steps=steps)
@@ -71,7 +71,7 @@ def test_a_resumed_run_goes_on_counting(toy_dataset: Path, tmp_path: Path) -> No
     assert cost.flops == 8 * of_an_update(toy_dataset)
 
 
-def test_a_run_whose_beginning_was_not_counted_says_so(toy_dataset: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_not_counted_from_the_start_reports_it(toy_dataset: Path, tmp_path: Path) -> None:
     """Resumed inside an epoch, where no batch has a number to be counted for."""
     start, path = trainer(tmp_path, max_steps=3), str(tmp_path / "three.ckpt")
     start.fit(flat(), data(toy_dataset))
@@ -98,13 +98,13 @@ def test_validation_before_training_is_left_out(toy_dataset: Path, tmp_path: Pat
     assert cost.flops == 2 * of_an_update(toy_dataset)
 
 
-def test_of_accumulated_batches_each_counts(toy_dataset: Path, tmp_path: Path) -> None:
+def test_each_accumulated_batch_counts(toy_dataset: Path, tmp_path: Path) -> None:
     cost = FlopBudget(2)
     trainer(tmp_path, callbacks=[cost], max_steps=2, accumulate_grad_batches=3).fit(flat(), data(toy_dataset))
     assert cost.flops == 6 * of_an_update(toy_dataset)
 
 
-def test_what_comes_before_the_first_update_counts(toy_dataset: Path, tmp_path: Path) -> None:
+def test_work_before_the_first_update_counts(toy_dataset: Path, tmp_path: Path) -> None:
     """RPT prunes with the SPT model first."""
     fit = trainer(tmp_path, max_steps=1)
     fit.fit(released_spt(), data(toy_dataset))
@@ -121,7 +121,7 @@ def test_what_comes_before_the_first_update_counts(toy_dataset: Path, tmp_path: 
     assert (thrice - none) == pytest.approx(3 * (once - none), rel=0.2)
 
 
-def test_what_is_refused(tmp_path: Path) -> None:
+def test_invalid_arguments_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LaresError, match="no finished run at"):
         spent(tmp_path / "finished.json")
     (tmp_path / "finished.json").write_text(json.dumps({"epochs": 1}))
@@ -131,7 +131,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         FlopBudget(0)
 
 
-def test_a_missing_budget_is_said_before_the_former_run_is_moved_aside(toy_dataset: Path, tmp_path: Path) -> None:
+def test_a_missing_budget_is_reported_before_the_former_run_is_moved_aside(toy_dataset: Path, tmp_path: Path) -> None:
     trainer(tmp_path, max_steps=1).fit(model := released_spt(), data(toy_dataset))
     best = tmp_path / "runs" / "a" / "spt" / "checkpoints" / "best.ckpt"
     model.trainer.save_checkpoint(best)
@@ -166,8 +166,8 @@ def test_supervised_training_at_the_cost_of_rpt(toy_dataset: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_two_processes_spend_one_budget_and_stop_together(toy_dataset: Path, tmp_path: Path) -> None:
-    """Batches of other lengths cost each a different amount: by its own count one would stop and the other wait for it."""
+def test_two_processes_share_one_budget_and_stop_together(toy_dataset: Path, tmp_path: Path) -> None:
+    """Batches of different lengths have different costs: counting alone, one process would stop while the other waits."""
     (tmp_path / "budget.json").write_text(json.dumps({"flops": 1e8}))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -205,8 +205,8 @@ def _spend(rank: int, port: str, dataset: str, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_core_stays_compiled_and_costs_as_much(toy_dataset: Path, tmp_path: Path) -> None:
-    """An update that is counted is not compiled, whichever comes first; the others are."""
+def test_a_compiled_core_stays_compiled_and_has_the_same_cost(toy_dataset: Path, tmp_path: Path) -> None:
+    """A counted update is not compiled, in any order; the others are."""
     counters = torch._dynamo.utils.counters
     costs = []
     for compile_core, every in ((False, 3), (True, 3), (True, 1)):

@@ -1,4 +1,4 @@
-"""What W&B gets to see of SPT, an interrupted SPT and RPT: offline runs read back."""
+"""W&B records of SPT, an interrupted SPT and RPT, read back from offline runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TINY = [*QUICK, *SMALL, "--data.max_length", "8", "--data.instances", "prefix", 
 
 
 def lares(folder: Path, *arguments: str) -> None:
-    """The command in this process; W&B's run ends with it, as it does with a process."""
+    """Run the command in this process and end W&B's run with it."""
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
         patch.chdir(folder)
         patch.setenv("WANDB_MODE", "offline")
@@ -121,7 +121,7 @@ def test_the_depth_sweep_is_a_table_a_chart_and_a_csv(stage: Path) -> None:
         assert logged[f"{key.removeprefix('_wandb/visualize/')}_table/path"] == logged["depth_sweep/table/path"]
 
 
-def test_a_sweep_is_what_tests_at_each_depth_say(runs: Path, toy_dataset: Path, tmp_path: Path) -> None:
+def test_a_sweep_equals_tests_at_each_depth(runs: Path, toy_dataset: Path, tmp_path: Path) -> None:
     model = load_stage(runs / "spt" / "checkpoints" / "best.ckpt")
     data = SequenceDataModule(str(toy_dataset), max_length=8)
     swept = metrics_by_depth(model.backbone, data.test_dataloader(), [1, 3, 5], partial(model.make_sums, data.sequences))
@@ -135,7 +135,7 @@ def manifest(artifact: Any) -> dict[str, str]:
     return {entry.path: entry.digest for entry in artifact.manifest.contents}
 
 
-def test_artifacts_join_the_stages(runs: Path) -> None:
+def test_artifacts_link_the_stages(runs: Path) -> None:
     spt, rpt = (wandb_files.artifacts(wandb_files.records(runs / name)) for name in ("spt", "rpt"))
     inputs = [[artifact for artifact in of if artifact.use_after_commit] for of in (spt, rpt)]
     assert [[a.name for a in of] for of in inputs] == [["dataset-prepared"], ["dataset-prepared", "checkpoint-toy-spt"]]
@@ -150,7 +150,7 @@ def test_artifacts_join_the_stages(runs: Path) -> None:
     assert "best" in models[0][0].aliases
 
 
-def test_an_artifact_is_its_content(runs: Path, toy_dataset: Path, tmp_path: Path) -> None:
+def test_an_artifact_is_identified_by_its_content(runs: Path, toy_dataset: Path, tmp_path: Path) -> None:
     best = runs / "spt" / "checkpoints" / "best.ckpt"
     (tmp_path / "elsewhere.ckpt").write_bytes(best.read_bytes())
     reference, upload = checkpoint_artifact(best, "reference"), checkpoint_artifact(best, "upload")
@@ -184,14 +184,14 @@ def test_only_the_first_process_writes(tmp_path: Path, monkeypatch: pytest.Monke
     assert wandb.run is None
 
 
-def test_senseless_sweeps_are_refused() -> None:
+def test_invalid_sweeps_are_refused() -> None:
     wrong: list[dict[str, Any]] = [{"reach": 0}, {"splits": []}, {"splits": ["train"]}]
     for options in wrong:
         with pytest.raises(LaresError, match="DepthSweep"):
             DepthSweep(**options)
 
 
-def test_the_sweep_file_says_what_the_command_takes(toy_dataset: Path, tmp_path: Path) -> None:
+def test_the_sweep_file_uses_options_of_the_command(toy_dataset: Path, tmp_path: Path) -> None:
     sweep = yaml.safe_load(shipped_files()["sweep.yaml"].read_text())
     assert sweep["command"][-1] == "${args}"
     assert "lares fit --config spt.yaml" in sweep["command"][2]

@@ -1,4 +1,4 @@
-"""Somebody starts this on a cluster on Friday evening: several processes, signals, the same command again and again."""
+"""Unattended runs on a cluster: several processes, signals, and the same command run repeatedly."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def gone(pid: int) -> bool:
 # ---------------------------------------------------------------- one at a time, the same line again
 
 
-def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
+def test_a_folder_is_locked_by_one_process(tmp_path: Path) -> None:
     folder = StageFolder(tmp_path / "runs" / "a" / "spt")
     first = folder.hold()
     with pytest.raises(LaresError, match=rf"runs/a/spt is already being trained, by process {os.getpid()} on .*another --run"):
@@ -131,7 +131,7 @@ def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_second_fit_of_one_name_is_refused_and_a_kill_sets_the_folder_free(work: Path) -> None:
+def test_a_second_fit_of_a_run_is_refused_and_a_kill_releases_the_folder(work: Path) -> None:
     line = ["fit", "--config", "spt.yaml", "--run", "twice", "--ckpt_path", "auto", "--test_after_fit", "false"]
     running = Running(work, *line, "--trainer.max_epochs", "5000")
     wait_for(checkpoint(work, "twice"), running)
@@ -145,8 +145,8 @@ def test_a_second_fit_of_one_name_is_refused_and_a_kill_sets_the_folder_free(wor
 
 
 @pytest.mark.slow
-def test_the_same_line_starts_goes_on_and_ends_at_once(work: Path) -> None:
-    """RPT's first start takes its weights from SPT, as without `auto`."""
+def test_the_same_command_starts_resumes_and_ends_at_once(work: Path) -> None:
+    """The first start of RPT reads its weights from SPT, as without `auto`."""
     for stage in ("spt", "rpt"):
         folder = work / "runs" / "again" / stage
         line = ["fit", "--config", f"{stage}.yaml", "--run", "again", "--ckpt_path", "auto", "--trainer.max_epochs", "1"]
@@ -188,7 +188,7 @@ def test_processes_that_would_start_differently_are_refused() -> None:
 
 
 @pytest.mark.slow
-def test_a_process_that_waits_for_a_killed_one_ends_too(tmp_path: Path) -> None:
+def test_a_process_that_waits_for_a_killed_one_ends(tmp_path: Path) -> None:
     call = "from lares_pl.callbacks.graceful_shutdown import end_with_parent; end_with_parent()"
     waits = f"import time; {call}; print(flush=True); time.sleep(99)"
     child = f"subprocess.Popen([sys.executable, '-c', {waits!r}])"
@@ -236,7 +236,7 @@ def test_sigterm_to_one_of_two_processes_saves_once_and_ends_both(work: Path, ra
 
 
 @pytest.mark.slow
-def test_sigterm_to_the_group_that_lightning_started_saves_once_and_ends_all(work: Path) -> None:
+def test_sigterm_to_the_process_group_saves_once_and_ends_all(work: Path) -> None:
     process = launched(work, *terminated("term-group"), "5000")
     wait_for(checkpoint(work, "term-group"), process)
     (second,) = children(process)
@@ -251,7 +251,7 @@ def test_sigterm_to_the_group_that_lightning_started_saves_once_and_ends_all(wor
 
 
 @pytest.mark.slow
-def test_a_run_resumed_on_two_processes_is_the_uninterrupted_one(work: Path) -> None:
+def test_a_run_resumed_on_two_processes_equals_the_uninterrupted_run(work: Path) -> None:
     """Interrupted in the middle of an epoch, with accumulation, in bfloat16; both stages."""
     each: dict[str, Any] = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}
     each |= {"init_args": {"filename": "{step}", "every_n_train_steps": 1, "save_top_k": -1, "auto_insert_metric_name": False}}
@@ -289,7 +289,7 @@ def test_three_processes_count_and_predict_each_user_once(work: Path) -> None:
 
 @pytest.mark.slow
 def test_torchrun_starts_the_processes(work: Path) -> None:
-    """With the cluster's overlay as it is: bfloat16, clipping; and accumulation."""
+    """With cluster.yaml unchanged (bfloat16, clipping), and accumulation."""
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "--", "lares_pl")
     line = ["fit", "--config", "spt.yaml", *CLUSTER, "--run", "torchrun", "--ckpt_path", "auto"]
     line += ["--trainer.accumulate_grad_batches", "2", "--trainer.log_every_n_steps", "1"]
@@ -331,8 +331,8 @@ exit $status
 
 
 @pytest.mark.slow
-def test_the_slurm_script_requeues_itself_and_goes_on(work: Path) -> None:
-    """Time runs out in SPT: saved, requeued; started again it goes on, and RPT follows; cancelled it is not requeued."""
+def test_the_slurm_script_requeues_itself_and_resumes(work: Path) -> None:
+    """The time limit in SPT saves and requeues; the next start resumes, and RPT follows; a cancelled job is not requeued."""
     stand_ins = {
         "srun": SRUN,
         "scontrol": '#!/bin/bash\necho "$*" >> scontrol.txt\n',

@@ -1,4 +1,4 @@
-"""The main job through the console command, on a generated log."""
+"""The main workflow through the console command, on a generated log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def work(interactions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which somebody has run prepare, SPT and RPT, with short budgets."""
+    """A folder after prepare, SPT and RPT with short budgets."""
     folder = tmp_path_factory.mktemp("work")
     lares(folder, "prepare", str(interactions), "--k_core", "5")
     lares(folder, "fit", "--config", "spt.yaml", "--run", "ml", *QUICK, *SMALL)
@@ -31,7 +31,7 @@ def work(interactions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_both_stages_leave_what_they_promise(work: Path) -> None:
+def test_both_stages_write_their_files(work: Path) -> None:
     for stage in ("spt", "rpt"):
         folder = work / "runs" / "ml" / stage
         assert (folder / "checkpoints" / "best.ckpt").is_file()
@@ -54,7 +54,7 @@ def test_rpt_starts_from_the_spt_run_of_the_same_name(work: Path) -> None:
         assert value.equal(rpt.state_dict()[f"reference.{name}"])
 
 
-def test_rpt_says_what_it_kept_and_what_changed(work: Path) -> None:
+def test_rpt_reports_what_it_kept_and_what_changed(work: Path) -> None:
     said = (work / "rpt.out").read_text()
     assert "pruning kept" in said
     assert "test metrics at depth 4 before and after RPT" in said
@@ -62,9 +62,11 @@ def test_rpt_says_what_it_kept_and_what_changed(work: Path) -> None:
     spt = json.loads((work / "runs" / "ml" / "spt" / "test.json").read_text())
     assert report["before"]["metrics"] == pytest.approx(spt["metrics"], rel=1e-6)
     assert ("nothing was gained" in said) == (report["metrics"] == report["before"]["metrics"])
+    assert ("no update of RPT improved validation" in said) == report["initial_weights_kept"]
+    assert report["initial_weights_kept"] == ("nothing was gained" in said)
 
 
-def test_evaluation_needs_a_checkpoint_alone(work: Path, tmp_path: Path) -> None:
+def test_evaluation_needs_only_a_checkpoint(work: Path, tmp_path: Path) -> None:
     best = str(work / "runs" / "ml" / "rpt" / "checkpoints" / "best.ckpt")
     lares(tmp_path, "test", "--ckpt_path", best, "--output", "test.json")
     report = json.loads((tmp_path / "test.json").read_text())
@@ -76,8 +78,8 @@ def test_evaluation_needs_a_checkpoint_alone(work: Path, tmp_path: Path) -> None
     assert "val/ndcg@10" in json.loads((tmp_path / "val.json").read_text())["metrics"]
 
 
-def test_a_rule_ends_reasoning_before_the_depth(work: Path, tmp_path: Path) -> None:
-    """A threshold that every step stays below ends all at the second step, one of 0 none."""
+def test_a_stopping_rule_ends_before_the_depth(work: Path, tmp_path: Path) -> None:
+    """A threshold above every change stops all histories at the second step, a threshold of 0 none."""
     best = str(work / "runs" / "ml" / "spt" / "checkpoints" / "best.ckpt")
     read = {}
     stop = ["--depth", "5", "--stop", "lares_pl.ResidualStop", "--stop.threshold"]
@@ -99,7 +101,7 @@ def test_a_rule_ends_reasoning_before_the_depth(work: Path, tmp_path: Path) -> N
     assert lists[0] == lists[1]
 
 
-def test_training_too_short_for_a_validation_is_kept_and_tested(work: Path, tmp_path: Path) -> None:
+def test_training_that_ends_before_its_first_validation_is_saved_and_tested(work: Path, tmp_path: Path) -> None:
     short = [*QUICK, *SMALL, "--trainer.logger", "false", "--data.dataset", str(work / "prepared")]
     short += ["--trainer.val_check_interval", "50", "--trainer.check_val_every_n_epoch", "null", "--trainer.max_steps", "2"]
     done = lares(tmp_path, "fit", "--config", "spt.yaml", *short)
@@ -113,7 +115,7 @@ def test_training_too_short_for_a_validation_is_kept_and_tested(work: Path, tmp_
     lares(tmp_path, "fit", "--config", "spt.yaml", *short, "--ckpt_path", "last", "--trainer.max_steps", "4")
 
 
-def test_a_stage_that_goes_on_refuses_another_architecture(work: Path) -> None:
+def test_a_later_stage_refuses_another_architecture(work: Path) -> None:
     for asked in (["--model.backbone.depth.mean", "7"], ["--config", "lru.yaml"]):
         said = error(work, "fit", "--config", "spt-continued.yaml", "--run", "ml", *QUICK, *asked)
         assert "continues the model of" in said
@@ -135,12 +137,21 @@ def test_predict_writes_original_ids(work: Path, tmp_path: Path) -> None:
     assert "predictions.parquet exists; --overwrite true" in said
 
 
-def test_predict_for_histories_of_ones_own(work: Path, tmp_path: Path) -> None:
+def test_predict_for_histories_from_a_file(work: Path, tmp_path: Path) -> None:
     best = str(work / "runs" / "ml" / "spt" / "checkpoints" / "best.ckpt")
     (tmp_path / "new.csv").write_text("user_id,item_id\nme,i50\nme,i172\nyou,i1\n")
     lares(tmp_path, "predict", "--ckpt_path", best, "--data.histories", "new.csv", "--k", "3", "--output", "out/new.parquet")
     table = pq.read_table(tmp_path / "out" / "new.parquet").to_pydict()
     assert table["user_id"] == ["me", "you"]
+    (tmp_path / "new.data").write_bytes("Zoë;i50\nZoë;i172\nyou;i1\n".encode("cp1252"))
+    written = ["--data.encoding", "cp1252", "--data.separator", ";", "--data.header", "user_id,item_id"]
+    data = ["--data.histories", "new.data", *written]
+    lares(tmp_path, "predict", "--ckpt_path", best, *data, "--k", "3", "--output", "out/other.parquet")
+    other = pq.read_table(tmp_path / "out" / "other.parquet").to_pydict()
+    assert other["user_id"] == ["Zoë", "you"]
+    assert other["item_ids"] == table["item_ids"]
+    said = error(tmp_path, "predict", "--ckpt_path", best, "--data.histories", "new.data")
+    assert "Delimited text without a header line needs --data.separator and --data.header" in said
     (tmp_path / "odd.csv").write_text("user_id,item_id\nme,i50\nme,no-such-film\n")
     said = error(tmp_path, "predict", "--ckpt_path", best, "--data.histories", "odd.csv")
     assert "item 'no-such-film' of user 'me' is not in the catalogue" in said
@@ -167,7 +178,7 @@ def test_a_second_run_moves_the_first_aside_and_overlays_apply_in_order(work: Pa
     assert torch.load(last, weights_only=True)["epoch"] == 2
 
 
-def test_a_recorded_config_runs_again_under_another_name(work: Path, tmp_path: Path) -> None:
+def test_a_recorded_config_runs_under_another_name(work: Path, tmp_path: Path) -> None:
     recorded = work / "runs" / "ml" / "spt" / "config.yaml"
     before = (work / "runs" / "ml" / "spt" / "checkpoints" / "best.ckpt").read_bytes()
     data = ["--data.dataset", str(work / "prepared"), "--trainer.logger", "false"]
@@ -176,20 +187,20 @@ def test_a_recorded_config_runs_again_under_another_name(work: Path, tmp_path: P
     assert (work / "runs" / "ml" / "spt" / "checkpoints" / "best.ckpt").read_bytes() == before
 
 
-def test_a_resumed_rpt_still_says_what_changed_since_spt(work: Path) -> None:
+def test_a_resumed_rpt_reports_what_changed_since_spt(work: Path) -> None:
     quick = [*QUICK, "--data.batch_size", "32", "--trainer.max_epochs", "2", "--trainer.logger", "false"]
     done = lares(work, "fit", "--config", "rpt.yaml", "--run", "ml", *quick, "--ckpt_path", "last")
     assert "before and after RPT" in done.stdout
 
 
-def test_what_can_not_be_built_moves_nothing(work: Path) -> None:
+def test_an_invalid_configuration_moves_no_run_aside(work: Path) -> None:
     data = ["--run", "ml", *QUICK, *SMALL, "--model.backbone.core_block.heads", "3"]
     assert "heads=3 does not divide" in error(work, "fit", "--config", "spt.yaml", *data)
     assert (work / "runs" / "ml" / "spt" / "checkpoints" / "best.ckpt").is_file()
     assert not (work / "runs" / "ml" / "spt.1").exists()
 
 
-def test_the_demonstration_never_takes_its_data_away(tmp_path: Path) -> None:
+def test_the_demo_never_moves_its_data(tmp_path: Path) -> None:
     (tmp_path / "runs" / "demo").mkdir(parents=True)
     mine = tmp_path / "runs" / "demo" / "mine.csv"
     mine.write_text("user_id,item_id\n")
@@ -277,7 +288,7 @@ def test_a_traceback_is_shown_when_asked_for(tmp_path: Path) -> None:
     assert "no checkpoint at" in done.stderr
 
 
-def test_help_answers(tmp_path: Path) -> None:
+def test_help_is_printed(tmp_path: Path) -> None:
     assert "lares fit --config spt.yaml" in lares(tmp_path, "--help").stdout
     assert "--k_core" in lares(tmp_path, "prepare", "--help").stdout
     assert "--depth" in lares(tmp_path, "predict", "--help").stdout

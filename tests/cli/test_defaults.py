@@ -1,4 +1,4 @@
-"""A stage made with no arguments is the one that its config describes; the paper's configs are the released run."""
+"""The defaults of the stages agree with their configs, and the paper's configs with the released run."""
 
 from __future__ import annotations
 
@@ -116,14 +116,16 @@ def of_python(folder: Path, stage: str) -> dict[str, Any]:
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """What is another value after; None where there is no such key any more."""
+    """The keys whose value changes; None for keys that are gone."""
     return {key: after.get(key) for key in before | after if before.get(key, ...) != after.get(key, ...)}
 
 
 @pytest.mark.parametrize(
     ("name", "stage", "changed"), [("spt.yaml", "SPT", {}), ("rpt.yaml", "RPT", {}), ("sasrec.yaml", "SPT", SASREC)]
 )
-def test_a_config_says_what_the_constructors_default_to(name: str, stage: str, changed: dict[str, Any], tmp_path: Path) -> None:
+def test_configs_agree_with_the_defaults_of_the_constructors(
+    name: str, stage: str, changed: dict[str, Any], tmp_path: Path
+) -> None:
     found = changes(of_python(tmp_path, stage), of_config(tmp_path, name))
     assert {key: value for key, value in found.items() if key not in DELIBERATE} == changed
 

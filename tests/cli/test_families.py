@@ -1,4 +1,4 @@
-"""Every family through the console command, SPT then RPT; and the classes shown in the documentation."""
+"""Every block config through the console command, SPT then RPT; and the custom classes of the documentation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+import lares_pl
 from lares_pl import load_stage, prepare
+from lares_pl.cli.shipped_configs import shipped_configs
 from tests.console import error, lares
 from tests.data.prepare.test_recbole_splits import generated_benchmark
 from tests.docs.examples import command, script
@@ -18,6 +20,8 @@ QUICK = [
     *("--trainer.limit_train_batches", "3", "--trainer.max_epochs", "1", "--data.batch_size", "32"),
 ]
 NARROW = ["--model.backbone.hidden_size", "16"]
+# tests/data/prepare/test_text.py runs the one that needs item text
+BLOCK_CONFIGS = [name for name, path in shipped_configs().items() if path.parent.name == "blocks" and name != "tedrec.yaml"]
 
 
 @pytest.fixture(scope="module")
@@ -30,19 +34,19 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["fmlp", "bsarec", "lru", "rotary"])
-def test_both_stages_of_a_family(family: str, few: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", BLOCK_CONFIGS)
+def test_both_stages_train_with_each_block_config(config: str, few: Path, tmp_path: Path) -> None:
     data = ["--data.dataset", str(few)]
-    lares(tmp_path, "fit", "--config", "spt.yaml", "--config", f"{family}.yaml", *data, *QUICK, *NARROW)
+    lares(tmp_path, "fit", "--config", "spt.yaml", "--config", config, *data, *QUICK, *NARROW)
     done = lares(tmp_path, "fit", "--config", "rpt.yaml", *QUICK)
     assert "before and after RPT" in done.stdout
     report = json.loads((tmp_path / "runs" / "default" / "rpt" / "test.json").read_text())
     assert report["before"]["metrics"].keys() == report["metrics"].keys()
     stage = load_stage(tmp_path / "runs" / "default" / "rpt" / "checkpoints" / "best.ckpt")
-    assert stage.backbone.causal == (family in ("lru", "rotary"))
-    (expected,) = {"fmlp": ["FMLPBlock"], "bsarec": ["BSARecBlock"], "lru": ["LRUBlock"], "rotary": ["RotaryBlock"]}[family]
-    blocks = [*stage.backbone.pre_blocks, *stage.backbone.core_blocks]
-    assert {type(block).__name__ for block in blocks} == {expected}
+    name = yaml.safe_load(shipped_configs()[config].read_text())["model"]["init_args"]["backbone"]["core_block"]["class_path"]
+    block = getattr(lares_pl, name.removeprefix("lares_pl."))
+    assert {type(core) for core in stage.backbone.core_blocks} == {block}
+    assert stage.backbone.causal == getattr(block, "causal", False)
 
 
 @pytest.mark.slow
@@ -93,7 +97,7 @@ class Careless(nn.Module):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_block_in_place_of_another_starts_from_its_own_defaults(few: Path, tmp_path: Path) -> None:
+def test_a_block_that_replaces_another_uses_its_own_defaults(few: Path, tmp_path: Path) -> None:
     """`heads: 2, inner_size: 256` of spt.yaml belong to the ConvTransformerBlock; another block's own defaults count."""
     code = """
 from torch import nn
@@ -115,7 +119,7 @@ class Wide(nn.Module):
     assert "module 'wide_model' has no attribute 'Nothing'" in error(tmp_path, *arguments[:-1], "wide_model.Nothing")
 
 
-def test_a_block_overlay_does_not_belong_to_rpt(few: Path, tmp_path: Path) -> None:
+def test_a_block_config_is_refused_for_rpt(few: Path, tmp_path: Path) -> None:
     best = tmp_path / "runs" / "default" / "spt" / "checkpoints" / "best.ckpt"
     best.parent.mkdir(parents=True)
     best.touch()
@@ -125,7 +129,7 @@ def test_a_block_overlay_does_not_belong_to_rpt(few: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_own_stages_keep_the_options_of_the_stage_they_replace(tmp_path: Path) -> None:
+def test_a_custom_stage_keeps_the_options_of_the_stage_it_replaces(tmp_path: Path) -> None:
     (tmp_path / "my_stage.py").write_text("from lares_pl import SPT\n\n\nclass MySPT(SPT):\n    pass\n")
     printed = lares(tmp_path, "fit", "--config", "spt.yaml", "--model", "my_stage.MySPT", "--print_config").stdout
     init_args = yaml.safe_load(printed)["model"]["init_args"]

@@ -1,4 +1,4 @@
-"""What goes wrong while training: numbers, signals, disks. Nothing is lost, and the message says what happened."""
+"""Faults during training: non-finite numbers, signals, full disks. Nothing is lost, and the message states what happened."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from tests.training import FAST, SMALL, data, released_spt, trainer
 
 
 class Poisoned(SPT):
-    """Gives a loss that is not a number at its third batch."""
+    """Returns a NaN loss at its third batch."""
 
     def training_step(self, batch: Any) -> torch.Tensor:
         loss = super().training_step(batch)
         return loss * torch.nan if self.trainer.fit_loop.epoch_loop.total_batch_idx == 2 else loss
 
 
-def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(toy_dataset: Path, tmp_path: Path) -> None:
+def test_a_non_finite_gradient_stops_before_it_reaches_the_weights(toy_dataset: Path, tmp_path: Path) -> None:
     model = Poisoned(SMALL, optimizer=FAST)
     with pytest.raises(LaresError, match=r"gradient of update 3 \(epoch 0\).*ce [\d.]+.*training instances \d+, \d+"):
         trainer(tmp_path, max_steps=5).fit(model, data(toy_dataset, batch_size=32))
     assert all(bool(value.isfinite().all()) for value in model.backbone.state_dict().values())
 
 
-def test_such_updates_can_be_skipped_and_are_counted(toy_dataset: Path, tmp_path: Path) -> None:
+def test_non_finite_updates_can_be_skipped_and_are_counted(toy_dataset: Path, tmp_path: Path) -> None:
     model = Poisoned(SMALL, optimizer=FAST, on_nonfinite="skip")
     fit = trainer(tmp_path, max_steps=5)
     fit.fit(model, data(toy_dataset, batch_size=32))
@@ -53,7 +53,7 @@ def test_such_updates_can_be_skipped_and_are_counted(toy_dataset: Path, tmp_path
         released_spt(on_nonfinite="go on")
 
 
-def test_a_save_that_fails_leaves_the_former_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "best.ckpt"
     AtomicCheckpointIO().save_checkpoint({"a": 1}, path)
     before = path.read_bytes()
@@ -86,7 +86,7 @@ def fit(*arguments: str) -> list[str]:
 
 
 def wait_for_a_save(path: Path, running: Running) -> None:
-    """Until a checkpoint is there that was not before."""
+    """Wait for a new checkpoint."""
     before, deadline = path.stat().st_mtime_ns if path.exists() else None, time.monotonic() + 240
     while not path.exists() or path.stat().st_mtime_ns == before:
         assert running.poll() is None, running.said
@@ -99,7 +99,7 @@ def updates(path: Path) -> int:
 
 
 @pytest.mark.slow
-def test_sigterm_saves_a_checkpoint_and_is_no_success(work: Path) -> None:
+def test_sigterm_saves_a_checkpoint_and_exits_with_an_error(work: Path) -> None:
     last = work / "runs" / "term" / "spt" / "checkpoints" / "last.ckpt"
     running = Running(work, *fit("--run", "term"))
     wait_for_a_save(last, running)
@@ -120,7 +120,7 @@ def share(part: float) -> int:
 
 
 def refusal(running: Running) -> str:
-    """The one paragraph of a command that could not go on."""
+    """The message of a command that failed; checks that it is one paragraph."""
     said = running.end(2).said
     assert "Traceback" not in said
     (line,) = [line for line in said.splitlines() if line.startswith("lares: error: ")]
@@ -128,7 +128,7 @@ def refusal(running: Running) -> str:
 
 
 def undisturbed(folder: Path, *arguments: str) -> float:
-    """Seconds it takes."""
+    """Duration in seconds."""
     start = time.monotonic()
     Running(folder, *arguments).end()
     return time.monotonic() - start
@@ -139,15 +139,15 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def sequences(folder: Path) -> list[Any]:
-    """All that a prepared dataset says."""
+    """All contents of a prepared dataset."""
     data = SequenceDataset.load(folder)
     return [data.items.tolist(), data.offsets.tolist(), data.user_ids.to_pylist(), data.catalogue_fingerprint()]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("often", "part"), [(False, 1 / 6), (True, 1 / 4)])
-def test_killed_at_random_moments_the_last_checkpoint_is_whole(work: Path, often: bool, part: float) -> None:
-    """In training, and while it hardly does anything but save."""
+def test_a_kill_at_any_time_leaves_a_complete_last_checkpoint(work: Path, often: bool, part: float) -> None:
+    """During training, and with a checkpoint after almost every update."""
     run = "often" if often else "kill"
     folder = work / "runs" / run / "spt" / "checkpoints"
     keeper = {"filename": "last", "every_n_train_steps": 1, "enable_version_counter": False, "save_on_train_epoch_end": False}
@@ -171,7 +171,7 @@ def test_killed_at_random_moments_the_last_checkpoint_is_whole(work: Path, often
 
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two logs that take a while to prepare."""
+    """Two logs that take some time to prepare."""
     folder = tmp_path_factory.mktemp("logs")
     for name, seed in (("a", 1), ("b", 2)):
         users, items = np.random.default_rng(seed).integers(0, 3000, (2, 60_000))
@@ -182,7 +182,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_killed_while_it_prepares_a_dataset_is_there_whole_or_not_at_all(logs: Path, tmp_path: Path) -> None:
+def test_a_kill_during_prepare_leaves_a_complete_dataset_or_none(logs: Path, tmp_path: Path) -> None:
     a, b = sequences(logs / "a"), sequences(logs / "b")
     seconds = undisturbed(tmp_path, "prepare", str(logs / "a.tsv"), "--output", "other")
     draws = random.Random(0)
@@ -223,7 +223,7 @@ def predicting(path: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_killed_while_it_predicts_the_file_is_the_former_or_the_new_one(work: Path, trained: Path) -> None:
+def test_a_kill_during_predict_leaves_the_previous_or_the_new_file(work: Path, trained: Path) -> None:
     (work / "rankings").mkdir()
     path = work / "rankings" / "r.parquet"
     rankings = {k: pq.read_table(work / f"{k}.parquet") for k in ("five", "seven")}
@@ -241,7 +241,7 @@ def test_killed_while_it_predicts_the_file_is_the_former_or_the_new_one(work: Pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("most_bytes", [2_000, 60_000, 300_000, 1_000_000])
-def test_no_room_for_a_dataset(logs: Path, tmp_path: Path, most_bytes: int) -> None:
+def test_prepare_without_disk_space(logs: Path, tmp_path: Path, most_bytes: int) -> None:
     shutil.copytree(logs / "a", tmp_path / "out")
     before = content(tmp_path / "out")
     for name, more in (("new", ()), ("out", ("--overwrite", "true"))):
@@ -269,7 +269,7 @@ def fill(disk: Path, left: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("left", [0, 300_000, 1_000_000, 2_000_000])
-def test_a_disk_that_is_full(logs: Path, disk: Path, left: int) -> None:
+def test_prepare_on_a_full_disk(logs: Path, disk: Path, left: int) -> None:
     fill(disk, left)
     assert "disk/" in refusal(Running(disk.parent, "prepare", str(logs / "b.tsv"), "--output", "disk/out"))
     assert [path.name for path in disk.iterdir()] == ["full"]
@@ -277,7 +277,7 @@ def test_a_disk_that_is_full(logs: Path, disk: Path, left: int) -> None:
 
 @pytest.mark.slow
 def test_a_dataset_on_a_full_disk_is_read_into_memory(logs: Path, disk: Path) -> None:
-    """Its flat copies don't fit; a mapped page without a place on the disk would kill the process."""
+    """The flat copies don't fit; a mapped page without disk space would kill the process."""
     shutil.copytree(logs / "a", disk / "a", ignore=shutil.ignore_patterns("flat"))
     fill(disk, 300_000)
     code = "import sys; from lares_pl import SequenceDataset; print(SequenceDataset.load(sys.argv[1]).items.sum())"
@@ -287,7 +287,7 @@ def test_a_dataset_on_a_full_disk_is_read_into_memory(logs: Path, disk: Path) ->
 
 
 @pytest.mark.slow
-def test_no_room_for_rankings(work: Path, trained: Path) -> None:
+def test_predict_without_disk_space(work: Path, trained: Path) -> None:
     before = (work / "five.parquet").read_bytes()
     command = [*predicting(trained), "--k", "7", "--output", "five.parquet", "--overwrite", "true"]
     said = refusal(Running(work, *command, most_bytes=1500))
@@ -297,7 +297,7 @@ def test_no_room_for_rankings(work: Path, trained: Path) -> None:
 
 
 @pytest.mark.slow
-def test_no_room_for_a_checkpoint(work: Path, trained: Path) -> None:
+def test_saving_a_checkpoint_without_disk_space(work: Path, trained: Path) -> None:
     before = content(trained.parent)
     resumed = ["--run", "trained", "--ckpt_path", "last", "--trainer.max_steps", "100"]
     said = refusal(Running(work, *fit(*resumed), most_bytes=len(trained.read_bytes()) // 2))

@@ -1,4 +1,4 @@
-"""Help that people read, and completion in a real shell."""
+"""Help, and completion in a real shell."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def said(*arguments: str) -> str:
-    """What `lares` prints before it exits with 0."""
+    """The output of `lares`, which must exit with 0."""
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
         patch.setenv("COLUMNS", "110")
@@ -43,7 +43,7 @@ def parsers() -> dict[str, ArgumentParser]:
 
 
 @pytest.mark.slow
-def test_the_list_of_commands_is_there_at_once() -> None:
+def test_the_list_of_commands_imports_no_heavy_packages() -> None:
     code = (
         "import sys, time; began = time.process_time(); sys.argv = ['lares', '--help']\n"
         "from lares_pl.cli.main import main; main(); took = time.process_time() - began\n"
@@ -55,7 +55,7 @@ def test_the_list_of_commands_is_there_at_once() -> None:
     assert all(f"\n  {command} " in done.stdout for command in [*FUNCTIONS, *STAGES])
 
 
-def test_every_command_explains_itself_and_ends_with_examples() -> None:
+def test_help_of_every_command_ends_with_examples() -> None:
     for command in [*FUNCTIONS, *STAGES]:
         text = said(command, "--help")
         assert text.startswith(f"usage: lares {command}")
@@ -65,7 +65,7 @@ def test_every_command_explains_itself_and_ends_with_examples() -> None:
         assert all(line.startswith(f"  lares {command}") for line in examples), command
 
 
-def test_what_is_common_exists_and_everything_has_a_text(parsers: dict[str, ArgumentParser]) -> None:
+def test_common_options_exist_and_every_option_has_a_text(parsers: dict[str, ArgumentParser]) -> None:
     for command, stage in STAGES.items():
         found = sections(parsers[command])
         for name, common in stage.common.items():
@@ -90,7 +90,7 @@ def test_help_shows_the_values_of_a_config() -> None:
     assert "--trainer.sync_batchnorm" not in without
 
 
-def test_anything_is_shown_in_full_on_request(tmp_path: Path) -> None:
+def test_help_of_a_section_or_option_is_complete(tmp_path: Path) -> None:
     assert "--trainer.sync_batchnorm true|false" in said("fit", "--help", "trainer")
     of_depth = said("fit", "--config", "spt.yaml", "--help", "model.backbone.depth")
     assert "--model.backbone.depth.mean INT" in of_depth
@@ -112,17 +112,17 @@ def test_anything_is_shown_in_full_on_request(tmp_path: Path) -> None:
         (["repotr", "x"], "report"),
     ],
 )
-def test_what_is_misspelt_is_named(tmp_path: Path, typed: list[str], meant: str) -> None:
+def test_misspelt_names_get_a_suggestion(tmp_path: Path, typed: list[str], meant: str) -> None:
     assert f"; did you mean {meant}?" in error(tmp_path, *typed)
 
 
-def test_help_comes_last() -> None:
+def test_help_is_moved_to_the_end() -> None:
     assert help_last(["--help", "trainer", "--run", "x"]) == ["--run", "x", "--help", "trainer"]
     assert help_last(["-h", "--run", "x"]) == ["--run", "x", "--help"]
     assert help_last(["--run", "x"]) == ["--run", "x"]
 
 
-def test_a_percent_sign_or_bracket_in_a_text_is_just_that() -> None:
+def test_percent_signs_and_brackets_in_texts_are_literal() -> None:
     from lares_pl.cli.parser import Parser
 
     parser = Parser(prog="x")
@@ -167,7 +167,7 @@ def scripts() -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_bash_completes(scripts: dict[str, str], tmp_path: Path) -> None:
+def test_bash_completion(scripts: dict[str, str], tmp_path: Path) -> None:
     for run in ("beauty", "my-run"):
         (tmp_path / "runs" / run / "spt" / "checkpoints").mkdir(parents=True)
     (tmp_path / "runs" / "my-run" / "spt" / "checkpoints" / "best.ckpt").touch()
@@ -188,7 +188,7 @@ def test_bash_completes(scripts: dict[str, str], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_other_shells_know_the_same(scripts: dict[str, str]) -> None:
+def test_zsh_and_fish_completion(scripts: dict[str, str]) -> None:
     for shell in ("zsh", "fish"):
         assert "model.backbone.core_block" in scripts[shell]
         assert all(name in scripts[shell] for name in shipped_files())

@@ -1,4 +1,4 @@
-"""Shipped configs are the manual: they parse, run a batch, and can be found from anywhere."""
+"""Shipped configs: they parse, show their command, and are found from any folder."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def test_names_are_unique_over_all_folders() -> None:
     assert sorted(path.name for path in paths) == sorted(shipped_files())
 
 
-def test_there_are_the_configs_people_type() -> None:
+def test_the_main_configs_are_shipped() -> None:
     assert {"spt.yaml", "rpt.yaml", "sasrec.yaml"} <= {path.name for path in CONFIGS}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_configs_say_how_they_are_used(path: Path) -> None:
+def test_configs_show_their_command(path: Path) -> None:
     assert f"--config {path.name}" in path.read_text() or path.name == TRAINER  # which is applied without being named
     assert yaml.safe_load(path.read_text())
 
 
-def test_a_local_file_wins_over_a_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_file_takes_precedence_over_a_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rpt.yaml").write_text("run: mine\n")
     resolved = with_shipped_configs(
@@ -66,7 +66,7 @@ def test_a_local_file_wins_over_a_shipped_one(tmp_path: Path, monkeypatch: pytes
     ]
 
 
-def test_a_config_that_is_nowhere_is_an_error() -> None:
+def test_a_missing_config_is_an_error() -> None:
     with pytest.raises(LaresError, match=r"nope.yaml: no such file, and .*there are .*spt.yaml"):
         with_shipped_configs(["fit", "--config", "nope.yaml"])
 
@@ -75,7 +75,7 @@ def test_a_config_that_is_nowhere_is_an_error() -> None:
 
 
 def test_a_cluster_config_keeps_the_budget_and_all_checkpoints(tmp_path: Path) -> None:
-    """`cluster.yaml` over `spt-continued.yaml`: the budget is counted less often, and still is the budget."""
+    """`cluster.yaml` after `spt-continued.yaml`: the budget is measured less often, but still applies."""
     callbacks = resolved(tmp_path, "--config", "spt-continued.yaml", "--config", "cluster.yaml")["callbacks"]
     assert callbacks["flop_budget"]["init_args"] == {"every": 50, "match": "rpt"}
     best, last = (callbacks[f"{name}_checkpoint"]["init_args"] for name in ("best", "last"))
@@ -85,7 +85,7 @@ def test_a_cluster_config_keeps_the_budget_and_all_checkpoints(tmp_path: Path) -
     assert callbacks["early_stopping"]["init_args"]["patience"] == 10
 
 
-def test_callbacks_of_your_own_replace_no_other(tmp_path: Path) -> None:
+def test_custom_callbacks_replace_no_others(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("trainer: {callbacks: [{class_path: lightning.pytorch.callbacks.LearningRateMonitor}]}")
     config = resolved(tmp_path, "--config", "rpt.yaml", "--config", "mine.yaml", "--callbacks.early_stopping.patience", "3")
     assert len(config["trainer"]["callbacks"]) == 1

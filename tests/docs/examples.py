@@ -1,4 +1,4 @@
-"""Code that README and the pages of docs/ show."""
+"""Code blocks of the README and the pages of docs/."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").gl
 
 
 def text(page: str) -> str:
-    """A page as it is written."""
+    """The text of a page."""
     return (ROOT / page).read_text(encoding="utf-8")
 
 

@@ -32,7 +32,7 @@ def test_included_files_are_shown_and_links_out_of_the_pages_are_text(pages: dic
     assert not any("](../" in page for name, page in pages.items() if "/" not in name)
 
 
-def test_an_included_file_that_does_not_exist_is_an_error() -> None:
+def test_a_missing_included_file_is_an_error() -> None:
     with pytest.raises(SystemExit, match=r"no-such\.py, which does not exist"):
         site.expanded("<!-- include: no-such.py -->")
 

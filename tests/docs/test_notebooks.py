@@ -1,4 +1,4 @@
-"""The notebooks run, and show what they say they show."""
+"""The notebooks run, and their committed outputs are current."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
 
 
 def texts(cell: NotebookNode) -> list[str]:
-    """All that a reader sees of a cell, pictures aside."""
+    """Everything visible in a cell, except images."""
     shown = [cell.source]
     for output in cell.get("outputs", []):
         shown.append(output.get("text", ""))
@@ -34,17 +34,17 @@ def texts(cell: NotebookNode) -> list[str]:
 
 
 def kinds(cell: NotebookNode) -> set[str]:
-    """What a cell shows: streams, and the forms of results and pictures."""
+    """The output of a cell: streams, and the types of results and images."""
     return {kind for output in cell.outputs for kind in output.get("data", [output.get("name", output.output_type)])}
 
 
-def test_there_are_notebooks() -> None:
+def test_notebooks_exist() -> None:
     assert {"quick_start", "steps", "own_block"} <= {path.stem for path in NOTEBOOKS}
 
 
 @of_each_notebook
 def test_committed_outputs_are_clean(path: Path) -> None:
-    """Run once from top to bottom, without errors, warnings and progress bars, and nothing of the machine it ran on."""
+    """The notebook was run once from top to bottom; outputs have no errors, warnings, progress bars or local paths."""
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert [cell.execution_count for cell in code_cells(notebook)] == list(range(1, len(code_cells(notebook)) + 1))

@@ -1,4 +1,4 @@
-"""What README and the pages show is what works."""
+"""Code, commands and links of the README and the pages work."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ CHECKS: dict[str, Callable[[dict[str, Any], str], None]] = {
 }
 
 
-def test_all_python_code_of_the_pages_is_checked() -> None:
+def test_all_python_code_of_the_pages_is_tested() -> None:
     assert {page for page in PAGES if statements(page)} == set(CHECKS)
     # these run in tests of what they are about
     files = {"my_block.py", "my_model.py", "my_reward.py", "my_metric.py", "nearest.py", "my_stop.py"}
@@ -140,7 +140,7 @@ def test_commands_of_the_pages_exist_and_name_shipped_configs(page: str) -> None
         assert set(configs) <= set(shipped_configs()), arguments
 
 
-def test_every_config_named_is_shipped_and_every_shipped_config_is_named() -> None:
+def test_named_configs_are_shipped_and_shipped_configs_are_named() -> None:
     shipped = {name for name in shipped_files() if name.endswith(".yaml")}
     named = {page: set(re.findall(r"`([a-z-]+\.yaml)`", text(page))) for page in PAGES}
     assert named["docs/training.md"] - {"config.yaml"} == shipped

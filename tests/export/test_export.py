@@ -1,4 +1,4 @@
-"""Exported programs are the model: run without it, they give the same rankings, scores and user states."""
+"""Exported programs run without the model and give the same rankings, scores and user states."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ LENGTH, K = 7, 5
 
 
 class GRUBlock(nn.Module):
-    """A block of somebody's own."""
+    """A custom block."""
 
     padding_matters = False
     causal = True
@@ -69,7 +69,7 @@ class GRUBlock(nn.Module):
 
 
 class Undecided(GRUBlock):
-    """Whose Python code looks at values."""
+    """A block whose Python code depends on values."""
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         return x if float(x.abs().max()) > 100 else 2 * x
@@ -131,7 +131,7 @@ def test_onnx_with_depth_as_input(served: tuple[Path, Path], toy_dataset: Path) 
 
 
 def test_onnx_with_fixed_depth_of_blocks_over_frequencies(toy_dataset: Path, tmp_path: Path) -> None:
-    """TedRec's fusion, BSARec, rotary attention, cosines: what is complex, or needs the padded form."""
+    """TedRec's fusion, BSARec, rotary attention, cosines: models with complex numbers or padded histories."""
     mixed = small(
         embedder=TedRecEmbedder(experts=2),
         pre_block=BSARecBlock,
@@ -155,7 +155,7 @@ def test_onnx_with_depth_as_input_refuses_steps_over_frequencies(toy_dataset: Pa
     assert not (tmp_path / "exported").exists()
 
 
-def test_torch_with_depth_as_input_and_a_block_of_ones_own(toy_dataset: Path, tmp_path: Path) -> None:
+def test_torch_with_depth_as_input_and_a_custom_block(toy_dataset: Path, tmp_path: Path) -> None:
     checkpoint = write_stage(small(pre_block=FMLPBlock, core_block=GRUBlock), toy_dataset, tmp_path / "stage.ckpt")
     export(str(checkpoint), str(tmp_path / "exported"), format="torch", depth="input", k=K, check=20)
     found = same(checkpoint, tmp_path / "exported", (0, 1, 3), Torch(), toy_dataset)
@@ -163,7 +163,7 @@ def test_torch_with_depth_as_input_and_a_block_of_ones_own(toy_dataset: Path, tm
     assert found.equal == 1
 
 
-def test_the_folder(served: tuple[Path, Path], toy_dataset: Path) -> None:
+def test_the_exported_folder_is_complete(served: tuple[Path, Path], toy_dataset: Path) -> None:
     checkpoint, folder = served
     names = {"export.json", "item_vectors.npy", "items.json", "items.parquet", "model.onnx", "user_state.onnx"}
     assert {path.name for path in folder.iterdir()} == names
@@ -242,7 +242,7 @@ def test_nearest_items_by_plain_inner_products(served: tuple[Path, Path]) -> Non
 
 
 @given(st.lists(st.lists(st.integers(1, 2**40), min_size=1, max_size=6), min_size=1, max_size=5), st.integers(1, 9))
-def test_noise_of_given_histories_is_the_models(lists: list[list[int]], size: int) -> None:
+def test_noise_of_given_histories_equals_that_of_the_model(lists: list[list[int]], size: int) -> None:
     histories = Histories.from_lists(lists)
     layout = padded(histories, 6)
     items = layout.arrange(histories.items)
@@ -254,8 +254,8 @@ def test_noise_of_given_histories_is_the_models(lists: list[list[int]], size: in
 # ---------------------------------------------------------------- refusals
 
 
-def test_programs_that_are_not_the_model_are_noticed(toy_dataset: Path) -> None:
-    """The comparison with stand-ins for programs: right ones, and ones that are wrong in one place each."""
+def test_programs_that_differ_from_the_model_are_detected(toy_dataset: Path) -> None:
+    """The comparison with fake programs: correct ones, and ones with one error each."""
     backbone = RecurrentBackbone(40, LENGTH, small()).eval().requires_grad_(False)
     vectors = item_vectors(backbone).numpy()
 
@@ -291,14 +291,14 @@ def test_programs_that_are_not_the_model_are_noticed(toy_dataset: Path) -> None:
             check_parity(found(**part))
 
 
-def test_a_block_that_can_not_be_traced_is_named(toy_dataset: Path, tmp_path: Path) -> None:
+def test_a_block_that_cannot_be_traced_is_named(toy_dataset: Path, tmp_path: Path) -> None:
     checkpoint = write_stage(small(core_block=Undecided), toy_dataset, tmp_path / "stage.ckpt")
     with pytest.raises(LaresError, match=r"core_block tests\.export\.test_export\.Undecided can't be exported \(\w+:"):
         export(str(checkpoint), str(tmp_path / "exported"), format="torch", depth="input")
     assert [path.name for path in tmp_path.iterdir()] == ["stage.ckpt"]
 
 
-def test_what_is_refused_before_anything_is_done(served: tuple[Path, Path], toy_dataset: Path, tmp_path: Path) -> None:
+def test_invalid_requests_are_refused_before_any_work(served: tuple[Path, Path], toy_dataset: Path, tmp_path: Path) -> None:
     checkpoint, folder = served
     path = str(checkpoint)
     assert "lares export needs a checkpoint" in error(tmp_path, "export")

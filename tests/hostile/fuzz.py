@@ -1,4 +1,4 @@
-"""Files that are damaged or mean harm: each reader takes them as they are or refuses them with a `LaresError`.
+"""Damaged and malicious files: each reader accepts them or raises a `LaresError`.
 
 Never another exception, never code out of a file, never a damaged neighbour. `LARES_FUZZ` is the number of damages tried for
 each reader.
@@ -59,7 +59,7 @@ def fuzz(whole: bytes, tried: Callable[[bytes], None], times: int = EXAMPLES) ->
 
 
 def outcome(action: Callable[[], Any]) -> Any:
-    """What it gives; None where it is refused with a message for people."""
+    """The result; None if it is refused with a `LaresError`."""
     with contextlib.suppress(LaresError):
         return action()
 
@@ -69,7 +69,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 
 class Harm:
-    """Pickled, it runs a command when it is read."""
+    """Runs a command when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark

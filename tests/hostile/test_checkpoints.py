@@ -36,14 +36,14 @@ def checkpoint(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two checkpoints hold the same."""
+    """Whether two checkpoints have equal contents."""
     if isinstance(a, dict):
         return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else bool(a == b)
 
 
 def test_damaged_checkpoints(checkpoint: Path, tmp_path: Path) -> None:
-    """What is read of a damaged file is all that was written, or nothing."""
+    """A damaged file is read completely or not at all."""
     whole, before = checkpoint.read_bytes(), read_checkpoint(checkpoint)
 
     def tried(content: bytes) -> None:
@@ -141,10 +141,10 @@ def test_code_in_a_checkpoint_is_not_run(checkpoint: Path, toy_dataset: Path, tm
         (("datamodule_hyper_parameters", "columns"), "Popen"),
     ],
 )
-def test_what_a_checkpoint_names_is_not_called(
+def test_functions_named_in_a_checkpoint_are_not_called(
     place: tuple[str, ...], named: str, checkpoint: Path, toy_dataset: Path, tmp_path: Path
 ) -> None:
-    """A class path is looked up and refused unless it is of the kind that belongs there."""
+    """A class path is refused unless its class is of the expected kind."""
     mark = tmp_path / "harm"
     system = {"class_path": "os.system", "init_args": {"command": f"touch {mark}"}}
     popen = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", str(mark)]}}
@@ -223,8 +223,8 @@ def test_damaged_files_of_the_release(tmp_path: Path) -> None:
         fuzz((tmp_path / name).read_bytes(), partial(tried, name), 5 * EXAMPLES)
 
 
-def test_sizes_that_no_file_holds(checkpoint: Path, tmp_path: Path) -> None:
-    """Numbers in a file are not memory to be taken."""
+def test_sizes_that_exceed_the_file_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    """Sizes given in a file must not determine how much memory is allocated."""
     content = torch.load(checkpoint, weights_only=True)
     for place, by in (
         (("lares", "catalogue", "items"), 2**40),

@@ -18,6 +18,7 @@ import pytest
 
 from lares_pl import Columns, LaresError, SequenceDataset, prepare
 from lares_pl.data.loading.external_histories import read_histories
+from lares_pl.data.prepare.source import Source
 from lares_pl.data.prepare.text import TextOptions, describe_items
 from tests.hostile.fuzz import Harm, bytes_of, flip, fuzz, outcome
 
@@ -70,7 +71,7 @@ def test_raw_interactions(name: str, tmp_path_factory: pytest.TempPathFactory) -
     fuzz(whole, tried)
 
 
-def test_columns_of_other_kinds(tmp_path: Path) -> None:
+def test_columns_of_other_types(tmp_path: Path) -> None:
     odd = [
         pa.array([[1], [2], [3]]),
         pa.array([b"a", b"\xff", b"c"]),
@@ -109,7 +110,7 @@ def described(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def in_range(dataset: SequenceDataset) -> None:
-    """What training, prediction and text read of a dataset."""
+    """Read everything that training, prediction and text read from a dataset."""
     items, offsets, by_target, of_item = dataset.flat
     assert offsets[0] == 0
     assert offsets[-1] == len(items)
@@ -148,8 +149,8 @@ def test_prepared_datasets(part: str, described: Path, toy_dataset: Path, tmp_pa
     fuzz(whole, tried)
 
 
-def test_bits_that_flip_in_a_dataset_s_parquet_are_seen(described: Path, tmp_path: Path) -> None:
-    """Every bit of the item lists: pages carry checksums."""
+def test_flipped_bits_in_parquet_are_detected(described: Path, tmp_path: Path) -> None:
+    """Every bit of the item lists, because pages have checksums."""
     shutil.copytree(described, tmp_path / "out")
     path = tmp_path / "out" / "sequences.parquet"
     whole = path.read_bytes()
@@ -177,7 +178,7 @@ def test_bits_that_flip_in_a_dataset_s_parquet_are_seen(described: Path, tmp_pat
         {"item": [1, 2], "item_id": ["a", "b"], "embedding": [[1.0], [1.0, 2.0]]},
     ],
 )
-def test_catalogues_of_wrong_kinds(columns: dict[str, Any], tmp_path: Path) -> None:
+def test_catalogues_of_wrong_types(columns: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("1 a b a\n")
     prepare(str(tmp_path / "x.txt"), str(tmp_path / "out"))
     pq.write_table(pa.table(columns), tmp_path / "out" / "items.parquet")
@@ -186,7 +187,7 @@ def test_catalogues_of_wrong_kinds(columns: dict[str, Any], tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("users", ["Infinity", "-1", "1e400", "[]", '"x"', "null", "1000000000000", "true", "[" * 100_000])
-def test_descriptions_of_wrong_kinds(users: str, tmp_path: Path) -> None:
+def test_descriptions_of_wrong_types(users: str, tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("1 a b a\n2 a\n")
     prepare(str(tmp_path / "x.txt"), str(tmp_path / "out"))
     path = tmp_path / "out" / "dataset.json"
@@ -213,7 +214,7 @@ def test_item_text(tmp_path: Path) -> None:
         fuzz((tmp_path / name).read_bytes(), partial(tried, name, options))
 
 
-def test_pickled_vectors_are_not_run(tmp_path: Path) -> None:
+def test_pickled_vectors_are_not_executed(tmp_path: Path) -> None:
     mark = tmp_path / "harm"
     np.save(tmp_path / "v.npy", np.array([Harm(mark)], dtype=object), allow_pickle=True)
     np.savez(tmp_path / "z", a=np.ones(3))
@@ -235,7 +236,7 @@ def test_histories(name: str, described: Path, tmp_path: Path) -> None:
 
     def tried(content: bytes) -> None:
         (tmp_path / name).write_bytes(content)
-        found = outcome(lambda: read_histories(tmp_path / name, Columns(), known))
+        found = outcome(lambda: read_histories(Source(tmp_path / name), Columns(), known))
         if found is not None:
             in_range(SequenceDataset(found.flat, found.user_ids, found.item_ids, str(described)))
 

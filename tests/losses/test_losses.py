@@ -1,4 +1,4 @@
-"""Losses, rewards and metrics against hand numbers and naive computations."""
+"""Losses, rewards and metrics against values computed by hand and naive computations."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_alignment_masks_rows_with_the_same_target() -> None:
     assert masked(a, b, torch.tensor([5, 6, 5])) < plain(a, b)
 
 
-def test_alignment_losses_pick_the_step_and_leave_one_step_alone() -> None:
+def test_alignment_losses_select_the_step_and_ignore_single_steps() -> None:
     a, b, targets = torch.randn(3, 5, 4), torch.randn(3, 5, 4), torch.arange(5)
     alignment = Alignment(cosine=False, tau=2.0, mask_same_target=False)
     trajectory, step = alignment_losses(alignment, a, b, 1, targets)
@@ -110,7 +110,7 @@ def test_supervised_steps_and_weights_by_hand() -> None:
     assert (len(alone.states), alone.weights.tolist()) == (1, [1])
 
 
-def test_a_step_per_instance_is_drawn_for_each_by_itself() -> None:
+def test_step_per_instance_draws_independently() -> None:
     trajectory = torch.arange(4.0)[:, None, None].expand(4, 20_000, 1)
     states, weights = StepPerInstance(0.4)(trajectory, torch.Generator().manual_seed(0))
     assert (states.shape, weights.tolist()) == ((1, 20_000, 1), [1])
@@ -123,7 +123,7 @@ def test_a_step_per_instance_is_drawn_for_each_by_itself() -> None:
 @pytest.mark.parametrize(
     "make", [lambda: EveryStep(0.0), lambda: LastAndRandomStep(1.0), lambda: StepPerInstance(1.5), lambda: RecallReward(0)]
 )
-def test_choices_refuse_what_makes_no_sense(make: Callable[[], object]) -> None:
+def test_invalid_choices_are_refused(make: Callable[[], object]) -> None:
     with pytest.raises(LaresError, match="must be"):
         make()
 

@@ -1,4 +1,4 @@
-"""The sampled softmax: closed forms, expectations by enumeration, and what it is for, training."""
+"""The sampled softmax: closed forms, expectations by enumeration, and training."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_with_every_class_once_it_is_the_full_softmax() -> None:
 
 
 @pytest.mark.parametrize("power", [0.0, 0.75, 1.0])
-def test_the_normaliser_is_estimated_without_bias_and_only_so_with_the_correction(power: float) -> None:
+def test_the_normaliser_is_unbiased_only_with_the_correction(power: float) -> None:
     """All K-tuples of draws with their probabilities, for popular, rare and unseen targets."""
     scores = torch.randn(8, generator=generator(1), dtype=torch.float64)
     q = Proposal.of(COUNTS, power).log_q.double().exp()
@@ -96,7 +96,7 @@ def test_it_approaches_the_full_softmax_as_negatives_grow(power: float, options:
         assert more < few
 
 
-def test_its_cost_does_not_know_the_size_of_the_catalogue() -> None:
+def test_its_cost_is_independent_of_the_catalogue() -> None:
     counted = []
     for items in (20, 2000):
         with FlopCounterMode(display=False) as counter:
@@ -116,13 +116,13 @@ def test_negatives_are_drawn_from_the_proposal_and_from_the_generator_alone() ->
     assert not torch.equal(drawn, proposal.draw(100_000, generator(6)))
 
 
-def test_it_refuses_what_makes_no_sample() -> None:
+def test_invalid_sample_sizes_and_powers_are_refused() -> None:
     for options in ({"negatives": 0}, {"power": -0.1}, {"power": math.inf}, {"power": math.nan}):
         with pytest.raises(LaresError, match="SampledSoftmax"):
             SampledSoftmax(**options)
 
 
-def test_only_training_targets_are_counted_and_the_choice_comes_back_from_a_checkpoint(
+def test_only_training_targets_are_counted_and_the_loss_is_restored_from_a_checkpoint(
     toy_dataset: Path, tmp_path: Path
 ) -> None:
     L.seed_everything(0)

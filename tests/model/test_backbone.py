@@ -81,9 +81,7 @@ class PaddedTransformer(TransformerBlock):
 @pytest.mark.parametrize("block", [TransformerBlock, PaddedTransformer, LRUBlock, FMLPBlock])
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("depths", [[1, 4, 2], [3, 3, 3], [0, 3, 1], [2, 0, 2], [0, 0, 0]])
-def test_trajectories_run_together_equal_trajectories_run_alone(
-    block: type[nn.Module], training: bool, depths: list[int]
-) -> None:
+def test_joint_trajectories_equal_separate_trajectories(block: type[nn.Module], training: bool, depths: list[int]) -> None:
     backbone = made(pre_block=block, core_block=block).train(training)
     other = Histories.from_lists([[2, 2], [8], [6], [1, 2, 3, 4, 5, 6]])
     parts = [HISTORIES, other, HISTORIES]
@@ -98,7 +96,7 @@ def test_trajectories_run_together_equal_trajectories_run_alone(
         torch.testing.assert_close(states, alone, rtol=1e-5, atol=1e-5)
 
 
-def test_a_shared_context_is_encoded_once_and_changes_nothing() -> None:
+def test_a_shared_context_is_encoded_once_and_gives_equal_states() -> None:
     backbone = made().eval()
     calls = []
     backbone.pre_blocks[0].register_forward_hook(lambda *_: calls.append(1))
@@ -110,7 +108,7 @@ def test_a_shared_context_is_encoded_once_and_changes_nothing() -> None:
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
 
 
-def test_too_long_a_history_is_refused() -> None:
+def test_a_history_longer_than_max_length_is_refused() -> None:
     with pytest.raises(LaresError, match="at most 6"):
         made().encode(Histories.from_lists([[1] * 7]))
 

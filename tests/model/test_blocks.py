@@ -1,4 +1,4 @@
-"""Every block, shipped or a user's own, keeps the contract; what does not is refused with what was expected."""
+"""Shipped and custom blocks keep the contract; blocks that break it are refused with a message that states what it expects."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def start(backbone: RecurrentBackbone, histories: Histories = HISTORIES, dtype: 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_t_iterations_equal_the_unrolled_stack(family: str) -> None:
-    """The core repeated three times is a stack three times as tall, with the weights written out three times."""
+    """Three iterations of the core equal a stack with three copies of its layers."""
     backbone = made(**FAMILIES[family]).eval()
     tall = made(1, **FAMILIES[family], core_layers=6, depth=ConstantDepth(1)).eval()
     weights = backbone.state_dict()
@@ -120,7 +120,7 @@ class _Call(nn.Module):
 
 
 @pytest.mark.parametrize("block", PACKED)
-def test_packed_blocks_do_not_see_later_items(block: type[nn.Module]) -> None:
+def test_packed_blocks_ignore_later_items(block: type[nn.Module]) -> None:
     backbone = made(pre_block=block, core_block=block).eval()
     assert backbone.causal
     assert not backbone.padded
@@ -142,7 +142,7 @@ def test_packed_blocks_do_not_see_later_items(block: type[nn.Module]) -> None:
 
 
 @pytest.mark.parametrize("family", ["FMLPBlock", "BSARecBlock", "TedRec", "mixed"])
-def test_blocks_that_see_later_items_say_so(family: str) -> None:
+def test_blocks_that_read_later_items_declare_it(family: str) -> None:
     backbone = made(**FAMILIES[family]).eval()
     assert not backbone.causal
     assert backbone.padded
@@ -156,7 +156,7 @@ def test_blocks_that_see_later_items_say_so(family: str) -> None:
 
 
 @pytest.mark.parametrize("block", CAUSAL)
-def test_every_prefix_in_one_pass_is_every_prefix_on_its_own(block: type[nn.Module]) -> None:
+def test_one_pass_gives_the_states_of_separate_prefixes(block: type[nn.Module]) -> None:
     from lares_pl.model.recurrence import Noise
 
     class Fixed(Noise):
@@ -195,7 +195,7 @@ def test_packed_equals_padded(block: type[nn.Module], training: bool) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_state_dict_survives_saving(family: str, tmp_path: Path) -> None:
+def test_the_state_dict_can_be_saved_and_loaded(family: str, tmp_path: Path) -> None:
     one, two = made(**FAMILIES[family]).eval(), made(7, **FAMILIES[family]).eval()
     z = start(one)
     torch.save(one.state_dict(), tmp_path / "x.pt")
@@ -205,7 +205,7 @@ def test_the_state_dict_survives_saving(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_parameter_learns_and_dropout_is_heard(family: str) -> None:
+def test_every_parameter_gets_a_gradient_and_dropout_has_an_effect(family: str) -> None:
     backbone = made(dropout=0.3, **FAMILIES[family]).train()
     z = start(backbone)
     (states,) = backbone.rollout(HISTORIES, [2], initial_states=[z])
@@ -219,7 +219,7 @@ def test_every_parameter_learns_and_dropout_is_heard(family: str) -> None:
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_half_precision_goes_through(block: type[nn.Module]) -> None:
+def test_half_precision_works(block: type[nn.Module]) -> None:
     backbone = made(pre_block=block, core_block=block).eval()
     z = start(backbone)
     (exact,) = backbone.rollout(HISTORIES, [2], initial_states=[z])
@@ -234,7 +234,7 @@ def test_half_precision_goes_through(block: type[nn.Module]) -> None:
 # ---------------------------------------------------------------- closed forms
 
 
-def test_the_linear_scan_is_the_recurrence() -> None:
+def test_the_linear_scan_equals_the_recurrence() -> None:
     for length in (1, 2, 7, 20):
         x = torch.randn(3, length, 4, dtype=torch.complex128)
         decay = torch.polar(torch.rand(4, dtype=torch.float64), torch.rand(4, dtype=torch.float64))
@@ -264,8 +264,8 @@ def test_the_lru_starts_with_slow_decays() -> None:
     assert 0.97 < decays.max().item() <= 0.99
 
 
-def test_fmlp_filters_by_circular_convolution() -> None:
-    """Multiplying spectra is convolving around the circle of L positions."""
+def test_the_fmlp_filter_is_a_circular_convolution() -> None:
+    """Multiplication of spectra equals circular convolution over L positions."""
     block = FMLPBlock(3, max_length=5)
     x = torch.randn(2, 5, 3)
     kernel = torch.fft.irfft(torch.view_as_complex(block.filter.weight.detach()), n=5, dim=0)  # [L, d]
@@ -276,7 +276,7 @@ def test_fmlp_filters_by_circular_convolution() -> None:
     torch.testing.assert_close(block.filter(x), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_options_that_can_not_be_are_refused() -> None:
+def test_invalid_options_are_refused() -> None:
     with pytest.raises(LaresError, match="heads=3 does not divide"):
         BSARecBlock(8, heads=3)
     with pytest.raises(LaresError, match="even number times heads=4"):
@@ -345,12 +345,12 @@ def broken(kind: str) -> type[nn.Module]:
         ("raises", r"failed with RuntimeError: .*expected token states"),
     ],
 )
-def test_what_breaks_the_contract_is_refused_at_start(kind: str, message: str) -> None:
+def test_blocks_that_break_the_contract_are_refused(kind: str, message: str) -> None:
     with pytest.raises(LaresError, match=message):
         made(core_block=broken(kind))
 
 
-def test_the_check_changes_nothing() -> None:
+def test_the_check_leaves_the_block_and_the_generator_unchanged() -> None:
     class Counting(Own):
         calls = 0
 
@@ -372,7 +372,7 @@ def test_the_check_changes_nothing() -> None:
 
 
 class Leaky(nn.Module):
-    """Blocks that break the contract in ways people do; `kind` says how."""
+    """Blocks that leak later items in typical ways, chosen by `kind`."""
 
     causal = True
 
@@ -415,7 +415,7 @@ def test_leaks_are_found(kind: str, length: int, size: int, message: str) -> Non
 
 
 @pytest.mark.parametrize("length", [1, 2, 3])
-def test_honest_blocks_pass(length: int) -> None:
+def test_blocks_without_leaks_pass(length: int) -> None:
     class Honest(Own):
         def __init__(self, hidden_size: int) -> None:
             super().__init__(hidden_size)
@@ -440,7 +440,7 @@ def test_layers_without_a_size_are_refused() -> None:
         made(core_block=Lazy)
 
 
-def test_arguments_left_open_are_filled_in_and_own_defaults_stay() -> None:
+def test_missing_arguments_are_filled_in_and_defaults_of_the_block_stay() -> None:
     block = build_block(Own, 4, max_length=7, dropout=0.9)
     assert isinstance(block, Own)
     assert (block.max_length, block.dropout.p) == (7, 0.25)
@@ -458,7 +458,7 @@ def test_a_constructor_that_takes_no_size_is_named() -> None:
         made(core_block=NoSize)
 
 
-def test_packed_tokens_reach_blocks_that_take_them() -> None:
+def test_blocks_that_support_packed_tokens_receive_them() -> None:
     seen: list[tuple[int, ...]] = []
 
     class Packed(Own):
@@ -474,8 +474,8 @@ def test_packed_tokens_reach_blocks_that_take_them() -> None:
     assert set(seen) == {(HISTORIES.tokens, SIZE)}
 
 
-def test_attention_hides_padding_from_padding_too() -> None:
-    """Where padded states are looked at (BSARec), a query at padding sees the history only."""
+def test_attention_masks_padding_for_queries_at_padding() -> None:
+    """In blocks that read padded states (BSARec), a query at padding attends only to the history."""
     histories = Histories.from_lists([[1, 2], [1, 2, 3, 4]])
     layout = padded(histories, 4)
     q, k, v = (torch.randn(2, 4, 4) for _ in range(3))

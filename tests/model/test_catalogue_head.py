@@ -1,4 +1,4 @@
-"""Scoring without the matrix against scoring with it."""
+"""Tiled scoring against scoring with the full matrix."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def material(rows: int = 7, items: int = 12, size: int = 4) -> tuple[Tensor, Ten
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("size", [1.0, 60.0])
-def test_log_probs_losses_and_gradients_equal_log_softmax(similarity: Similarity, size: float) -> None:
+def test_log_probs_losses_and_gradients_equal_those_of_log_softmax(similarity: Similarity, size: float) -> None:
     states, vectors, targets = material()
     states = states * size  # scores in the hundreds: nothing may overflow
     weights = torch.linspace(-1, 1, len(states))
@@ -75,7 +75,7 @@ def material_of_repeats() -> tuple[Tensor, Tensor, Tensor, ItemPairs, Tensor]:
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
-def test_repeats_change_probabilities_and_gradients_as_a_dense_bias_does(similarity: Similarity) -> None:
+def test_the_repeat_bias_equals_a_dense_bias(similarity: Similarity) -> None:
     states, vectors, targets, pairs, read = material_of_repeats()
     weights = torch.linspace(-1, 1, len(states))
     results = []
@@ -97,7 +97,7 @@ def test_repeats_change_probabilities_and_gradients_as_a_dense_bias_does(similar
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-6)
 
 
-def test_repeats_change_rankings() -> None:
+def test_the_repeat_bias_changes_rankings() -> None:
     states, vectors, targets, pairs, read = material_of_repeats()
     head = CatalogueHead(vectors, DotSimilarity(), Repeats(pairs, torch.tensor(-3.0)))
     scores = states @ vectors.T - 3 * read
@@ -122,7 +122,7 @@ def test_repeats_change_rankings() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=6), min_size=1, max_size=5), st.data())
-def test_items_read_against_a_naive_loop(lists: list[list[int]], data: st.DataObject) -> None:
+def test_items_of_histories_against_a_naive_loop(lists: list[list[int]], data: st.DataObject) -> None:
     histories = Histories.from_lists(lists)
     places = [(row, end) for row, items in enumerate(lists) for end in range(len(items))]
     some = sorted(data.draw(st.sets(st.sampled_from(range(len(places))), min_size=1)))
@@ -136,7 +136,7 @@ def test_items_read_against_a_naive_loop(lists: list[list[int]], data: st.DataOb
         assert found == expected
 
 
-def test_a_model_that_minds_repeats_asks_for_the_histories() -> None:
+def test_a_model_with_a_repeat_bias_requires_the_histories() -> None:
     model = RecurrentBackbone(5, 4, released_backbone(hidden_size=4, repeat_bias=True))
     with pytest.raises(ValueError, match="give the histories"):
         model.head()
@@ -159,7 +159,7 @@ def test_half_precision_sums_in_float32(dtype: torch.dtype) -> None:
     torch.testing.assert_close(v.grad.float(), wide_v.grad, rtol=5e-2, atol=5e-2)
 
 
-def test_without_gradient_nothing_is_kept_for_it() -> None:
+def test_without_gradient_no_tensors_are_saved_for_backward() -> None:
     states, vectors, targets = material()
 
     def loss(log_probs: Tensor, rows: slice) -> Tensor:
@@ -211,12 +211,12 @@ def test_ranks_against_a_naive_count(rows: list[list[int]], seen: list[tuple[int
             assert ranks[row] == naive_rank(states[row], target, left_out - {target})
 
 
-def test_a_model_that_outputs_nan_ranks_last() -> None:
+def test_nan_scores_rank_last() -> None:
     ranks = CatalogueHead(torch.randn(9, 3), DotSimilarity()).rank(torch.full((2, 3), torch.nan), torch.tensor([1, 2]))
     assert (ranks >= 8).all()
 
 
-def test_top_k_never_gives_padding_or_excluded_items() -> None:
+def test_top_k_never_returns_padding_or_excluded_items() -> None:
     states, vectors, _ = material()
     vectors[0] = 1e3 * states.sum(0)  # padding would win
     excluded = ItemPairs(torch.tensor([0, 0, 5]), torch.tensor([3, 4, 1]))
@@ -234,7 +234,7 @@ def test_temperature_must_be_positive() -> None:
         CosineSimilarity(0.0)
 
 
-def test_a_copy_of_the_target_counts_against_it_whatever_tile_it_lies_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_of_the_target_counts_as_a_tie_in_every_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     use_tiles(monkeypatch, 256, 1024)
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randn(3000, 64, generator=generator)

@@ -66,7 +66,7 @@ def test_the_same_generator_state_draws_the_same_depths() -> None:
     assert first == second
 
 
-def test_senseless_settings_are_refused() -> None:
+def test_invalid_settings_are_refused() -> None:
     with pytest.raises(LaresError, match="mean depth"):
         PoissonLogNormal(0)
     with pytest.raises(LaresError, match="negative"):

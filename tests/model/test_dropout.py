@@ -1,4 +1,4 @@
-"""Dropout from cheap bits is dropout: shares, scale, gradient, and nothing outside training."""
+"""Dropout from random bits: drop rate, scale, gradient, and no effect in evaluation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lares_pl.model.dropout import Dropout, dropout
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("shape", [(1000, 64), (333, 7)])
-def test_shares_and_scale(p: float, shape: tuple[int, int]) -> None:
+def test_drop_rate_and_scale(p: float, shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     y = dropout(torch.ones(shape), p)
     dropped = int((y == 0).sum())
@@ -29,7 +29,7 @@ def test_neighbours_are_independent() -> None:
         assert (zero[:-lag] * zero[lag:]).mean().abs() < 5 * 0.25 / 200_000**0.5
 
 
-def test_the_gradient_goes_where_values_went() -> None:
+def test_the_gradient_has_the_mask_of_the_output() -> None:
     torch.manual_seed(0)
     x = torch.randn(50, 9, dtype=torch.float64, requires_grad=True)
     y = dropout(x, 0.3)
@@ -38,7 +38,7 @@ def test_the_gradient_goes_where_values_went() -> None:
     torch.testing.assert_close(x.grad * x.detach(), y.detach())
 
 
-def test_draws_follow_the_seed_and_stop_outside_training() -> None:
+def test_masks_follow_the_seed_and_evaluation_drops_nothing() -> None:
     layer, x = Dropout(0.5), torch.ones(100)
     torch.manual_seed(3)
     first = layer(x)

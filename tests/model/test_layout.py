@@ -1,4 +1,4 @@
-"""Attention over packed tokens: whatever is grouped, each token sees its own history up to itself."""
+"""Attention over packed tokens: for any grouping, a token attends only to its own history up to itself."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def by_hand(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], heads: int) -> 
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=9), st.integers(1, 2))
-def test_attention_equals_attention_by_hand(lengths: list[int], heads: int) -> None:
+def test_attention_equals_a_token_by_token_computation(lengths: list[int], heads: int) -> None:
     histories = Histories.from_lists([[1] * length for length in lengths])
     layout = packed(histories)
     generator = torch.Generator().manual_seed(len(lengths))
@@ -58,7 +58,7 @@ def test_attention_equals_attention_by_hand(lengths: list[int], heads: int) -> N
 
 
 @pytest.mark.parametrize("span", [(1, 200), (1, 20), (21, 25), (25, 39)])
-def test_shelves_waste_little(span: tuple[int, int]) -> None:
+def test_packed_rows_contain_little_padding(span: tuple[int, int]) -> None:
     lengths = torch.arange(span[0], span[1] + 1).repeat(20)
     placed = packed_rows(lengths)
     assert len(placed.groups) < 20

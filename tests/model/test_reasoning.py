@@ -1,4 +1,4 @@
-"""Compute at test time: fixed depth, stopping by itself, several trajectories."""
+"""Compute at test time: fixed depth, stopping rules, several trajectories."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def path(backbone: RecurrentBackbone, depth: int, seed: int = 0) -> torch.Tensor
     return states
 
 
-def test_fixed_depth_is_the_end_of_a_rollout() -> None:
+def test_fixed_depth_gives_the_last_state_of_a_rollout() -> None:
     backbone = made()
     states, steps = Reasoning(3)(backbone, HISTORIES)
     assert torch.equal(states, path(backbone, 3)[-1])
@@ -62,9 +62,7 @@ def test_fixed_depth_is_the_end_of_a_rollout() -> None:
 @pytest.mark.parametrize("block", [TransformerBlock, FMLPBlock])
 @pytest.mark.parametrize("rule", [ResidualStop, DivergenceStop])
 @torch.no_grad()
-def test_each_history_ends_where_its_own_trajectory_arrives(
-    block: type, rule: type[ResidualStop] | type[DivergenceStop]
-) -> None:
+def test_each_history_stops_at_its_own_step(block: type, rule: type[ResidualStop] | type[DivergenceStop]) -> None:
     backbone, depth, least = made(block), 8, 2
     states = path(backbone, depth)
     changes = torch.stack([rule().change(backbone.head(), a, b) for a, b in pairwise(states)])  # of step 2 …
@@ -76,7 +74,7 @@ def test_each_history_ends_where_its_own_trajectory_arrives(
     torch.testing.assert_close(ends, torch.stack([states[t - 1, row] for row, t in enumerate(expected)]))
 
 
-def test_a_rule_that_never_holds_goes_to_the_full_depth_and_one_that_always_holds_makes_the_least() -> None:
+def test_stopping_never_and_always_give_the_full_depth_and_the_minimum() -> None:
     backbone = made()
     ends, steps = Reasoning(5, ResidualStop(0.0))(backbone, HISTORIES)
     torch.testing.assert_close(ends, path(backbone, 5)[-1])
@@ -105,7 +103,7 @@ def test_several_trajectories_rank_by_their_mean_score(
 
 
 @torch.no_grad()
-def test_divergence_is_that_of_the_two_distributions() -> None:
+def test_divergence_equals_the_kl_of_the_two_distributions() -> None:
     backbone = made()
     a, b = torch.randn(5, 8), torch.randn(5, 8)
     p, q = (backbone.head().scores(x).double().softmax(dim=1) for x in (b, a))
@@ -125,7 +123,7 @@ class Own(StopRule):
         return (after - before).abs().amax(dim=1)
 
 
-def test_a_rule_of_ones_own_needs_a_change_and_nothing_else() -> None:
+def test_a_custom_rule_defines_only_the_change() -> None:
     backbone = made().eval()
     histories = Histories.from_lists([[1, 2], [3]])
     assert Reasoning(6, Own(1e9))(backbone, histories).steps.tolist() == [2, 2]
@@ -136,7 +134,7 @@ def test_a_rule_of_ones_own_needs_a_change_and_nothing_else() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.data(), st.booleans())
-def test_a_layout_keeps_any_of_its_histories(lengths: list[int], data: st.DataObject, pad: bool) -> None:
+def test_a_layout_can_be_reduced_to_any_of_its_histories(lengths: list[int], data: st.DataObject, pad: bool) -> None:
     histories = Histories.from_lists([[row * 10 + i + 1 for i in range(n)] for row, n in enumerate(lengths)])
     layout: Layout = padded(histories, 6) if pad else packed(histories)
     stay = data.draw(st.lists(st.booleans(), min_size=len(lengths), max_size=len(lengths)).filter(any))
@@ -150,7 +148,7 @@ def test_a_layout_keeps_any_of_its_histories(lengths: list[int], data: st.DataOb
     assert torch.equal(kept.positions.flatten(), (padded(rest, 6) if pad else packed(rest)).positions.flatten())
 
 
-def test_what_is_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     with pytest.raises(LaresError, match="least must be at least 2"):
         ResidualStop(0.1, least=1)
     with pytest.raises(LaresError, match="threshold must not be negative"):

@@ -1,4 +1,4 @@
-"""A catalogue by rows over processes against the whole one: two and three real processes (gloo), random cases."""
+"""A catalogue sharded by rows against an unsharded one: two and three real processes (gloo), random cases."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CASES = 12
 
 
 def on_processes(task: Callable[[int, int], None], world: int, folder: Path) -> None:
-    """Run `task(rank, world)` in so many processes with a group of theirs; an exception in one is raised here."""
+    """Run `task(rank, world)` in several processes of one process group, and raise an exception of any of them."""
     spawn(_joined, (world, task, str(folder / "rendezvous")), nprocs=world)
 
 
@@ -51,7 +51,7 @@ def excluded_pairs(rows: int, items: int, generator: torch.Generator) -> ItemPai
 
 
 def whole_of(part: Tensor, world: int) -> Tensor:
-    """All rows of what each process has a part of, for processes with different numbers of rows."""
+    """Gather the rows of all processes, which may have different numbers of rows."""
     parts: list[Tensor | None] = [None] * world
     dist.all_gather_object(parts, part)
     return torch.cat([each for each in parts if each is not None])
@@ -137,7 +137,7 @@ def best_agree(states: Tensor, whole: CatalogueHead, shared: CatalogueHead, k: i
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_scoring_against_a_sharded_catalogue_is_scoring_against_the_whole(world: int, tmp_path: Path) -> None:
+def test_scoring_a_sharded_catalogue_equals_scoring_the_whole(world: int, tmp_path: Path) -> None:
     on_processes(scoring_is_the_same, world, tmp_path)
 
 
@@ -192,5 +192,5 @@ def a_sampled_softmax_is_the_same(mesh: DeviceMesh) -> None:
         torch.testing.assert_close(by_rows, whole)
 
 
-def test_looking_up_in_a_sharded_table_is_looking_up_in_the_whole(tmp_path: Path) -> None:
+def test_lookup_in_a_sharded_table_equals_lookup_in_the_whole(tmp_path: Path) -> None:
     on_processes(looking_up_is_the_same, 3, tmp_path)

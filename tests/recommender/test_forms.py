@@ -1,4 +1,4 @@
-"""Histories and candidates in the forms that programs and files hold them; ids in one spelling everywhere."""
+"""Histories and candidates in all supported types and files; ids in one canonical form."""
 
 from __future__ import annotations
 
@@ -95,14 +95,14 @@ OWN = {"ann": ["item-9", "item-3"], "bob": ["item-2"], "cleo": ["item-30", "x", 
     ],
     ids=["lists", "tuples", "sets", "arrays", "iterator", "series", "series in another order", "series without users"],
 )
-def test_each_history_may_have_candidates_of_its_own(candidates: Any, model: Recommender) -> None:
+def test_each_history_may_have_its_own_candidates(candidates: Any, model: Recommender) -> None:
     found = model.recommend(HISTORIES, k=3, candidates=candidates)
     assert found == model.recommend(HISTORIES, k=3, candidates=OWN)
     assert [sorted(items) for items in found.item_ids] == [["item-3", "item-9"], ["item-2"], ["item-30", "item-8"]]
     assert found.unknown_candidates == ["x"]
 
 
-def test_a_matrix_of_candidates_has_a_row_a_history(model: Recommender) -> None:
+def test_a_matrix_of_candidates_has_one_row_per_history(model: Recommender) -> None:
     matrix = np.array([["item-1", "item-2"], ["item-3", "item-4"], ["item-5", "item-6"]])
     found = model.recommend(HISTORIES, k=2, candidates=matrix)
     assert [sorted(items) for items in found.item_ids] == matrix.tolist()
@@ -125,7 +125,7 @@ def test_users_of_candidates_are_compared_as_items_are(model: Recommender) -> No
         (7, "is no list of item ids"),
     ],
 )
-def test_candidates_that_say_nothing_clear_are_refused(candidates: Any, message: str, model: Recommender) -> None:
+def test_ambiguous_candidates_are_refused(candidates: Any, message: str, model: Recommender) -> None:
     with pytest.raises(LaresError, match=message):
         model.recommend(HISTORIES, candidates=candidates)
 
@@ -151,7 +151,7 @@ def decimals(table: pd.DataFrame) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("form", ["floats.parquet", "decimals.parquet", "numbers.parquet", "floats.csv", "numbers.csv"])
-def test_ids_have_one_spelling_everywhere(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_have_one_canonical_form(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     forms: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {"floats": floats, "decimals": decimals, "numbers": pd.DataFrame}
     for name, made in forms.items():
@@ -200,7 +200,7 @@ def test_ids_have_one_spelling_everywhere(form: str, tmp_path: Path, monkeypatch
     assert some["user_id"].unique().tolist() == list(map(str, users))
 
 
-def test_loading_and_recommending_draw_nothing(tmp_path: Path, toy_dataset: Path) -> None:
+def test_loading_and_recommending_leave_the_random_state_unchanged(tmp_path: Path, toy_dataset: Path) -> None:
     fit = trainer(tmp_path, max_epochs=1)
     fit.fit(released_spt(), SequenceDataModule(str(toy_dataset), max_length=8, batch_size=64))
     fit.save_checkpoint(tmp_path / "spt.ckpt")

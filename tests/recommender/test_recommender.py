@@ -54,7 +54,7 @@ def by_hand(model: Recommender, history: list[str], depth: int) -> pd.Series:
 
 @pytest.mark.parametrize("settings", [{}, {"similarity": CosineSimilarity()}])
 @pytest.mark.parametrize("exclude_seen", [False, True])
-def test_lists_are_the_models_ranking(settings: dict[str, object], exclude_seen: bool) -> None:
+def test_lists_equal_the_ranking_of_the_model(settings: dict[str, object], exclude_seen: bool) -> None:
     model = recommender(**settings)
     found = model.recommend(HISTORIES, k=30, depth=4, exclude_seen=exclude_seen, batch_size=2)
     assert found.users == ["ann", "bob", "cleo"]
@@ -67,7 +67,7 @@ def test_lists_are_the_models_ranking(settings: dict[str, object], exclude_seen:
         np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_same_history_gets_the_same_list_alone_and_among_others() -> None:
+def test_a_history_gets_the_same_list_alone_and_in_a_batch() -> None:
     model = recommender()
     alone = [model.recommend(history, k=5) for history in HISTORIES.values()]
     together = model.recommend(HISTORIES, k=5)
@@ -75,7 +75,7 @@ def test_the_same_history_gets_the_same_list_alone_and_among_others() -> None:
     assert model.recommend(HISTORIES, k=5) == together
 
 
-def test_every_form_of_histories_says_the_same() -> None:
+def test_all_forms_of_histories_give_equal_lists() -> None:
     model = recommender()
     expected = model.recommend(HISTORIES, k=4)
     lists = list(HISTORIES.values())
@@ -125,7 +125,7 @@ def test_candidates_and_filter() -> None:
 
 
 def test_own_candidates_take_no_more_memory_for_more_users(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the lists are the same, whatever number of users is looked at together."""
+    """The lists are also independent of the number of users that are processed together."""
     model = recommender()
     own = {"ann": [f"item-{n}" for n in range(1, 6)], "bob": ["item-2"], "cleo": [f"item-{n}" for n in range(9, 29)]}
     expected = model.recommend(HISTORIES, k=12, candidates=own, exclude_seen=True)
@@ -169,7 +169,7 @@ def test_the_ranking_after_each_step() -> None:
         model.explain(["x"])
 
 
-def test_what_is_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     model = recommender()
     for given, message in (
         (pd.DataFrame({"item_id": ["item-1"]}), "no column user_id"),
@@ -192,7 +192,7 @@ def test_what_is_refused() -> None:
         Recommender(model.backbone, IDS, Reasoning(1), device="nonsense")
 
 
-def test_numbers_of_numpy_are_numbers_and_others_are_refused() -> None:
+def test_numpy_numbers_are_accepted_and_other_types_refused() -> None:
     model = recommender()
     expected = model.recommend(HISTORIES, k=3, depth=2)
     assert model.recommend(HISTORIES, k=np.int64(3), depth=np.int32(2), batch_size=np.int64(99)) == expected  # type: ignore[arg-type]
@@ -202,7 +202,7 @@ def test_numbers_of_numpy_are_numbers_and_others_are_refused() -> None:
             model.recommend(HISTORIES, **{name: value})  # type: ignore[arg-type]
 
 
-def test_series_are_histories_and_text_is_none() -> None:
+def test_series_are_accepted_and_text_is_refused() -> None:
     model = recommender()
     history = HISTORIES["ann"]
     expected = model.recommend(history, k=3)
@@ -250,8 +250,8 @@ def checkpoint(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder / "spt.ckpt"
 
 
-def test_a_checkpoint_is_all_it_needs(checkpoint: Path, toy_dataset: Path, tmp_path: Path) -> None:
-    """Its lists for the users of its dataset are those of `predict`."""
+def test_only_a_checkpoint_is_needed(checkpoint: Path, toy_dataset: Path, tmp_path: Path) -> None:
+    """Its lists for the users of its dataset equal those of `predict`."""
     data = SequenceDataset.load(toy_dataset)
     ids = data.item_ids.to_pylist()
     histories = {

@@ -1,4 +1,4 @@
-"""Checkpoints of the authors' release: settings, names and files, in and out, and what is refused by name."""
+"""Import and export of checkpoints of the authors' release: settings, names, files and errors."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_every_setting_of_the_method_has_a_counterpart(adapter: str, initial: st
     assert ours.keys() == state.keys()
 
 
-def test_what_is_unknown_is_named() -> None:
+def test_unknown_settings_are_named() -> None:
     with pytest.raises(LaresError, match="adapter_type='gated'"):
         built(adapter_type="gated")
     with pytest.raises(LaresError, match="hidden_act='relu'"):
@@ -95,19 +95,19 @@ def test_what_is_unknown_is_named() -> None:
     assert from_reference({"mystery.weight": torch.zeros(2, 2)}, "transformer") == ({}, ["mystery.weight"])
     with pytest.raises(LaresError, match="no parameters of a LARES model"):
         family_of({"conv.weight": torch.zeros(1)})
-    with pytest.raises(LaresError, match=r"n_pre_layers=5 contradicts the weights, which say 1"):
+    with pytest.raises(LaresError, match=r"n_pre_layers=5 contradicts the weights, which have 1"):
         complete_settings(
             {"n_pre_layers": 5}, to_reference(RecurrentBackbone(5, 4, built()).state_dict(), "transformer"), "transformer"
         )
 
 
-def test_architectures_that_the_release_does_not_know_are_refused() -> None:
+def test_architectures_that_the_release_cannot_express_are_refused() -> None:
     for config in (
         released_backbone(pre_block=LRUBlock, core_block=LRUBlock),
         released_backbone(pre_block=TransformerBlock, core_block=FMLPBlock),
         released_backbone(pre_block=TransformerBlock, core_block=partial(TransformerBlock, heads=4)),
     ):
-        with pytest.raises(LaresError, match="the release has no model of pre-block"):
+        with pytest.raises(LaresError, match="the release has no model with pre-block"):
             reference_settings(config)
     fmlp = partial(FMLPBlock, inner_size=20)
     for config, lost in (
@@ -133,7 +133,7 @@ def recorded(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def recbole_file(path: Path, state: dict[str, Tensor], settings: dict[str, Any]) -> None:
-    """A checkpoint as RecBole writes it, its Config object and an enum pickled along, by a package that is not there later."""
+    """A checkpoint as RecBole writes it, with a pickled Config object and enum of a package that is missing later."""
     package = types.ModuleType("recbole_config_of_a_test")
     code = (
         "class Config:\n    pass\nimport enum\nclass InputType(enum.Enum):\n    PAIRWISE = 2\nclass Listed(list):\n    pass\n"
@@ -152,7 +152,9 @@ def recbole_file(path: Path, state: dict[str, Tensor], settings: dict[str, Any])
 
 @pytest.mark.parametrize("path", golden_files(), ids=lambda path: path.stem)
 @pytest.mark.parametrize("form", ["recbole", "bare"])
-def test_in_and_back_gives_the_same_file(path: Path, form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_import_and_export_give_the_same_file(
+    path: Path, form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     state, settings = recorded(path)
     source = tmp_path / "file.pth"
     settings = {key: value for key, value in settings.items() if key not in ("n_exps", "inner_size")}  # of all families at once
@@ -198,7 +200,7 @@ class Evil:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_nothing_in_a_file_is_run(zipped: bool, tmp_path: Path) -> None:
+def test_code_in_a_file_is_not_executed(zipped: bool, tmp_path: Path) -> None:
     state, settings = recorded(golden_files()[0])
     content = {"config": settings, "state_dict": state, "other_parameter": Evil(tmp_path / "pwned")}
     torch.save(content, tmp_path / "evil.pth", _use_new_zipfile_serialization=zipped)
@@ -213,7 +215,7 @@ def test_nothing_in_a_file_is_run(zipped: bool, tmp_path: Path) -> None:
     assert not (tmp_path / "pwned").exists()
 
 
-def test_settings_that_a_bare_state_dict_lacks_are_the_papers_and_said(
+def test_settings_missing_from_a_state_dict_are_the_papers_and_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state, _ = recorded(next(path for path in golden_files() if path.stem == "bsarec_add"))
@@ -231,7 +233,7 @@ def test_settings_that_a_bare_state_dict_lacks_are_the_papers_and_said(
         import_reference(str(tmp_path / "bare.pth"), str(tmp_path / "ours.ckpt"))
 
 
-def test_settings_as_people_write_them(tmp_path: Path) -> None:
+def test_settings_are_converted_to_their_types(tmp_path: Path) -> None:
     state, _ = recorded(next(path for path in golden_files() if path.stem == "bsarec_add"))
     torch.save({f"module.{name}": value for name, value in state.items()}, tmp_path / "bare.pth")
     (tmp_path / "x.yaml").write_text("layer_norm_eps: 1e-12\nn_heads: 4.0\nmean_recurrence: '6'\ntau: 2\n")

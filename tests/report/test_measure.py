@@ -1,4 +1,4 @@
-"""What a report measures: against `lares test`, states, closed forms and naive computations."""
+"""Measurements of a report against `lares test`, states, closed forms and naive computations."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.training import data, released_spt, trainer
 
 
 @pytest.mark.parametrize("kind", ["spt", "rpt", "exclude_seen", "sasrec", "fmlp", "tedrec"])
-def test_the_numbers_are_those_of_lares_test(kind: str, runs: Path, toy_dataset: Path, tmp_path: Path) -> None:
+def test_metrics_equal_those_of_lares_test(kind: str, runs: Path, toy_dataset: Path, tmp_path: Path) -> None:
     dataset = with_text(tmp_path) if kind == "tedrec" else toy_dataset
     if kind in ("fmlp", "tedrec"):
         shape = {"hidden_size": 16, "pre_layers": 1, "core_layers": 1}
@@ -58,7 +58,7 @@ def test_the_numbers_are_those_of_lares_test(kind: str, runs: Path, toy_dataset:
         stage.evaluation_depth = own
 
 
-def test_what_the_steps_do_is_what_the_states_say(runs: Path, toy_dataset: Path) -> None:
+def test_measures_of_steps_equal_those_of_the_states(runs: Path, toy_dataset: Path) -> None:
     stage = load_stage(runs / "seed1" / "spt" / "checkpoints" / "best.ckpt")
     measured = measure(stage, str(toy_dataset), "test", 6, batch_size=1024)
     (batch,) = batches(stage, str(toy_dataset), "test", 1024)
@@ -76,7 +76,7 @@ def test_what_the_steps_do_is_what_the_states_say(runs: Path, toy_dataset: Path)
 
 
 @pytest.mark.parametrize("similarity", [DotSimilarity(), CosineSimilarity(0.2)])
-def test_entropy_and_kl_are_those_of_the_softmax(similarity: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entropy_and_kl_equal_those_of_the_softmax(similarity: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     states, items = torch.randn(4, 9, 8), torch.randn(31, 8)
     monkeypatch.setattr(distributions, "CHUNK", 256)  # two users at a time
@@ -100,7 +100,7 @@ def test_a_small_kl_is_not_lost_in_rounding() -> None:
     torch.testing.assert_close(found, kl, rtol=0.02, atol=1e-12)
 
 
-def test_nothing_of_users_times_catalogue_times_steps_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_does_not_grow_with_users_times_catalogue_times_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     states, items = torch.randn(16, 300, 4), torch.randn(2001, 4)
     monkeypatch.setattr(distributions, "CHUNK", 1 << 15)
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -127,7 +127,7 @@ def test_residuals_by_hand() -> None:
     assert distance[0].isnan().all()
 
 
-def test_popularity_counts_what_trains(toy_dataset: Path) -> None:
+def test_popularity_counts_training_interactions(toy_dataset: Path) -> None:
     people = population(str(toy_dataset), "test")
     sequences = SequenceDataset.load(toy_dataset)
     counts = np.zeros(sequences.catalogue_size + 1, dtype=int)
@@ -143,7 +143,7 @@ def test_popularity_counts_what_trains(toy_dataset: Path) -> None:
     assert people.activity.tolist() == lengths
 
 
-def test_models_of_other_lengths_or_catalogues_are_timed_by_themselves(runs: Path) -> None:
+def test_models_with_another_length_or_catalogue_are_timed_separately(runs: Path) -> None:
     stage = load_stage(runs / "seed1" / "spt" / "checkpoints" / "best.ckpt")
     keys = [study._architecture(stage, [1, 2])]
     for name in ("max_length", "items"):
@@ -159,7 +159,7 @@ def test_models_of_other_lengths_or_catalogues_are_timed_by_themselves(runs: Pat
     assert len(set(keys)) == 3
 
 
-def test_percentiles_need_batches_beyond_them() -> None:
+def test_percentiles_need_at_least_one_batch_beyond_them() -> None:
     few = summarise([0.002] * 30, depth=4, batch_size=8)
     assert (few.p50, few.p95, few.per_second) == pytest.approx((2, 2, 4000))
     assert np.isnan(few.p99)
@@ -176,7 +176,7 @@ def test_depths_reach_four_times_the_depth_of_evaluation() -> None:
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 6, 7])
-def test_equal_values_of_other_numbers_of_seeds_have_equal_means(seeds: int) -> None:
+def test_equal_values_have_equal_means_for_any_number_of_seeds(seeds: int) -> None:
     ranks = np.arange(1, 101, dtype=np.int32)[:, None]
     nothing = np.zeros((100, 1))
     measured = Measured(np.zeros(1, dtype=np.int64), ranks, nothing, nothing, nothing, nothing, ranks, False)

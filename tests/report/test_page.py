@@ -1,4 +1,4 @@
-"""The page of a report: charts, text of any kind, and a real browser."""
+"""The page of a report: charts, escaping, and a real browser."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lares_pl.report.page import Chart, Section, Table, short
 from tests.report.conftest import EVIL
 
 
-def test_few_points_are_marked_and_many_are_not() -> None:
+def test_only_lines_with_few_points_have_markers() -> None:
     def marks(count: int) -> int:
         x = np.linspace(1, 16, count)
         svg = draw("c", "A chart", "Read it.", [Panel("steps", "y", [Series("a", x, x)], log_x=True)], ["a"]).svg
@@ -28,7 +28,7 @@ def test_few_points_are_marked_and_many_are_not() -> None:
     assert marks(21) == 0
 
 
-def test_the_same_data_draw_the_same_picture() -> None:
+def test_equal_data_give_equal_images() -> None:
     panels = [Panel("steps", "NDCG@10", [Series("$a_b$ <x>", [1, 2, 4], [0.1, 0.2, 0.15], [0.05, 0.1, 0.1], [0.2, 0.3, 0.2])])]
     charts = [draw("c", "A chart", "Read it.", panels, ["$a_b$ <x>", "b"]) for _ in range(2)]
     assert charts[0] == charts[1]
@@ -44,7 +44,7 @@ def test_the_same_data_draw_the_same_picture() -> None:
     assert {"$a_b$ <x>", "_b"} <= set(texts)  # as they are: no mathematics, no markup, none hidden
 
 
-def test_text_of_every_kind_is_shown_as_it_is() -> None:
+def test_text_is_escaped() -> None:
     evil = "<script>alert('&')</script>"
     chart = Chart("c", evil, evil, evil + '"', "<svg><g id='x'/></svg>")
     table = Table("t", evil, pd.DataFrame({evil: [evil, float("nan")]}), evil)

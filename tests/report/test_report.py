@@ -1,4 +1,4 @@
-"""`lares report`: the folder it writes, and what it refuses."""
+"""`lares report`: the folder it writes, and its errors."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def test_tables_hold_what_was_measured(written: Path, runs: Path, toy_dataset: P
     assert "sasrec" not in set(by_depth["model"])  # of depth 0, a dashed line
     flat = tables["summary"].query("model == 'sasrec'")
     assert set(flat["depth"]) == {0}
-    fates = tables["steps-users"]
-    assert (fates[["better", "unchanged", "worse"]].sum(axis=1) - 1).abs().max() < 1e-9
+    users = tables["steps-users"]
+    assert (users[["better", "unchanged", "worse"]].sum(axis=1) - 1).abs().max() < 1e-9
     pairs = tables["tests"]
     assert len(pairs) == 3 * 3  # three pairs of groups, three metrics
     assert (pairs["p over users, corrected"] >= pairs["p over users"]).all()
@@ -91,9 +91,7 @@ def test_tables_hold_what_was_measured(written: Path, runs: Path, toy_dataset: P
     assert of_all == pytest.approx(flat.set_index("metric").loc["MRR", "mean"], rel=1e-5)
 
 
-def test_a_report_appears_whole_or_not_at_all(
-    written: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_report_is_written_atomically(written: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = [str(runs / EVIL)]
     quick: dict[str, Any] = {"timing": False, "bootstrap": 100, "device": "cpu"}
     before = (written / "report.html").read_bytes()
@@ -115,10 +113,10 @@ def test_a_report_appears_whole_or_not_at_all(
     report(one, str(tmp_path / "new"), **quick)
     page = (tmp_path / "new" / "report.html").read_text()
     for missing in (
-        "There is one run",
-        "one depth (0)",
+        "There is only one run",
+        "only one depth (0)",
         "more than one step",
-        "Nothing was timed",
+        "Latency was not measured",
         "No RPT run",
         "holds a pruned",
     ):
@@ -138,7 +136,7 @@ def test_runs_of_different_datasets_are_refused(runs: Path, tmp_path: Path) -> N
         report([str(runs / "seed1" / "spt"), str(other)], str(tmp_path / "report"), **quick)
     with pytest.raises(LaresError, match="another catalogue"):
         report([str(runs / "seed1" / "spt")], str(tmp_path / "report"), dataset=str(tmp_path / "text"), **quick)
-    with pytest.raises(LaresError, match="begin at 1"):
+    with pytest.raises(LaresError, match="start at 1"):
         report([str(runs / "seed1" / "spt")], str(tmp_path / "report"), depths="0,1", **quick)
     with pytest.raises(LaresError, match="numbers with commas"):
         report([str(runs / "seed1" / "spt")], str(tmp_path / "report"), depths="few", **quick)
@@ -153,7 +151,7 @@ def test_without_matplotlib_the_error_says_what_to_install(runs: Path, tmp_path:
         report([str(runs)], str(tmp_path / "report"))
 
 
-def test_several_runs_are_words_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_runs_are_positional_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     from lares_pl.cli import main as cli
 
     given: dict[str, Any] = {}

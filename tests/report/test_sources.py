@@ -1,4 +1,4 @@
-"""Which runs a report is on, and which of them are seeds of one configuration."""
+"""How a report finds runs and groups those that differ only in their seed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lares_pl import (
 from lares_pl.report.sources import find_sources, group_by_seed, why_apart
 
 
-def test_runs_that_differ_only_in_their_seed_are_a_group(runs: Path) -> None:
+def test_runs_that_differ_only_in_their_seed_form_a_group(runs: Path) -> None:
     sources, remarks = find_sources([str(runs / f"seed{seed}") for seed in (1, 2, 3)])
     assert remarks == []
     groups = group_by_seed(sources)
@@ -33,12 +33,12 @@ def test_another_configuration_or_the_same_seed_is_another_group(runs: Path, tmp
     assert [[source.run for source in group.sources] for group in groups] == [["seed1", "seed2"], ["again"], ["other"]]
     assert len({group.label for group in groups}) == 3
     assert why_apart(groups) == [
-        "again/spt is not put together with seed1/spt as another seed of one configuration: seed 2 is there already.",
-        "other/spt is not put together with seed1/spt as another seed of one configuration: they differ in record.budget.",
+        "again/spt is not grouped with seed1/spt as another seed of one configuration: that group already has seed 2.",
+        "other/spt is not grouped with seed1/spt as another seed of one configuration: they differ in record.budget.",
     ]
 
 
-def test_what_was_moved_aside_is_left_out_and_said(runs: Path, tmp_path: Path) -> None:
+def test_runs_moved_aside_are_left_out_and_reported(runs: Path, tmp_path: Path) -> None:
     import shutil
 
     for name in ("spt", "spt.1"):
@@ -56,7 +56,7 @@ def test_what_was_moved_aside_is_left_out_and_said(runs: Path, tmp_path: Path) -
     assert [source.stage for source in find_sources([str(tmp_path / "run" / "spt.1")])[0]] == ["spt.1"]
 
 
-def test_a_stage_without_a_checkpoint_is_left_out_and_said(runs: Path, tmp_path: Path) -> None:
+def test_a_stage_without_a_checkpoint_is_left_out_and_reported(runs: Path, tmp_path: Path) -> None:
     import shutil
 
     run = tmp_path / "run"

@@ -27,7 +27,7 @@ from lares_pl.report.stopping import stopped_at
 from tests.released import released_backbone
 
 
-def test_the_bootstrap_interval_of_a_mean_is_that_of_normal_theory() -> None:
+def test_the_bootstrap_interval_of_a_mean_agrees_with_normal_theory() -> None:
     values = np.random.default_rng(0).exponential(size=(4000, 2))
     low, high = bootstrap_interval(values, resamples=4000)
     half = 1.96 * values.std(axis=0) / np.sqrt(len(values))
@@ -37,7 +37,7 @@ def test_the_bootstrap_interval_of_a_mean_is_that_of_normal_theory() -> None:
     assert means.std(axis=0) == pytest.approx(values.std(axis=0) / np.sqrt(len(values)), rel=0.05)
 
 
-def test_columns_are_resampled_together_and_draws_repeat() -> None:
+def test_columns_share_resamples_and_results_are_reproducible() -> None:
     values = np.random.default_rng(1).normal(size=(50, 1))
     shifted = np.hstack([values, values + 2])
     means = bootstrap_means(shifted, resamples=300)
@@ -47,22 +47,22 @@ def test_columns_are_resampled_together_and_draws_repeat() -> None:
 
 
 def brute_force(differences: np.ndarray) -> float:
-    """The share of all sign patterns whose sum is as far from 0."""
+    """The share of all sign patterns whose sum is at least as far from 0."""
     sums = [abs(np.dot(signs, differences)) for signs in product((-1, 1), repeat=len(differences))]
     return float(np.mean([total >= abs(differences.sum()) - 1e-9 for total in sums]))
 
 
 @given(st.lists(st.integers(-4, 4), min_size=1, max_size=9))
 @settings(max_examples=60, deadline=None)
-def test_few_users_are_tried_with_all_signs(differences: list[int]) -> None:
+def test_the_sign_flip_test_is_exact_for_few_users(differences: list[int]) -> None:
     values = np.array(differences, dtype=float)
     assert sign_flip_test(values[:, None])[0] == pytest.approx(brute_force(values))
 
 
 @given(st.lists(st.tuples(st.sampled_from([-1, 1]), st.integers(1, 10)), min_size=1, max_size=9))
 @settings(max_examples=60, deadline=None)
-def test_rounding_of_float32_makes_no_p_value_smaller(changes: list[tuple[int, int]]) -> None:
-    """NDCG from or to 0: whole classes of sign patterns have equal sums."""
+def test_float32_rounding_does_not_lower_p_values(changes: list[tuple[int, int]]) -> None:
+    """NDCG from or to 0, where many sign patterns have equal sums."""
     values = np.array([sign / np.log2(1 + rank) for sign, rank in changes])
     assert sign_flip_test(values.astype(np.float32)[:, None])[0] == pytest.approx(brute_force(values))
 
@@ -75,7 +75,7 @@ def test_random_signs_of_float32_find_equal_sums() -> None:
     assert drawn == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 10_000))
 
 
-def test_random_signs_come_near_all_signs() -> None:
+def test_random_signs_approximate_the_exact_test() -> None:
     values = np.random.default_rng(2).normal(0.35, 1, size=14)
     exact = brute_force(values)
     assert 0.01 < exact < 0.9
@@ -116,7 +116,7 @@ def test_seeds_are_paired_where_they_are_the_same() -> None:
 
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=80), st.integers(1, 7))
 @settings(max_examples=100, deadline=None)
-def test_bands_hold_whom_their_limits_say(values: list[int], count: int) -> None:
+def test_bands_hold_the_users_within_their_limits(values: list[int], count: int) -> None:
     array = np.array(values)
     bands = quantile_bands(array, count)
     assert len(bands.labels) <= count
@@ -135,14 +135,14 @@ def test_bands_are_of_equal_size_where_values_differ() -> None:
     assert quantile_bands(np.array([3, 3, 20, 20]), 2, capped=20).labels == ["3", "20+"]
 
 
-def test_spread_needs_two() -> None:
+def test_the_standard_deviation_needs_two_values() -> None:
     mean, spread = mean_and_spread([1.0, 3.0])
     assert (mean, spread) == pytest.approx((2, np.sqrt(2)))
     assert np.isnan(mean_and_spread([1.0])[1])
 
 
-def test_stopping_in_the_report_is_stopping_in_the_model() -> None:
-    """The step read off the changes of a whole rollout is the one at which `Reasoning` ends."""
+def test_stopping_in_the_report_equals_stopping_in_the_model() -> None:
+    """The step derived from the changes of a whole rollout is the one at which `Reasoning` stops."""
     torch.manual_seed(0)
     config = released_backbone(hidden_size=8, pre_layers=1, core_layers=1, initializer_range=0.4)
     backbone = RecurrentBackbone(9, 6, config).eval()

@@ -1,4 +1,4 @@
-"""Training curves, and what stopping early saves."""
+"""Training curves, and the steps that stopping rules save."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lares_pl.report import stopping
 from lares_pl.report.training import read_log, smoothed
 
 
-def test_a_saving_of_nothing_is_none() -> None:
+def test_a_negligible_saving_is_not_reported() -> None:
     curve = pd.DataFrame(
         [("fixed depth", np.nan, 4.0, 0.1), ("ResidualStop", 0.1, 3.99, 0.1), ("DivergenceStop", 0.1, 2.0, 0.1)],
         columns=["rule", "threshold", "mean steps", "NDCG@10"],
@@ -28,7 +28,7 @@ def test_a_saving_of_nothing_is_none() -> None:
     assert stopping._shown(curve.assign(**{"steps saved": -1e-9}))["steps saved"].tolist() == ["0.0%"] * 3
 
 
-def test_logs_of_a_resumed_run_are_one(tmp_path: Path) -> None:
+def test_logs_of_a_resumed_run_are_joined(tmp_path: Path) -> None:
     for version, steps in ((2, [0, 1, 2, 3]), (10, [2, 3, 4])):
         folder = tmp_path / "metrics" / f"version_{version}"
         folder.mkdir(parents=True)
@@ -40,7 +40,7 @@ def test_logs_of_a_resumed_run_are_one(tmp_path: Path) -> None:
     assert read_log(tmp_path / "nothing") is None
 
 
-def test_a_test_of_its_own_takes_no_curve_away(tmp_path: Path) -> None:
+def test_a_later_test_does_not_remove_curves(tmp_path: Path) -> None:
     losses, scores = [2.0, 1.5, None], [None, None, 0.3]
     trained = pd.DataFrame({"step": [0, 1, 1], "train/loss": losses, "val/ndcg@10": scores})
     tested = pd.DataFrame({"step": [0], "test/ndcg@10": [0.2]})
@@ -55,7 +55,7 @@ def test_a_test_of_its_own_takes_no_curve_away(tmp_path: Path) -> None:
     assert log["val/ndcg@10"].dropna().tolist() == [0.3]
 
 
-def test_smoothing_keeps_lines_and_ends() -> None:
+def test_smoothing_keeps_straight_lines_and_reduces_noise() -> None:
     line = np.linspace(0, 5, 400)
     assert smoothed(line) == pytest.approx(line)
     noise = np.random.default_rng(0).normal(size=400)

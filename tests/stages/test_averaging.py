@@ -1,4 +1,4 @@
-"""Averaged weights: what is averaged, and that everything after training reads the average."""
+"""Averaged weights: the recursion, and their use in everything after training."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_average_is_the_recursion_over_updates(toy_dataset: Path, tmp_path: 
     assert not torch.allclose(average, weights.seen[-1], atol=1e-4)
 
 
-def test_validated_saved_tested_and_handed_on_are_the_same_weights(toy_dataset: Path, tmp_path: Path) -> None:
+def test_validation_checkpoint_test_and_next_stage_use_the_same_weights(toy_dataset: Path, tmp_path: Path) -> None:
     model, fit, _ = fitted(toy_dataset, tmp_path)
     validated = float(fit.callback_metrics["val/ndcg@10"])
     fit.save_checkpoint(tmp_path / "x.ckpt")
@@ -76,7 +76,7 @@ def test_validated_saved_tested_and_handed_on_are_the_same_weights(toy_dataset: 
     assert not torch.equal(rpt.learner.item_vectors, rpt.backbone.item_vectors)
 
 
-def test_training_goes_on_from_an_average_alone(toy_dataset: Path, tmp_path: Path) -> None:
+def test_training_continues_from_averaged_weights_alone(toy_dataset: Path, tmp_path: Path) -> None:
     _, fit, _ = fitted(toy_dataset, tmp_path)
     fit.save_checkpoint(tmp_path / "x.ckpt")
     loaded = load_stage(tmp_path / "x.ckpt")

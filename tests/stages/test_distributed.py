@@ -49,7 +49,7 @@ def test_metrics_of_two_processes_equal_those_of_one(work: Path, tmp_path: Path)
         assert one[name] * 189 == pytest.approx(round(one[name] * 189), abs=1e-2)
 
 
-def test_one_process_tells_wandb_and_all_sweep_depths_together(work: Path) -> None:
+def test_one_process_logs_to_wandb_and_all_take_part_in_the_depth_sweep(work: Path) -> None:
     for stage in ("spt", "rpt"):
         folder = work / "runs" / "default" / stage
         assert len(list(folder.glob("wandb/offline-run-*/*.wandb"))) == 1

@@ -83,7 +83,7 @@ def fit(
         ("rpt with every choice", "prefix", {}),
     ],
 )
-def test_a_resumed_run_is_the_uninterrupted_one(
+def test_a_resumed_run_equals_the_uninterrupted_run(
     kind: str,
     instances: str,
     options: dict[str, Any],
@@ -116,7 +116,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 
 
 class Terminated(Callback):
-    """SIGTERM at a batch, or at the validation behind it."""
+    """SIGTERM at a batch, or at the validation after it."""
 
     def __init__(self, batch: int, in_validation: bool) -> None:
         self.batch = batch
@@ -152,8 +152,10 @@ class Validations(Callback):
         {"max_steps": 11, "max_epochs": -1, "val_check_interval": 3, "check_val_every_n_epoch": None},
     ],
 )
-def test_a_run_that_sigterm_stops_anywhere_loses_nothing(options: dict[str, Any], toy_dataset: Path, tmp_path: Path) -> None:
-    """Whole updates and whole validations, the same as without interruption (5 batches an epoch)."""
+def test_a_run_stopped_by_sigterm_at_any_point_loses_nothing(
+    options: dict[str, Any], toy_dataset: Path, tmp_path: Path
+) -> None:
+    """Updates and validations are the same as without interruption (5 batches per epoch)."""
 
     def run(folder: Path, resumed: Path | None = None, *others: Callback) -> tuple[SPT, L.Trainer, Validations]:
         L.seed_everything(7)

@@ -1,4 +1,4 @@
-"""Both stages with the catalogue over two real processes (gloo) against one process that holds it all."""
+"""Both stages with the catalogue sharded over two real processes (gloo) against one process."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def work(interactions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_training_on_two_processes_that_share_the_catalogue_equals_training_on_one(work: Path) -> None:
+def test_training_with_the_catalogue_sharded_over_two_processes_equals_training_on_one(work: Path) -> None:
     assert_same_weights(work / "runs" / "one" / "spt", work / "runs" / "two" / "spt")
     before = torch.load(work / "runs" / "two" / "spt" / "checkpoints" / "best.ckpt", weights_only=True)
     assert before["state_dict"]["backbone.embedding.item.weight"].shape == (601, 16)
@@ -83,7 +83,7 @@ def test_evaluation_on_two_processes_equals_evaluation_on_one(work: Path, tmp_pa
     torch.testing.assert_close(torch.tensor(tables[0]["scores"]), torch.tensor(tables[1]["scores"]))
 
 
-def test_a_run_is_resumed_on_as_many_processes_or_on_one(work: Path) -> None:
+def test_a_run_resumes_on_the_same_number_of_processes_or_on_one(work: Path) -> None:
     rest = ["--ckpt_path", "last", "--test_after_fit", "false"]
     half = fit(work, "spt.yaml", "half", *SHARDED, "--test_after_fit", "false", steps=2)
     for run in ("again", "mixed"):
@@ -93,7 +93,7 @@ def test_a_run_is_resumed_on_as_many_processes_or_on_one(work: Path) -> None:
     assert_same_weights(work / "runs" / "one" / "spt", fit(work, "spt.yaml", "mixed", *SHARDED, *rest))
 
 
-def test_rpt_on_two_processes_that_share_the_catalogue_equals_rpt_on_one(work: Path) -> None:
+def test_rpt_with_the_catalogue_sharded_over_two_processes_equals_rpt_on_one(work: Path) -> None:
     source = ["--model.init_from", str(work / "runs" / "one" / "spt" / "checkpoints" / "best.ckpt")]
     source += ["--model.pruning.passes", "1", "--model.pruning.top", "200"]
     one = fit(work, "rpt.yaml", "one", *ONE, *source)
@@ -107,7 +107,7 @@ def test_rpt_on_two_processes_that_share_the_catalogue_equals_rpt_on_one(work: P
     assert reports[0]["metrics"] == pytest.approx(reports[1]["metrics"], rel=1e-3)
 
 
-def test_two_groups_that_share_a_catalogue_each_equal_one_process(work: Path) -> None:
+def test_two_groups_with_a_sharded_catalogue_each_equal_one_process(work: Path) -> None:
     """Four processes: gradients averaged over groups, TLA and SLA over the rows of both; without noise, as shares differ."""
     same = [
         "--model.backbone.initial_state",
@@ -139,7 +139,7 @@ def test_item_text_is_sharded_too(tmp_path: Path) -> None:
     fit(tmp_path, "rpt.yaml", "two", *SHARDED, "--model.pruning.top", "10", steps=2)
 
 
-def test_what_a_sharded_catalogue_cannot_do_is_refused(work: Path) -> None:
+def test_unsupported_options_of_a_sharded_catalogue_are_refused(work: Path) -> None:
     alone = ["--config", "spt.yaml", "--config", "sharded.yaml", *ONE, "--run", "refused"]
     alone += ["--trainer.strategy.init_args.tensor_parallel_size", "1"]
     said = lares(work, "fit", *alone, *SMALL, status=2).stderr

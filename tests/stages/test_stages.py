@@ -1,4 +1,4 @@
-"""The stages under an ordinary Trainer: losses, pruning, checkpoints that explain themselves."""
+"""The stages under an ordinary Trainer: losses, pruning, self-contained checkpoints."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def spt_checkpoint(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) 
     return folder / "spt.ckpt"
 
 
-def test_spt_logs_every_part_and_learns(toy_dataset: Path, tmp_path: Path) -> None:
+def test_spt_logs_every_part_of_the_loss_and_learns(toy_dataset: Path, tmp_path: Path) -> None:
     L.seed_everything(0)
     model, module = released_spt(), data(toy_dataset)
     fit = trainer(tmp_path, max_epochs=40)
@@ -58,7 +58,7 @@ def test_spt_logs_every_part_and_learns(toy_dataset: Path, tmp_path: Path) -> No
     assert 0 <= logged["val/ndcg@10"] <= logged["val/recall@10"] <= 1
 
 
-def test_weights_of_zero_leave_their_pass_out(toy_dataset: Path, tmp_path: Path) -> None:
+def test_loss_weights_of_zero_skip_their_pass(toy_dataset: Path, tmp_path: Path) -> None:
     for alpha, gamma, passes in ((0.1, 0.5, 3), (0.0, 0.5, 2), (0.0, 0.0, 1)):
         model = released_spt(alpha=alpha, gamma=gamma)
         fit = trainer(tmp_path, max_steps=1)
@@ -91,7 +91,7 @@ class _Counting:
         model.configure_model = configure_and_watch  # type: ignore[method-assign]
 
 
-def test_the_baseline_without_recurrence_has_no_idle_parameters(toy_dataset: Path, tmp_path: Path) -> None:
+def test_the_baseline_without_recurrence_has_no_unused_parameters(toy_dataset: Path, tmp_path: Path) -> None:
     config = released_backbone(hidden_size=16, pre_layers=2, core_layers=0, depth=ConstantDepth(0))
     model = released_spt(config, alpha=0, gamma=0)
     fit = trainer(tmp_path, max_steps=2)
@@ -100,7 +100,7 @@ def test_the_baseline_without_recurrence_has_no_idle_parameters(toy_dataset: Pat
     assert all(parameter.grad is not None for parameter in model.backbone.parameters())
 
 
-def test_load_from_checkpoint_needs_nothing_else(spt_checkpoint: Path, toy_dataset: Path, tmp_path: Path) -> None:
+def test_load_from_checkpoint_needs_only_the_file(spt_checkpoint: Path, toy_dataset: Path, tmp_path: Path) -> None:
     torch.load(spt_checkpoint, weights_only=True)  # no code in it
     by_class = SPT.load_from_checkpoint(spt_checkpoint)
     by_path = load_stage(spt_checkpoint)
@@ -114,7 +114,7 @@ def test_load_from_checkpoint_needs_nothing_else(spt_checkpoint: Path, toy_datas
     assert results[0] == results[1]
 
 
-def test_evaluation_repeats_itself_and_does_not_depend_on_batches(
+def test_evaluation_is_deterministic_and_independent_of_batches(
     spt_checkpoint: Path, toy_dataset: Path, tmp_path: Path
 ) -> None:
     stage = load_stage(spt_checkpoint)
@@ -218,7 +218,7 @@ def test_rpt_takes_architecture_and_weights_and_keeps_its_reference(
         assert torch.equal(one, two)
 
 
-def test_beta_holds_the_policy_to_its_reference(spt_checkpoint: Path, toy_dataset: Path, tmp_path: Path) -> None:
+def test_a_large_beta_keeps_the_policy_near_its_reference(spt_checkpoint: Path, toy_dataset: Path, tmp_path: Path) -> None:
     kl = {}
     for beta in (0.0, 10.0):
         L.seed_everything(3)
@@ -229,7 +229,7 @@ def test_beta_holds_the_policy_to_its_reference(spt_checkpoint: Path, toy_datase
     assert kl[10.0] < kl[0.0] / 3
 
 
-def test_pruning_keeps_what_ranks_in_any_pass(spt_checkpoint: Path, toy_dataset: Path) -> None:
+def test_pruning_keeps_instances_that_rank_within_top_in_any_pass(spt_checkpoint: Path, toy_dataset: Path) -> None:
     stage, module = load_stage(spt_checkpoint), data(toy_dataset)
     count = len(module.sequences.training_instances)
 
@@ -297,7 +297,7 @@ def prunings_when_resumed(path: Path, dataset: Path, pruning: Pruning = Pruning(
     return counted, again
 
 
-def test_resuming_takes_the_pruned_set_back(rpt_checkpoint: Path, toy_dataset: Path) -> None:
+def test_resuming_restores_the_pruned_set(rpt_checkpoint: Path, toy_dataset: Path) -> None:
     counted, again = prunings_when_resumed(rpt_checkpoint, toy_dataset)
     assert counted == 0
     assert again._kept is not None
@@ -310,7 +310,7 @@ def test_resuming_takes_the_pruned_set_back(rpt_checkpoint: Path, toy_dataset: P
     assert 0 < sum(unpacked) < instances
 
 
-def test_the_pruned_set_is_of_one_model_rule_and_dataset(rpt_checkpoint: Path, toy_dataset: Path, tmp_path: Path) -> None:
+def test_the_pruned_set_is_bound_to_model_rule_and_dataset(rpt_checkpoint: Path, toy_dataset: Path, tmp_path: Path) -> None:
     for rule in (Pruning(1, 12), Pruning(2, 10)):
         assert prunings_when_resumed(rpt_checkpoint, toy_dataset, rule)[0] == 1
     assert prunings_when_resumed(rpt_checkpoint, toy_dataset, depth=2)[0] == 1
@@ -353,7 +353,7 @@ def test_warmup_cosine() -> None:
         WarmupCosine(optimizer, warmup=10, total=10)
 
 
-def test_a_warm_up_takes_at_most_half_of_a_short_training() -> None:
+def test_warmup_takes_at_most_half_of_a_short_training() -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
     schedule = WarmupCosine(optimizer, warmup=200, floor=0.1)
     schedule.end_at(8)
@@ -403,13 +403,13 @@ def test_the_policys_dropout_reaches_blocks_that_set_their_own(spt_checkpoint: P
 
 
 class Untyped(TransformerBlock):
-    """As people write blocks: no types, a dropout of its own, one more by name."""
+    """A block as users write them: untyped, with its own dropout and a second dropout option."""
 
     def __init__(self, hidden_size, dropout=0.5, state_dropout=0.3):  # type: ignore[no-untyped-def]
         super().__init__(hidden_size, dropout=dropout, attention_dropout=state_dropout)
 
 
-def test_an_untyped_block_comes_back_and_takes_the_policys_dropout(toy_dataset: Path, tmp_path: Path) -> None:
+def test_an_untyped_block_is_restored_with_the_policys_dropout(toy_dataset: Path, tmp_path: Path) -> None:
     block = partial(Untyped, dropout=0.05)
     fit = trainer(tmp_path, limit_train_batches=2)
     fit.fit(released_spt(released_backbone(hidden_size=16, pre_block=block, core_block=block)), data(toy_dataset))
@@ -421,9 +421,9 @@ def test_an_untyped_block_comes_back_and_takes_the_policys_dropout(toy_dataset: 
     assert (policy.attention.dropout.p, policy.attention.attention_dropout) == (0.1, 0.1)
 
 
-def test_what_could_not_be_rebuilt_is_refused_before_training() -> None:
+def test_a_block_that_a_checkpoint_cannot_name_is_refused_before_training() -> None:
     class Local(TransformerBlock):
-        """Inside a function: no checkpoint could name it."""
+        """Defined in a function, so a checkpoint cannot name it."""
 
     with pytest.raises(LaresError, match=r"could not be rebuilt from a checkpoint: .*importable by name"):
         SPT(BackboneConfig(core_block=Local))

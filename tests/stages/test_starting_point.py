@@ -1,4 +1,4 @@
-"""RPT validates what it starts from: its best checkpoint is never worse."""
+"""RPT validates its initial weights, so its best checkpoint is never worse."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def post_trained(source: Path, dataset: Path, folder: Path, lr: float) -> tuple[
     return rpt, best
 
 
-def test_where_nothing_is_gained_the_best_checkpoint_holds_the_start(
+def test_without_improvement_the_best_checkpoint_holds_the_initial_weights(
     source: Path, toy_dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (start,) = trainer(tmp_path).validate(released_rpt(source), data(toy_dataset), verbose=False)
@@ -44,9 +44,11 @@ def test_where_nothing_is_gained_the_best_checkpoint_holds_the_start(
         assert torch.equal(read_checkpoint(best.best_model_path).backbone_weights()[name], value)
     assert not torch.equal(rpt.backbone.item_vectors, read_checkpoint(source).backbone_weights()["embedding.item.weight"])
     assert "nothing was gained" in caplog.text
+    assert read_checkpoint(best.best_model_path).holds_initial_weights()
+    assert not read_checkpoint(source).holds_initial_weights()  # nothing initialised it
 
 
-def test_a_resumed_run_keeps_the_first_value_and_does_not_validate_again(
+def test_a_resumed_run_keeps_the_initial_value_and_does_not_validate_again(
     source: Path, toy_dataset: Path, tmp_path: Path
 ) -> None:
     last = ModelCheckpoint(tmp_path, "last", enable_version_counter=False)

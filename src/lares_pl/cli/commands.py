@@ -151,7 +151,7 @@ STAGES = {
             "lares predict --ckpt_path runs/beauty/rpt/checkpoints/best.ckpt --k 20",
             "lares predict --ckpt_path runs/beauty/rpt/checkpoints/best.ckpt --data.histories new.csv --output new.parquet",
         ),
-        _evaluation(("k", "output", "overwrite"), ("predict", "histories")),
+        _evaluation(("k", "output", "overwrite"), ("predict", "histories", "format", "encoding", "separator", "header")),
     ),
 }
 

@@ -19,14 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lares_pl import (  # noqa: F401  (`class_path: FMLPBlock`)
-    BSARecBlock,
-    ConvTransformerBlock,
-    FMLPBlock,
-    LRUBlock,
-    RotaryBlock,
-    TransformerBlock,
-)
+import lares_pl
 from lares_pl.atomic_io import write_json
 from lares_pl.callbacks.config_saver import ConfigSaver
 from lares_pl.callbacks.graceful_shutdown import GracefulShutdown, end_with_parent, terminated_is_not_success
@@ -52,6 +45,10 @@ from lares_pl.stages.checkpoint import StageCheckpoint, read_checkpoint
 from lares_pl.stages.checkpoint_io import AtomicCheckpointIO
 from lares_pl.stages.rpt import RPT
 from lares_pl.stages.spt import SPT
+
+for _name in lares_pl.__all__:
+    if _name.endswith("Block"):
+        getattr(lares_pl, _name)  # imports it: jsonargparse resolves `class_path: FMLPBlock` among imported classes only
 
 
 def run(kind: type[LaresCLI] | None = None) -> None:

@@ -17,6 +17,7 @@ from lares_pl.callbacks.flop_budget import FlopBudget
 from lares_pl.data.module import SequenceDataModule
 from lares_pl.runs import BEST, LAST, StageFolder
 from lares_pl.stages.base import BaseStage
+from lares_pl.stages.checkpoint import read_checkpoint
 from lares_pl.stages.loading import load_stage
 from lares_pl.stages.rpt import RPT
 
@@ -88,6 +89,7 @@ class Outcome:
         report: dict[str, Any] = {"checkpoint": best, "depth": self.model.evaluation_depth}
         if isinstance(self.model, RPT) and (source := self.model.initial_checkpoint) is not None and Path(source).is_file():
             report["before"] = {"checkpoint": source, "metrics": self._test_before(source)}
+            report["initial_weights_kept"] = read_checkpoint(best).holds_initial_weights()
         (metrics,) = self.trainer.test(self.model, datamodule=self.data, ckpt_path=best, verbose=False)
         report["metrics"] = metrics
         if self.trainer.is_global_zero:
@@ -114,9 +116,10 @@ def metrics_text(report: Mapping[str, Any]) -> str:
     """Format a report of metrics as text, next to the metrics before this stage if there are any.
 
     Args:
-        report: the content of `test.json`: `depth`, `metrics`, and `before` after RPT.
+        report: the content of `test.json`: `depth`, `metrics`; after RPT also `before` and `initial_weights_kept`.
     """
     before = report.get("before", {}).get("metrics")
+    kept = report.get("initial_weights_kept", False)
     found: Mapping[str, float] = report["metrics"]
     split = {"val": "validation"}.get(prefix := next(iter(found)).split("/")[0], prefix)
     lines = [f"{split} metrics at depth {report['depth']}" + (" before and after RPT" if before else "")]
@@ -127,10 +130,12 @@ def metrics_text(report: Mapping[str, Any]) -> str:
         width = max(10, *map(len, shown.values())) if shown else 0
         for name, label in shown.items():
             if before:
-                change = f"{found[name] / before[name] - 1:+.1%}" if before[name] else ""
-                lines.append(f"  {label:<{width}} {before[name]:.4f} -> {found[name]:.4f}  {change}")
+                change = f"  {found[name] / before[name] - 1:+.1%}" if before[name] and not kept else ""
+                lines.append(f"  {label:<{width}} {before[name]:.4f} -> {found[name]:.4f}{change}")
             else:
                 lines.append(f"  {label:<{width}} {found[name]:.4f}")
+    if kept:
+        lines.append("no update of RPT improved validation: the best checkpoint holds the weights that RPT started from")
     return "\n".join(lines)
 
 

@@ -18,6 +18,7 @@ from lares_pl.data.loading.partners import SameTargetPartners
 from lares_pl.data.loading.sampler import Shard
 from lares_pl.data.loading.windows import training_windows
 from lares_pl.data.prepare.columns import Columns
+from lares_pl.data.prepare.source import Format, Source
 from lares_pl.errors import LaresError
 
 
@@ -40,6 +41,10 @@ class SequenceDataModule(L.LightningDataModule):
         histories: file with other histories to predict for, in a format that `lares prepare` reads, with item ids of the
             dataset.
         columns: names of the columns of `histories`.
+        format: format of `histories`; None: as its name tells.
+        encoding: encoding of `histories` if it is text; None: UTF-8, or that of a byte order mark.
+        separator: separator of the fields of `histories`, such as ; or tab; None: a comma in CSV, a tab in TSV.
+        header: names of the columns of `histories`, a list or separated by commas, if it has no header line.
         seed: seed of the order of training instances and of partners; None: `seed_everything` on the command line, else 0.
 
     Raises:
@@ -57,6 +62,10 @@ class SequenceDataModule(L.LightningDataModule):
         predict: Literal["next", "validation", "test"] = "next",
         histories: str | None = None,
         columns: Columns = Columns(),
+        format: Format | None = None,
+        encoding: str | None = None,
+        separator: str | None = None,
+        header: list[str] | str | None = None,
         seed: int | None = None,
     ) -> None:
         super().__init__()
@@ -77,6 +86,7 @@ class SequenceDataModule(L.LightningDataModule):
         self.predict = predict
         self.histories = histories
         self.columns = columns
+        self._written: dict[str, Any] = {"format": format, "encoding": encoding, "separator": separator, "header": header}
         self.seed = 0 if seed is None else seed
         # a later stage on the same data reads these from the checkpoint
         self.save_hyperparameters({"dataset": self.dataset_path, "max_length": max_length}, logger=False)
@@ -209,4 +219,5 @@ class SequenceDataModule(L.LightningDataModule):
         """The dataset whose histories `predict` reads."""
         if self.histories is None:
             return self.sequences
-        return read_histories(Path(self.histories), self.columns, self.sequences)
+        source = Source(Path(self.histories), **self._written, options="data.")
+        return read_histories(source, self.columns, self.sequences)

@@ -16,6 +16,7 @@ import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -151,7 +152,14 @@ def synthetic(output: str = "synthetic.tsv", users: int = 3000, seed: int = 0, o
     print(f"wrote {path}; the best possible test NDCG@10 is {process.optimum():.4f}")
 
 
-def write_interactions(process: Process, path: Path) -> None:
+class Sampled(Protocol):
+    """A process that sequences come from."""
+
+    def sample(self) -> tuple[np.ndarray, np.ndarray]:
+        """Items (from 0) of all users, `[users, T]`, and the length of each sequence, `[users]`."""
+
+
+def write_interactions(process: Sampled, path: Path) -> None:
     """Write the sequences of a process as raw interactions; the file appears whole or not at all."""
     items, lengths = process.sample()
     text = io.StringIO()

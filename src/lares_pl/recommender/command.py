@@ -43,7 +43,7 @@ def recommend(
     Args:
         ckpt_path: checkpoint of a stage.
         histories: file or folder of interactions, in a format `lares prepare` reads, with original ids.
-        output: file to write: `.parquet` with a row a user, `.csv` with a row a recommendation.
+        output: file to write: `.parquet` with one row per user, `.csv` with one row per recommendation.
         k: length of each list.
         depth: number of reasoning steps; with `stop` the largest.
         stop: ends reasoning about a history early, such as `lares_pl.ResidualStop`.
@@ -51,14 +51,14 @@ def recommend(
         exclude_seen: exclude the items of each history; default: as in the model's evaluation.
         candidates: text file with the original ids of the items to rank, one per line; default: all items.
         columns: names of the columns of `histories`.
-        format: format of `histories`, where its name does not tell.
-        encoding: encoding of text files; UTF-8, or what a byte order mark tells, where not given.
-        separator: what stands between fields of text, such as ; or | or :: or tab; a comma in CSV, a tab in TSV.
-        header: names of the columns, a list or names with commas between them, for text without a header line.
-        dataset: prepared dataset whose original ids count, for a checkpoint that knows none.
-        device: what computes: cpu, cuda, auto (the GPU where there is one).
-        batch_size: histories at a time.
-        overwrite: replace the file if it is there.
+        format: format of `histories`; default: as its name tells.
+        encoding: encoding of text files; default: UTF-8, or that of a byte order mark.
+        separator: separator of fields, such as ; or | or :: or tab; default: a comma in CSV, a tab in TSV.
+        header: names of the columns, a list or separated by commas, for text without a header line.
+        dataset: prepared dataset with the original ids, for a checkpoint that contains none.
+        device: cpu, cuda, or auto (the GPU if there is one).
+        batch_size: histories per batch.
+        overwrite: replace the file if it exists.
 
     Raises:
         LaresError: if something can't be read or written, or is out of range.

@@ -1,4 +1,4 @@
-"""Settings of the authors' release (RecBole's flat configuration) and our `BackboneConfig`, in both directions."""
+"""Conversion between settings of the authors' release (RecBole's flat configuration) and `BackboneConfig`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _DEPTHS = {
     "poisson-bounded": BoundedPoisson,
     "uniform": UniformDepth,
 }
-# where a file names none: docs/method.md's; what shapes tell (sizes, layers, injection) is read off the weights
+# defaults for settings that a file lacks, from docs/method.md; sizes, layers and injection are inferred from the weights
 _PAPER: dict[str, Any] = {
     "n_heads": 2,
     "hidden_act": "gelu",
@@ -66,78 +66,80 @@ _OF_FAMILY: dict[Family, dict[str, Any]] = {
 def complete_settings(
     given: Mapping[str, Any], state: Mapping[str, Tensor], family: Family
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """All settings that `backbone_config` asks for, and those of them that are the paper's for want of better.
+    """Complete the settings that `backbone_config` needs; return them, and those assumed to be the paper's.
 
     Args:
-        given: settings found with the weights, or named by the user.
-        state: the release's state dict; shapes tell sizes, layers and injection.
-        family: its block family.
+        given: settings found with the weights, or given by the user.
+        state: the release's state dict; sizes, layers and injection are inferred from it.
+        family: block family of the model.
 
     Raises:
         LaresError: if a setting contradicts the weights.
     """
-    from_weights = _shapes(state, family)
-    usual = {**_PAPER, **_OF_FAMILY[family]}
-    kinds = {**usual, **from_weights}
-    given = {key: _of_kind(key, value, kinds.get(key)) for key, value in given.items() if value is not None}
+    from_weights = _inferred(state, family)
+    defaults = {**_PAPER, **_OF_FAMILY[family]}
+    examples = {**defaults, **from_weights}
+    given = {key: _converted(key, value, examples.get(key)) for key, value in given.items() if value is not None}
     for key, value in from_weights.items():
         if key in given and given[key] != value:
-            raise LaresError(f"reference setting {key}={given[key]!r} contradicts the weights, which say {value!r}")
-    assumed = {key: value for key, value in usual.items() if key not in given}
+            raise LaresError(f"reference setting {key}={given[key]!r} contradicts the weights, which have {value!r}")
+    assumed = {key: value for key, value in defaults.items() if key not in given}
     if "attn_dropout_prob" in assumed and given.get("hidden_dropout_prob") is not None:
         assumed["attn_dropout_prob"] = given["hidden_dropout_prob"]
     return {**given, **assumed, **from_weights}, assumed
 
 
-def _of_kind(key: str, value: Any, usual: Any) -> Any:
-    """A setting as the kind of value it is: files hold `2.0` and `"2"` for 2 as well, and YAML takes `1e-12` for a string."""
-    if usual is None or isinstance(value, type(usual)):
+def _converted(key: str, value: Any, example: Any) -> Any:
+    """Convert a setting to the type of an example: files may hold `2.0` or `"2"` for 2, and YAML reads `1e-12` as a string."""
+    if example is None or isinstance(value, type(example)):
         return value
     try:
         number = float(value)
-        converted = type(usual)(number)
-        if isinstance(usual, str) or number != converted:
+        converted = type(example)(number)
+        if isinstance(example, str) or number != converted:
             raise ValueError
     except (TypeError, ValueError) as error:
-        raise LaresError(f"reference setting {key}={value!r}: expected {type(usual).__name__}, such as {usual!r}") from error
+        raise LaresError(
+            f"reference setting {key}={value!r}: expected {type(example).__name__}, such as {example!r}"
+        ) from error
     return converted
 
 
-def _shapes(state: Mapping[str, Tensor], family: Family) -> dict[str, Any]:
-    """Settings that the weights tell."""
+def _inferred(state: Mapping[str, Tensor], family: Family) -> dict[str, Any]:
+    """Settings that the shapes of the weights determine."""
     adapter = [value for name, value in state.items() if name.startswith("adapter") and not name.endswith("bias")]
-    told: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "hidden_size": state["item_embedding.weight"].shape[1],
         "n_pre_layers": _layers(state, "pre"),
         "n_core_layers": _layers(state, "core"),
         "adapter_type": "add" if not adapter else "linear" if adapter[0].numel() == 1 else "concat",
     }
-    if family != "fmlp":  # FMLP-Rec's is always 4 d, whatever the settings say
-        told["inner_size"] = next(v.shape[0] for n, v in state.items() if n.endswith("feed_forward.dense_1.weight"))
+    if family != "fmlp":  # FMLP-Rec always uses 4 d and ignores the setting
+        settings["inner_size"] = next(v.shape[0] for n, v in state.items() if n.endswith("feed_forward.dense_1.weight"))
     if family == "tedrec":
-        told["n_exps"] = state["moe_adaptor.w_gate"].shape[1]
-    return told
+        settings["n_exps"] = state["moe_adaptor.w_gate"].shape[1]
+    return settings
 
 
 def _layers(state: Mapping[str, Tensor], stack: str) -> int:
     return len({name.split(".")[2] for name in state if name.startswith(f"{stack}_encoder.")})
 
 
-# ---------------------------------------------------------------- theirs to ours
+# ---------------------------------------------------------------- release to BackboneConfig
 
 
 def backbone_config(settings: Mapping[str, Any], family: Family) -> BackboneConfig:
-    """The architecture that the release's settings describe.
+    """Build the architecture that the release's settings describe.
 
     Args:
         settings: the release's settings, complete.
-        family: its block family.
+        family: block family of the model.
 
     Raises:
-        LaresError: for a setting this package does not know.
+        LaresError: for a setting that this package does not support.
     """
     if settings["hidden_act"] != "gelu":
-        raise LaresError(f"reference setting hidden_act={settings['hidden_act']!r}: only gelu is built here")
+        raise LaresError(f"reference setting hidden_act={settings['hidden_act']!r}: only gelu is supported")
     block = partial(_BLOCKS[family], **_block_arguments(settings, family))
     initial = _choice(_INITIAL_STATES, settings, "state_init_method")
     spread = {} if initial is ZeroState else {"std": settings["state_std"], "scale": settings["state_scale"]}
@@ -156,7 +158,7 @@ def backbone_config(settings: Mapping[str, Any], family: Family) -> BackboneConf
         initial_state=initial(**spread),
         depth=_depth(settings),
         similarity=CosineSimilarity(settings["tau"]) if is_cosine else DotSimilarity(),
-        # the release's per-step log-probabilities: plain dot products, TedRec's cosines, whatever ranks
+        # the release's per-step log-probabilities use dot products (TedRec: cosines), independently of sem_func
         policy_similarity=CosineSimilarity(1.0) if family == "tedrec" else DotSimilarity(),
         repeat_bias=False,
         initializer_range=settings["initializer_range"],
@@ -176,11 +178,11 @@ def _block_arguments(settings: Mapping[str, Any], family: Family) -> dict[str, A
 
 
 def _choice(known: Mapping[str, Any], settings: Mapping[str, Any], key: str) -> Any:
-    """What a setting stands for; dashes and underscores are the same."""
+    """Look up the value of a setting; dashes and underscores are equivalent."""
     named = {name.replace("-", "_"): value for name, value in known.items()}
     name = str(settings[key]).replace("-", "_")
     if name not in named:
-        raise LaresError(f"reference setting {key}={settings[key]!r} is unknown; known are {', '.join(known)}")
+        raise LaresError(f"reference setting {key}={settings[key]!r} is unknown; expected one of {', '.join(known)}")
     return named[name]
 
 
@@ -192,22 +194,22 @@ def _depth(settings: Mapping[str, Any]) -> DepthSchedule:
     return schedule
 
 
-# ---------------------------------------------------------------- ours to theirs
+# ---------------------------------------------------------------- BackboneConfig to release
 
 
 def reference_settings(config: BackboneConfig) -> tuple[dict[str, Any], Family]:
-    """The release's settings of an architecture, and the family to write it as.
+    """Convert an architecture to the release's settings and block family.
 
     Raises:
-        LaresError: if the release has no such architecture; says what it lacks.
+        LaresError: if the release cannot express the architecture; names the options it lacks.
     """
     pre, core = class_of(config.pre_block), class_of(config.core_block)
     is_tedrec = isinstance(config.embedder, TedRecEmbedder)
     family = next((f for f, block in _BLOCKS.items() if block is core and (f == "tedrec") == is_tedrec), None)
     if family is None or to_plain(config.pre_block) != to_plain(config.core_block):
         raise LaresError(
-            f"the release has no model of pre-block {pre.__name__}, core-block {core.__name__} and "
-            f"{type(config.embedder).__name__}: it knows one block, with the same options, in both places "
+            f"the release has no model with pre-block {pre.__name__}, core-block {core.__name__} and "
+            f"{type(config.embedder).__name__}: pre-block and core-block must be the same block with the same options "
             f"({', '.join(sorted({block.__name__ for block in _BLOCKS.values()}))})"
         )
     options = _options(config, config.core_block)
@@ -245,17 +247,17 @@ def reference_settings(config: BackboneConfig) -> tuple[dict[str, Any], Family]:
     return settings, family
 
 
-def _differences(config: BackboneConfig, again: BackboneConfig) -> list[str]:
-    """Options, as `key=value`, in which an architecture differs from what its settings in the release describe."""
-    ours, theirs = _flat(config), _flat(again)
+def _differences(config: BackboneConfig, restored: BackboneConfig) -> list[str]:
+    """Options, as `key=value`, of an architecture that are lost in the conversion to the release's settings and back."""
+    ours, theirs = _flat(config), _flat(restored)
     return [f"{key}={value}" for key, value in ours.items() if theirs.get(key) != value]
 
 
 def _flat(config: BackboneConfig) -> dict[str, Any]:
-    """All options that the release has to express, one level, what is left open filled in."""
+    """All options that the release has to express, flattened, with defaults filled in."""
     flat: dict[str, Any] = {}
     for name, value in to_plain(config).items():
-        if name == "policy_similarity":  # RPT's, which the release fixes
+        if name == "policy_similarity":  # used by RPT only; fixed in the release
             continue
         flat[name] = value["class_path"] if isinstance(value, dict) else value
         options = dict(value["init_args"]) if isinstance(value, dict) else {}
@@ -266,7 +268,7 @@ def _flat(config: BackboneConfig) -> dict[str, Any]:
 
 
 def _options(config: BackboneConfig, block: BlockFactory) -> dict[str, Any]:
-    """All options of a block, what is left open filled in as the backbone and the block would."""
+    """All options of a block, with the defaults that the backbone and the block would fill in."""
     kind = class_of(block)
     options = {key: option.default for key, option in signature(kind).parameters.items() if key != "hidden_size"}
     options |= to_plain(block)["init_args"]
@@ -287,7 +289,7 @@ def _name_of(names: Mapping[str, type], kind: type) -> str:
     for name, known in names.items():
         if known is kind:
             return name
-    raise LaresError(f"the release has no {kind.__name__}; it knows {', '.join(each.__name__ for each in names.values())}")
+    raise LaresError(f"the release has no {kind.__name__}; it has {', '.join(each.__name__ for each in names.values())}")
 
 
 _BLOCKS: dict[Family, type] = {

@@ -1,4 +1,4 @@
-"""Charts for papers: labelled axes, intervals as bands, colours that colour-blind readers tell apart, no junk."""
+"""Charts for papers: labelled axes, intervals as bands, a palette that is safe for colour-blind readers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette without its yellow, which is too light for lines on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-MOST_MARKERS = 20  # of a line
-PANEL = (3.4, 2.5)  # inches: a column of a paper
+MAX_MARKERS = 20  # a line with more points is drawn without markers
+PANEL_SIZE = (3.4, 2.5)  # inches; the width of one column of a paper
 _STYLE: dict[RcKeyType, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 8,
@@ -38,22 +38,22 @@ _STYLE: dict[RcKeyType, Any] = {
     "xtick.color": "#444444",
     "ytick.color": "#444444",
     "legend.frameon": False,
-    "svg.fonttype": "none",  # text stays text: searchable, and editable in a paper's figure
-    "svg.hashsalt": "lares",  # the same data, the same file
-    "text.parse_math": False,  # a name with dollar signs is a name
+    "svg.fonttype": "none",  # keep text as text: searchable and editable
+    "svg.hashsalt": "lares",  # equal data give equal files
+    "text.parse_math": False,  # a label may contain dollar signs
 }
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line.
+    """One line of a chart.
 
     Args:
-        label: whose it is; decides the colour.
-        x, y: its points; NaN where there is none.
-        low, high: ends of an interval around it.
-        dashed: a reference beside the lines that matter.
-        faint: one of several behind the line that sums them up.
+        label: the model it belongs to; determines the colour.
+        x, y: coordinates of its points; NaN for a missing value.
+        low, high: bounds of an interval around y.
+        dashed: draw it as a dashed reference line.
+        faint: draw it thin and light, as raw values behind a smoothed line.
     """
 
     label: str
@@ -70,15 +70,15 @@ class Panel:
     """One pair of axes.
 
     Args:
-        x, y: what the axes show, with units.
+        x, y: axis labels, with units.
         series: the lines.
-        title: where there are several panels.
-        ticks: names of x = 0, 1, …, where x is no number: points with intervals side by side instead of lines.
-        log_x, log_y: scale of the axes.
-        percent: y is a share.
-        zero: a line at y = 0, where differences are shown.
-        from_zero: y begins at 0.
-        marked: an x to point out.
+        title: heading, for charts with several panels.
+        ticks: tick labels of x = 0, 1, … for a categorical x; series are drawn as points with intervals instead of lines.
+        log_x, log_y: use a logarithmic axis.
+        percent: format y as a percentage.
+        zero: draw a line at y = 0.
+        from_zero: start the y axis at 0.
+        marked: x value to mark with a dotted line.
     """
 
     x: str
@@ -95,10 +95,10 @@ class Panel:
 
 
 def check_matplotlib() -> None:
-    """Whether charts can be drawn.
+    """Check that matplotlib and SciPy are installed.
 
     Raises:
-        LaresError: if not; says how to install what is missing.
+        LaresError: if one is missing, with the command that installs it.
     """
     try:
         import matplotlib
@@ -111,20 +111,20 @@ def check_matplotlib() -> None:
     assert matplotlib.__version__
 
 
-def limits(labels: Sequence[str]) -> list[str]:
-    """Limits of bands as ticks: `3–7`, all in two lines where one is long."""
+def band_ticks(labels: Sequence[str]) -> list[str]:
+    """Tick labels of bands, such as `3–7`; broken into two lines if any is long."""
     return [label.replace("–", "–\n") for label in labels] if max(map(len, labels)) > 6 else list(labels)
 
 
 def draw(name: str, title: str, caption: str, panels: Sequence[Panel], labels: Sequence[str], columns: int = 2) -> Chart:
-    """A figure of one or several panels; the same data give the same bytes.
+    """Draw a figure of one or several panels. Equal data give identical bytes.
 
     Args:
-        name: of its file, without ending.
-        title, caption: for the page; the picture itself carries neither, as a paper sets its own.
-        panels: the axes.
-        labels: of all series of the report, so that each has the same colour everywhere.
-        columns: panels side by side.
+        name: file name without extension.
+        title, caption: shown on the page, not in the image, because papers set their own.
+        panels: the panels.
+        labels: labels of all series of the report, so that each has the same colour in every chart.
+        columns: maximum number of panels per row.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -135,18 +135,18 @@ def draw(name: str, title: str, caption: str, panels: Sequence[Panel], labels: S
     rows = -(-len(panels) // columns)
     shown = [label for label in labels if any(series.label == label for panel in panels for series in panel.series)]
     with mpl.rc_context():
-        mpl.rcdefaults()  # a person's own matplotlibrc is not this page's
+        mpl.rcdefaults()  # ignore the user's matplotlibrc
         mpl.rcParams.update(_STYLE)
-        width = PANEL[0] * columns if columns < 3 else 2.45 * columns
-        height = PANEL[1] * rows + (0.25 if len(labels) > 1 else 0)
+        width = PANEL_SIZE[0] * columns if columns < 3 else 2.45 * columns
+        height = PANEL_SIZE[1] * rows + (0.25 if len(labels) > 1 else 0)
         figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(wspace=0.08, hspace=0.06))
         FigureCanvasSVG(figure)
         for number, panel in enumerate(panels):
-            _fill(figure.add_subplot(rows, columns, number + 1), panel, labels)
+            _draw_panel(figure.add_subplot(rows, columns, number + 1), panel, labels)
         if len(labels) > 1:
             everything = [series for panel in panels for series in panel.series]
-            keys = [_key(labels, label, all(s.dashed for s in everything if s.label == label)) for label in shown]
-            figure.legend(handles=keys, loc="outside upper left", ncols=min(3, len(shown)))
+            handles = [_legend_handle(labels, label, all(s.dashed for s in everything if s.label == label)) for label in shown]
+            figure.legend(handles=handles, loc="outside upper left", ncols=min(3, len(shown)))
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue().decode().replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, Arial, sans-serif")
@@ -161,19 +161,19 @@ def _marker(labels: Sequence[str], label: str) -> str:
     return MARKERS[labels.index(label) % len(MARKERS)]
 
 
-def _look(labels: Sequence[str], label: str, dashed: bool) -> dict[str, Any]:
-    """Colour, and a marker or dashes."""
-    look: dict[str, Any] = {"color": _colour(labels, label), "linewidth": 1.4}
-    return {**look, "linestyle": "--"} if dashed else {**look, "marker": _marker(labels, label), "markersize": 3.5}
+def _line_style(labels: Sequence[str], label: str, dashed: bool) -> dict[str, Any]:
+    """Return the colour, and a marker or dashes."""
+    style: dict[str, Any] = {"color": _colour(labels, label), "linewidth": 1.4}
+    return {**style, "linestyle": "--"} if dashed else {**style, "marker": _marker(labels, label), "markersize": 3.5}
 
 
-def _key(labels: Sequence[str], label: str, dashed: bool) -> Any:
+def _legend_handle(labels: Sequence[str], label: str, dashed: bool) -> Any:
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], label=label, **_look(labels, label, dashed))
+    return Line2D([], [], label=label, **_line_style(labels, label, dashed))
 
 
-def _fill(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
+def _draw_panel(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
     axes.set_xlabel(panel.x)
     axes.set_ylabel(panel.y)
     if panel.title:
@@ -185,77 +185,76 @@ def _fill(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
     if panel.marked is not None:
         axes.axvline(panel.marked, color="#888888", linewidth=0.8, linestyle=":")
     if panel.ticks:
-        _points(axes, panel, labels)
+        _draw_points(axes, panel, labels)
     else:
         for series in panel.series:
-            _line(axes, series, labels)
-    _scale(axes, panel)
+            _draw_line(axes, series, labels)
+    _set_scale(axes, panel)
 
 
-def _line(axes: Axes, series: Series, labels: Sequence[str]) -> None:
+def _draw_line(axes: Axes, series: Series, labels: Sequence[str]) -> None:
     colour = _colour(labels, series.label)
     if series.faint:
         axes.plot(series.x, series.y, color=colour, linewidth=0.6, alpha=0.3)
         return
-    look = _look(labels, series.label, series.dashed)
-    if np.isfinite(np.asarray(series.y, dtype=float)).sum() > MOST_MARKERS:
-        look["marker"] = ""
-    axes.plot(series.x, series.y, **look)
+    style = _line_style(labels, series.label, series.dashed)
+    if np.isfinite(np.asarray(series.y, dtype=float)).sum() > MAX_MARKERS:
+        style["marker"] = ""
+    axes.plot(series.x, series.y, **style)
     if series.low is not None and series.high is not None:
         axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.15, linewidth=0)
 
 
-def _points(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
-    """Points with intervals, those of one tick side by side."""
-    places = [float(x) for series in panel.series for x in series.x]
-    apart = len(set(places)) == len(places)  # each has its own place already
+def _draw_points(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
+    """Draw points with intervals; points of the same tick are placed side by side."""
+    positions = [float(x) for series in panel.series for x in series.x]
+    distinct = len(set(positions)) == len(positions)
     for number, series in enumerate(panel.series):
-        shift = 0 if apart else (number - (len(panel.series) - 1) / 2) * 0.6 / max(len(panel.series), 1)
+        shift = 0 if distinct else (number - (len(panel.series) - 1) / 2) * 0.6 / max(len(panel.series), 1)
         y = np.asarray(series.y, dtype=float)
-        spread = None if series.low is None or series.high is None else np.abs(np.stack([y - series.low, series.high - y]))
+        errors = None if series.low is None or series.high is None else np.abs(np.stack([y - series.low, series.high - y]))
         axes.errorbar(
             np.asarray(series.x, dtype=float) + shift,
             y,
-            yerr=spread,
+            yerr=errors,
             fmt=_marker(labels, series.label),
             color=_colour(labels, series.label),
             markersize=4,
             linewidth=1.2,
-            clip_on=False,  # a point on the axis is a whole point
+            clip_on=False,  # do not cut off points that lie on the axis
         )
     axes.set_xticks(range(len(panel.ticks)), panel.ticks)
     axes.set_xlim(-0.6, len(panel.ticks) - 0.4)
     axes.tick_params(axis="x", length=0, pad=6)
 
 
-def _scale(axes: Axes, panel: Panel) -> None:
-    """Ticks that a reader can read."""
+def _set_scale(axes: Axes, panel: Panel) -> None:
+    """Set scales, and few ticks with round values."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
     if not panel.ticks:
-        places = np.unique(np.concatenate([np.asarray(series.x, dtype=float) for series in panel.series]))
+        positions = np.unique(np.concatenate([np.asarray(series.x, dtype=float) for series in panel.series]))
         if panel.log_x:
             axes.set_xscale("log", base=2)
-            axes.xaxis.set_major_locator(FixedLocator([2.0**n for n in range(int(np.log2(max(places[-1], 1))) + 1)]))
+            axes.xaxis.set_major_locator(FixedLocator([2.0**n for n in range(int(np.log2(max(positions[-1], 1))) + 1)]))
             axes.xaxis.set_minor_locator(NullLocator())
-        elif len(places) == 1:
-            axes.xaxis.set_major_locator(FixedLocator(list(places)))
+        elif len(positions) == 1:
+            axes.xaxis.set_major_locator(FixedLocator(list(positions)))
         else:
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 4, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     if panel.log_y:
-        _decades(axes)
+        _set_log_ticks(axes)
         return
     if panel.from_zero or panel.percent:
         axes.set_ylim(0, axes.get_ylim()[1] * 1.03)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     if panel.percent:
-        fine = axes.get_ylim()[1] < 0.05
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1 if fine else 0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1 if axes.get_ylim()[1] < 0.05 else 0))
 
 
-def _decades(axes: Axes) -> None:
-    """Ticks of a logarithmic axis: powers of ten, with 2 and 5 between them where there are few."""
+def _set_log_ticks(axes: Axes) -> None:
+    """Put ticks at powers of ten, and at 2 and 5 times these if the axis spans few of them."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     low, high = axes.get_ylim()
@@ -267,7 +266,7 @@ def _decades(axes: Axes) -> None:
 
 
 def _power(value: float) -> str:
-    """`10⁻⁴`."""
+    """Format as a power of ten, such as `10⁻⁴`."""
     exponent = int(np.floor(np.log10(value) + 1e-9))
     digits = str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     leading = round(value / 10.0**exponent)
@@ -275,21 +274,21 @@ def _power(value: float) -> str:
 
 
 def _description(panels: Sequence[Panel]) -> str:
-    """What a chart shows, in words: first, last and highest value of each line."""
+    """Describe a chart for screen readers: first, last and highest value of each line."""
     parts = []
     for panel in panels:
-        lines = [_words(series, panel) for series in panel.series if not series.faint and np.isfinite(series.y).any()]
+        lines = [_describe(series, panel) for series in panel.series if not series.faint and np.isfinite(series.y).any()]
         heading = f"{panel.title}: " if panel.title else ""
         parts.append(f"{heading}{panel.y} by {panel.x}. " + "; ".join(lines) + ".")
     return " ".join(parts)
 
 
-def _words(series: Series, panel: Panel) -> str:
+def _describe(series: Series, panel: Panel) -> str:
     y = np.asarray(series.y, dtype=float)
-    there = np.flatnonzero(np.isfinite(y))
+    known = np.flatnonzero(np.isfinite(y))
     names = list(panel.ticks) if panel.ticks else [short(float(x)) for x in series.x]
-    first, last, top = there[0], there[-1], int(np.nanargmax(y))
-    if len(there) == 1 or series.dashed:
+    first, last, top = known[0], known[-1], int(np.nanargmax(y))
+    if len(known) == 1 or series.dashed:
         return f"{series.label} {short(y[first])}"
     text = f"{series.label} from {short(y[first])} at {names[first]} to {short(y[last])} at {names[last]}"
     return text if top in (first, last) else f"{text}, highest {short(y[top])} at {names[top]}"

@@ -25,7 +25,7 @@ from lares_pl.report.stopping import stopping
 from lares_pl.report.study import Options, Study, make_study
 from lares_pl.report.training import curves, pruning, reinforcement
 
-#: the sections in order; a new one is one more function of a study
+#: the sections in order; each is a function of a study
 SECTIONS: Sequence[Callable[[Study], Section]] = (
     summary,
     comparison,
@@ -97,9 +97,9 @@ def report(
     heading = title or "Report on " + (", ".join(source.name for source in sources) if len(sources) <= 3 else names)
     sections = [*(make(study) for make in SECTIONS), provenance(study, command_line())]
     lead = [
-        f"Evaluated: {names}; on the {study.target} items of "
-        f"{study.population.users:,} users of {Path(data).name}. Models of this kind read a user's history once and refine "
-        "what they made of it by one small block, applied again and again: the number of such reasoning steps is their depth.",
+        f"Evaluated: {names}, on the {study.target} items of {study.population.users:,} users of {Path(data).name}. These "
+        "models read a user's history once and refine its representation by applying one small block repeatedly; the number of "
+        "these reasoning steps is the depth.",
     ]
     _write(target, render(heading, lead, sections), sections, overwrite)
     print(f"wrote {Path(output) / PAGE}")

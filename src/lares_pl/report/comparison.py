@@ -1,4 +1,4 @@
-"""The section on several runs side by side: seeds, means, spread, and whether differences could be chance."""
+"""The section that compares runs: means and standard deviations over seeds, and significance tests."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from lares_pl.report.quality import NAMES, PLOTTED
 from lares_pl.report.statistics import bootstrap_means, holm, mean_and_spread, seed_test, sign_flip_test
 from lares_pl.report.study import GroupFindings, Study
 
-TITLE = "Runs side by side"
+TITLE = "Comparison of runs"
 SIGN_FLIPS = 10_000
-_DECIMALS = 9  # of a user's difference: what is smaller is rounding
+_DECIMALS = 9  # smaller differences of a user are rounding errors
 
 
 def comparison(study: Study) -> Section:
-    """Means and spread over seeds, and paired tests of all pairs of configurations."""
+    """Means and standard deviations over seeds, and paired tests of all pairs of configurations."""
     if len(study.groups) == 1 and len(study.groups[0].findings) == 1:
-        return Section(TITLE, ["There is one run; name several to have them compared on the same users."])
+        return Section(TITLE, ["There is only one run. Name several to compare them on the same users."])
     seeds = _seeds(study)
     charts = [_chart(study)] if any(len(group.findings) > 1 for group in study.groups) else []
     tables = [Table("seeds", "By configuration", seeds, "Mean ± standard deviation over seeds.", _seeds_page(study, seeds))]
     text = [
-        "Runs whose configurations differ in nothing but seed and name form a group, one line below. All are compared on the "
-        "same users, each at its own depth of evaluation."
+        "Runs whose configurations differ only in seed and name form a group, one row below. All are compared on the same "
+        "users, each at its own depth of evaluation."
     ]
     if len(study.groups) > 1:
         tests = _tests(study)
@@ -64,21 +64,21 @@ def _seeds_page(study: Study, seeds: pd.DataFrame) -> pd.DataFrame:
 
 
 def _chart(study: Study) -> Chart:
-    few = len(study.groups) <= 4
-    ticks = [label.replace(" (", "\n(") if few else "" for label in study.labels]
+    labelled = len(study.groups) <= 4  # the legend has to do for more
+    ticks = [label.replace(" (", "\n(") if labelled else "" for label in study.labels]
     panels = []
     for metric in PLOTTED[:2]:
         lines = []
         for number, group in enumerate(study.groups):
             values = group.by_seed(metric, group.depth)
-            spots = number + (np.arange(len(values)) - (len(values) - 1) / 2) * 0.12
-            lines.append(Series(group.label, spots, values))
+            positions = number + (np.arange(len(values)) - (len(values) - 1) / 2) * 0.12
+            lines.append(Series(group.label, positions, values))
         panels.append(Panel("", NAMES[metric], lines, ticks=ticks))
     return draw(
         "seeds",
         "Every run",
-        "A point a run, side by side those that differ only in their seed. Differences between groups that are no larger than "
-        "the spread within them may be the luck of a seed.",
+        "One point per run; runs that differ only in their seed are side by side. Differences between groups that are no "
+        "larger than the spread within a group may be due to the seed.",
         panels,
         study.labels,
     )
@@ -87,8 +87,8 @@ def _chart(study: Study) -> Chart:
 # ---------------------------------------------------------------- tests
 
 _TESTS_CAPTION = (
-    "Difference: second less first, with its 95 % bootstrap interval over users. p over users: sign-flip permutation test; "
-    "p over seeds: t-test, – with fewer than three seeds on either side. In brackets of the heading: after Holm's correction."
+    "Difference: second minus first, with 95 % bootstrap interval over users. p over users: sign-flip permutation test. "
+    "p over seeds: t-test; – if either side has fewer than three seeds. In brackets: after Holm's correction."
 )
 
 
@@ -130,7 +130,7 @@ def _by_seed(group: GroupFindings, metric: str) -> dict[int, float]:
 
 
 def _tests_page(tests: pd.DataFrame) -> pd.DataFrame:
-    def both(name: str) -> list[str]:
+    def with_correction(name: str) -> list[str]:
         pairs = zip(tests[name], tests[f"{name}, corrected"], strict=True)
         return ["–" if np.isnan(one) else f"{p_value(one)} ({p_value(corrected)})" for one, corrected in pairs]
 
@@ -141,8 +141,8 @@ def _tests_page(tests: pd.DataFrame) -> pd.DataFrame:
             "second": tests["second"],
             "metric": tests["metric"],
             "difference": [f"{value:+.4f} [{low:+.4f}, {high:+.4f}]" for value, low, high in intervals],
-            "p over users (Holm)": both("p over users"),
-            "p over seeds (Holm)": both("p over seeds"),
+            "p over users (Holm)": with_correction("p over users"),
+            "p over seeds (Holm)": with_correction("p over seeds"),
         }
     )
 
@@ -150,17 +150,17 @@ def _tests_page(tests: pd.DataFrame) -> pd.DataFrame:
 def _assumptions(study: Study, tests: pd.DataFrame) -> list[str]:
     count = len(tests)
     text = [
-        "Over users: would these trained models differ on other users of the same kind? Each user's values (means over seeds) "
-        "are paired; if the models were alike, each difference would be as likely to have the other sign. The sign-flip "
-        f"permutation test asks how often {SIGN_FLIPS:,} random choices of signs lead as far from 0 as was found (all choices, "
-        "where there are fewer). It assumes that users are independent and, without a true difference, that differences are "
-        "symmetric about 0; it takes the models as given and says nothing about training them again.",
-        "Over seeds: would the configurations differ if they were trained again? The unit is the trained model, so at least "
-        "three seeds on either side are needed: a t-test, paired where both sides have the same seeds, Welch's otherwise. It "
-        "assumes that values are normal over seeds; with so few seeds only large differences can show.",
-        f"Holm's method corrects for the {count} comparisons (all pairs × {len(PLOTTED)} metrics), over users "
-        "and over seeds each: among all of them the chance of even one false finding stays below the level chosen.",
+        "Over users: do these trained models differ in the population of users? Each user's values (means over seeds) are "
+        "paired. The sign-flip permutation test counts how often a mean difference with random signs is at least as far from 0 "
+        f"as the observed one ({SIGN_FLIPS:,} random sign patterns, or all of them if there are fewer). It assumes that users "
+        "are independent and that, without a true difference, differences are symmetric about 0. It treats the models as "
+        "fixed and does not cover the variation between training runs.",
+        "Over seeds: do the configurations differ if they are trained again? The unit is the trained model, so both sides need "
+        "at least three seeds. The test is a t-test, paired if both sides have the same seeds, Welch's otherwise. It assumes "
+        "that values are normally distributed over seeds; with few seeds it detects only large differences.",
+        f"Holm's method corrects for the {count} comparisons (all pairs × {len(PLOTTED)} metrics), separately over users and "
+        "over seeds. It bounds the probability of any false positive among them by the significance level.",
     ]
     if tests["p over seeds"].isna().all():
-        text.append("Here no pair has three seeds on both sides: nothing can be said about training again.")
+        text.append("No pair here has three seeds on both sides, so the variation between training runs is not tested.")
     return text

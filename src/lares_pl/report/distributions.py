@@ -1,4 +1,4 @@
-"""How the distribution over the catalogue moves from step to step, without holding more than two of them for a few users."""
+"""Change of the distribution over the catalogue between steps, holding two distributions of a few users at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lares_pl.model.tiles import CHUNK
 
 
 class Movement(NamedTuple):
-    """Of each step and user, `[T, B]` float32."""
+    """Entropy and divergence of each step and user, `[T, B]` float32."""
 
     entropy: Tensor  # of the distribution, nats
     kl: Tensor  # KL(p_t || p_{t-1}), nats; NaN at the first step
@@ -20,9 +20,9 @@ class Movement(NamedTuple):
 
 @torch.no_grad()
 def movement(states: Tensor, head: CatalogueHead) -> Movement:
-    """Entropy of the softmax over the catalogue after each step, and its divergence from that of the step before.
+    """Entropy of the softmax over the catalogue after each step, and its divergence from that of the previous step.
 
-    `KL(p_t || p_{t-1})` is the information that step t adds. The distribution is that of training, with padding as a class.
+    `KL(p_t || p_{t-1})` is the information that step t adds. As in training, padding is a class of the distribution.
 
     Args:
         states: user states of every step, `[T, B, d]`.
@@ -47,7 +47,7 @@ def movement(states: Tensor, head: CatalogueHead) -> Movement:
 
 
 def residuals(states: Tensor) -> tuple[Tensor, Tensor]:
-    """How far each step moves the user state.
+    """Change of the user state in each step.
 
     Args:
         states: `[T, B, d]`.

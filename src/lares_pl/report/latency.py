@@ -1,4 +1,4 @@
-"""How long a batch of users takes, by depth and batch size."""
+"""Latency of a batch of users, by depth and batch size."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Timing:
 
     Args:
         depth: number of steps.
-        batch_size: users a batch.
-        batches: how many were timed.
-        p50, p95, p99: milliseconds a batch; NaN where too few batches were timed to say (20 and 100 are needed).
-        per_second: users a second.
+        batch_size: users per batch.
+        batches: number of batches timed.
+        p50, p95, p99: milliseconds per batch; NaN if too few batches were timed (p95 needs 20, p99 100).
+        per_second: users per second.
     """
 
     depth: int
@@ -64,9 +64,9 @@ def time_inference(
     Args:
         stage: a trained stage, on the device to time, in evaluation mode.
         dataset: directory of the prepared dataset.
-        split: whose histories are read.
+        split: the split whose histories are read.
         depths: numbers of steps.
-        batch_sizes: users a batch; those larger than the split are left out.
+        batch_sizes: users per batch; sizes larger than the split are skipped.
         budget: seconds to spend on each depth and batch size; at least 20 and at most 500 batches are timed.
     """
     timings = []
@@ -85,7 +85,7 @@ def _time(
     batch_size: int,
     budget: float,
 ) -> list[Timing]:
-    """All depths in turn, so that what else the machine does meets them alike."""
+    """Time all depths in turn, so that other load on the machine affects them equally."""
     seconds: dict[int, list[float]] = {depth: [] for depth in depths}
     spent, number = 0.0, -WARM_UP
     while number < MOST and (number < FEWEST or spent < budget):

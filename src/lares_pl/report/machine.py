@@ -1,4 +1,4 @@
-"""What computes, in words."""
+"""Names of the device and number of threads, for texts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def device_name(device: torch.device) -> str:
-    """The device as a person would name it."""
+    """Describe a device, such as `a CPU (model)`."""
     if device.type == "cuda":
         return f"a GPU ({torch.cuda.get_device_name(device)})"
     return f"a CPU ({_cpu_model()})"

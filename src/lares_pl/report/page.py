@@ -1,4 +1,4 @@
-"""What a page is made of: sections of text, charts and tables, and how numbers are written in them."""
+"""Parts of a page (sections with text, charts and tables) and number formatting."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Chart:
     """A figure.
 
     Args:
-        name: of its file, without ending.
-        title: what it shows.
-        caption: how to read it, a sentence or two.
-        alt: what can be seen, for who can't.
-        svg: the picture.
+        name: file name without extension.
+        title: title.
+        caption: how to read it, in one or two sentences.
+        alt: description for screen readers.
+        svg: the image.
     """
 
     name: str
@@ -33,11 +33,11 @@ class Table:
     """A table.
 
     Args:
-        name: of its files, without ending.
-        title: what it holds.
-        frame: all of it, with units in the names of the columns; what the files hold.
+        name: file name without extension.
+        title: title.
+        frame: the full table, as written to the files; units are part of the column names.
         caption: how to read it.
-        shown: what the page shows of it (text is shown as it is, other numbers with four decimals); all of it where None.
+        shown: the table shown on the page (text unchanged, other numbers with four decimals); None shows `frame`.
     """
 
     name: str
@@ -49,13 +49,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report; a function of a `Study` that gives one is all that a new section takes.
+    """A section of the report, as returned by a function of a `Study`.
 
     Args:
-        title: its heading.
-        text: paragraphs, plain text.
-        charts: its figures.
-        tables: its tables.
+        title: heading.
+        text: paragraphs of plain text.
+        charts: figures.
+        tables: tables.
     """
 
     title: str
@@ -65,12 +65,12 @@ class Section:
 
 
 def with_interval(value: float, low: float, high: float) -> str:
-    """`0.0412 [0.0390, 0.0433]`."""
+    """Format as `0.0412 [0.0390, 0.0433]`."""
     return f"{value:.4f} [{low:.4f}, {high:.4f}]"
 
 
 def short(value: float) -> str:
-    """Three significant digits, without an exponent where it can be read without."""
+    """Format with three significant digits, with an exponent only for very small values."""
     if not np.isfinite(value):
         return "–"
     if value == 0:
@@ -80,5 +80,5 @@ def short(value: float) -> str:
 
 
 def p_value(value: float) -> str:
-    """`0.031`, `< 0.001`."""
+    """Format as `0.031` or `< 0.001`."""
     return "–" if np.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"

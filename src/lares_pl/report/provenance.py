@@ -1,4 +1,4 @@
-"""Where a report comes from: checkpoints, data, device, versions, the command."""
+"""The section on the origin of a report: checkpoints, data, device, versions, command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lares_pl.report.study import Study
 
 
 def provenance(study: Study, command: Sequence[str]) -> Section:
-    """What was evaluated, with what, and how numbers came about."""
+    """What was evaluated, on which device and versions, and how numbers were computed."""
     rows = [
         (
             group.label,
@@ -36,16 +36,16 @@ def provenance(study: Study, command: Sequence[str]) -> Section:
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     data = study.population.sequences
     return Section(
-        "What was evaluated, and how",
+        "Checkpoints and environment",
         [
             f"Dataset: {study.dataset}, with {data.users:,} users, {data.catalogue_size:,} items and {len(data.items):,} "
             f"interactions; {study.population.users:,} users have a {study.target} item.",
             f"Computed on {device_name(study.device)} with {threads()}; lares_pl {__version__}, PyTorch {torch.__version__}, "
             f"Python {platform.python_version()}; {now}.",
             f"Command: {' '.join(command)}",
-            "Every number comes from one pass of all users through each checkpoint, to the deepest depth. Initial noise is a "
-            "function of the user's history alone, so that neither batches nor former evaluations change it; at the depth "
-            "of evaluation the numbers are those of `lares test`.",
+            "All numbers come from one pass over all users for each checkpoint, to the largest depth. Initial noise is a "
+            "function of the user's history only, so it does not depend on batches or earlier evaluations. At the depth of "
+            "evaluation the numbers equal those of `lares test`.",
             *study.remarks,
         ],
         tables=[Table("checkpoints", "Checkpoints", pd.DataFrame(rows, columns=columns))],

@@ -1,4 +1,4 @@
-"""Sections on how well targets are ranked: the summary, by depth, by kind of user and item, and what it costs."""
+"""Sections on ranking quality (overall, by depth, by user and item group) and on latency."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ import numpy as np
 import pandas as pd
 
 from lares_pl.evaluation.protocols import other_protocol
-from lares_pl.report.charts import Panel, Series, draw, limits
+from lares_pl.report.charts import Panel, Series, band_ticks, draw
 from lares_pl.report.machine import device_name, threads
 from lares_pl.report.measure import METRICS
 from lares_pl.report.page import Section, Table, short, with_interval
 from lares_pl.report.statistics import Bands, bootstrap_interval, bootstrap_means, mean_and_spread, quantile_bands
 from lares_pl.report.study import GroupFindings, Study
 
-NAMES = {name: name.replace("recall", "Recall").replace("ndcg", "NDCG").replace("mrr", "MRR") for name in METRICS}
+_LONGEST_ABBREVIATION = 4  # NDCG; a longer name is a word
+#: each metric as tables and charts show it: `Recall@10`, `NDCG@10`, `MRR`
+NAMES = {name: name.upper() if len(name.partition("@")[0]) <= _LONGEST_ABBREVIATION else name.capitalize() for name in METRICS}
 PLOTTED = ("recall@10", "ndcg@10", "mrr")
 
 
 def _by_depth(study: Study, groups: Iterable[GroupFindings]) -> pd.DataFrame:
-    """A row for each group, depth and metric: mean over seeds, interval over users, spread over seeds."""
+    """One row per group, depth and metric: mean over seeds, interval over users, standard deviation over seeds."""
     rows = []
     for group in groups:
         for metric in METRICS:
@@ -34,7 +36,7 @@ def _by_depth(study: Study, groups: Iterable[GroupFindings]) -> pd.DataFrame:
 
 
 def _wide(long: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
-    """For the page: a row for each group and depth, a column for each metric with its interval."""
+    """The table shown on the page: one row per group and depth, one column per metric with its interval."""
     rows = []
     for (label, depth), part in long.groupby(["model", "depth"], sort=False):
         of = part.set_index("metric")
@@ -46,31 +48,31 @@ def _wide(long: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
 def summary(study: Study) -> Section:
     """All metrics at the depth of evaluation."""
     long = _by_depth(study, study.groups)
-    own = {group.label: group.depth for group in study.groups}
-    at_own = long[long["depth"] == long["model"].map(own)].reset_index(drop=True)
-    most = [NAMES[name] for name in ("recall@10", "ndcg@10", "mrr")]
-    rest = [name for name in NAMES.values() if name not in most]
+    depths = {group.label: group.depth for group in study.groups}
+    at_depth = long[long["depth"] == long["model"].map(depths)].reset_index(drop=True)
+    main = [NAMES[name] for name in PLOTTED]
+    rest = [name for name in NAMES.values() if name not in main]
     text = [
         f"{study.population.users:,} {study.target} items, {_targets_of_users(study)}, are ranked among all "
         f"{study.population.sequences.catalogue_size:,} items; ties count against them. Recall@K is the share of "
-        "users whose item is among the first K; NDCG@K gives 1 / log2(1 + rank) for it, MRR 1 / rank. In brackets: 95 % "
-        f"bootstrap interval over users ({study.resamples:,} samples), which says how far other users of the same kind would "
-        "move the number, not how far another training run would.",
+        "users whose item is among the first K. NDCG@K averages 1 / log2(1 + rank) over users, with 0 outside the first K; "
+        f"MRR averages 1 / rank. In brackets: 95 % bootstrap interval over users ({study.resamples:,} samples). It shows how "
+        "much the number would vary with other users from the same population, not between training runs.",
         "The depth of evaluation is the number of reasoning steps that the model was configured for: "
         + "; ".join(f"{group.label} {group.depth}" for group in study.groups)
-        + ". (Depth 0: a model without recurrence.)",
+        + ". Depth 0 is a model without recurrence.",
     ]
     return Section(
         "Results at the depth of evaluation",
         text,
         tables=[
-            Table("summary", "Recall@10, NDCG@10 and MRR", at_own, "All cutoffs are in the files.", _wide(at_own, most)),
+            Table("summary", "Recall@10, NDCG@10 and MRR", at_depth, "All cutoffs are in the files.", _wide(at_depth, main)),
             Table("protocols", "Both protocols", _protocols(study), "Means over seeds."),
             Table(
                 "summary-cutoffs",
                 "Other cutoffs",
-                at_own[at_own["metric"].isin(rest)].reset_index(drop=True),
-                shown=_means(at_own, rest),
+                at_depth[at_depth["metric"].isin(rest)].reset_index(drop=True),
+                shown=_means(at_depth, rest),
             ),
         ],
     )
@@ -80,7 +82,7 @@ def _targets_of_users(study: Study) -> str:
     split = study.population.sequences.split
     if split is None or split["targets"] == "first":
         return "one of each user"
-    return "in part several of a user, which the intervals take for those of different users"
+    return "some of them of the same user (the intervals treat all as independent)"
 
 
 def _protocols(study: Study) -> pd.DataFrame:
@@ -93,16 +95,16 @@ def _protocols(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _means(at_own: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
-    wide = at_own.pivot(index="model", columns="metric", values="mean")[metrics]
-    return wide.loc[list(dict.fromkeys(at_own["model"]))].reset_index()
+def _means(at_depth: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
+    wide = at_depth.pivot(index="model", columns="metric", values="mean")[metrics]
+    return wide.loc[list(dict.fromkeys(at_depth["model"]))].reset_index()
 
 
 def depth(study: Study) -> Section:
-    """Quality at every depth, from one pass."""
+    """Quality at every depth, from one pass over the users."""
     title = "Quality by depth"
     if not study.recurrent:
-        return Section(title, ["No model here has recurrence, so there is one depth (0) and nothing to compare."])
+        return Section(title, ["None of these models is recurrent: each has only one depth (0)."])
     long = _by_depth(study, study.recurrent)
     deepest = max(int(group.steps[-1]) for group in study.recurrent)
     marked = study.common_depth
@@ -111,28 +113,28 @@ def depth(study: Study) -> Section:
         return Panel("reasoning steps", y, series, log_x=deepest > 8, marked=marked, zero=zero)
 
     levels = [panel(NAMES[metric], _levels(study, metric, deepest)) for metric in PLOTTED[:2]]
-    changes = [panel(f"difference in {NAMES[metric]}", _changes(study, metric), True) for metric in PLOTTED[:2]]
+    differences = [panel(f"difference in {NAMES[metric]}", _differences(study, metric), True) for metric in PLOTTED[:2]]
     dotted = "" if marked is None else f" The dotted line is the depth of evaluation, {marked}."
     return Section(
         title,
         [
-            "The same weights, read after every step of one pass. Depth costs time and no parameters.",
+            "The same weights, evaluated after every step of one pass. Additional steps cost time but add no parameters.",
         ],
         [
             draw(
                 "quality-by-depth",
                 f"Recall@10 and NDCG@10 by number of reasoning steps ({study.target} users)",
-                "Bands are 95 % intervals over users: they show how well the level is known. Whether two depths differ is the "
-                f"next figure's question.{dotted}" + _flat_note(study),
+                "Bands are 95 % intervals over users. To see whether two depths differ, use the paired differences in the "
+                f"next figure.{dotted}" + _flat_note(study),
                 levels,
                 study.labels,
             ),
             draw(
                 "difference-by-depth",
                 "Difference from the depth of evaluation",
-                "Each user is compared with themselves, so these bands (95 %, over users) are narrower than above: where a "
-                "band leaves 0 out, that depth ranks differently from the depth of evaluation on these users.",
-                changes,
+                "Differences are paired by user, so these 95 % bands are narrower than above. Where a band excludes 0, that "
+                "depth ranks differently from the depth of evaluation.",
+                differences,
                 study.labels,
             ),
         ],
@@ -141,7 +143,7 @@ def depth(study: Study) -> Section:
                 "quality-by-depth",
                 "All depths",
                 long,
-                "Mean with 95 % interval over users; the files hold every metric and cutoff.",
+                "Mean with 95 % interval over users; every metric and cutoff is in the files.",
                 _wide(long, [NAMES[name] for name in PLOTTED]),
             )
         ],
@@ -167,56 +169,56 @@ def _levels(study: Study, metric: str, deepest: int) -> list[Series]:
     return lines
 
 
-def _changes(study: Study, metric: str) -> list[Series]:
+def _differences(study: Study, metric: str) -> list[Series]:
     lines = []
     for group in study.recurrent:
         values = group.by_user(metric, [int(step) for step in group.steps])
-        own = group.findings[0].measured.column(group.depth)
+        at_depth = group.findings[0].measured.column(group.depth)
         means = bootstrap_means(values, study.resamples)
-        low, high = np.quantile(means - means[:, [own]], [0.025, 0.975], axis=0)
+        low, high = np.quantile(means - means[:, [at_depth]], [0.025, 0.975], axis=0)
         mean = values.mean(axis=0, dtype=np.float64)
-        lines.append(Series(group.label, group.steps, mean - mean[own], low, high))
+        lines.append(Series(group.label, group.steps, mean - mean[at_depth], low, high))
     return lines
 
 
-# ---------------------------------------------------------------- by kind of user and item
+# ---------------------------------------------------------------- by user and item group
 
 
 def kinds(study: Study) -> Section:
     """NDCG@10 by popularity of the target, length of the history and activity of the user."""
-    people = study.population
+    users = study.population
     longest = max(group.max_length for group in study.groups)
     kinds = {
-        "popularity": ("target's training interactions", quantile_bands(people.popularity)),
+        "popularity": ("target's training interactions", quantile_bands(users.popularity)),
         "history": (
             "history items read",
-            quantile_bands(np.minimum(people.activity, longest), capped=longest),
+            quantile_bands(np.minimum(users.activity, longest), capped=longest),
         ),
-        "activity": ("user's earlier interactions", quantile_bands(people.activity)),
+        "activity": ("user's earlier interactions", quantile_bands(users.activity)),
     }
-    panels, tables, alike = [], [], []
+    panels, tables, undivided = [], [], []
     for name, (axis, bands) in kinds.items():
         if len(bands.labels) == 1:
-            alike.append(f"There are no bands of {axis}: most users have the same number, all have {bands.labels[0]}.")
+            undivided.append(f"Not divided by {axis}: most users have the same number (range: {bands.labels[0]}).")
             continue
         frame = _by_band(study, bands)
-        panels.append(Panel(axis, "NDCG@10", _band_series(study, frame, bands), ticks=limits(bands.labels), from_zero=True))
+        panels.append(Panel(axis, "NDCG@10", _band_series(study, frame, bands), ticks=band_ticks(bands.labels), from_zero=True))
         tables.append(Table(f"quality-by-{name}", f"By {axis}", frame, shown=_band_page(study, frame, bands, axis)))
     title = "Quality by item popularity, history length and user activity"
     if not panels:
-        return Section(title, alike)
+        return Section(title, undivided)
     text = [
-        "Users are cut into bands of about equal size; equal numbers stay in one band. Popularity of the target is counted "
-        "over training interactions only (0: never seen in training); activity is what a user did before the target. At most "
-        f"{longest} items of a history are read; + marks histories cut to that. An interval from 0 to 0 means that no user of "
-        "the band was hit: it can't say how rare hits are.",
-        *alike,
+        "Users are divided into bands of about equal size; users with equal values are in the same band. Popularity is the "
+        "number of training interactions with the target (0: never seen in training), activity the number of a user's "
+        f"interactions before the target. At most {longest} items of a history are read; + marks truncated histories. An "
+        "interval from 0 to 0 means that no user of the band had a hit; such an interval is no bound on the hit rate.",
+        *undivided,
     ]
     caption = (
-        "At the depth of evaluation. Points are means over the users of a band, bars 95 % intervals over them; below stand the "
-        "limits of each band."
+        "At the depth of evaluation. Points are means over the users of a band, bars are 95 % intervals over users; tick "
+        "labels are the limits of the bands."
     )
-    chart = draw("quality-by-kind", "NDCG@10 by kind of user and item", caption, panels, study.labels, columns=3)
+    chart = draw("quality-by-kind", "NDCG@10 by user and item group", caption, panels, study.labels, columns=3)
     return Section(title, text, [chart], tables)
 
 
@@ -251,7 +253,7 @@ def _band_page(study: Study, frame: pd.DataFrame, bands: Bands, axis: str) -> pd
     return pd.DataFrame({axis: bands.labels, "users": bands.sizes, **cells})
 
 
-# ---------------------------------------------------------------- what it costs
+# ---------------------------------------------------------------- cost
 
 
 def cost(study: Study) -> Section:
@@ -259,30 +261,30 @@ def cost(study: Study) -> Section:
     title = "Latency and throughput"
     timed = [group for group in study.groups if group.timings]
     if not timed:
-        return Section(title, ["Nothing was timed (--timing false)."])
+        return Section(title, ["Latency was not measured (--timing false)."])
     rows = [(g.label, t.batch_size, t.depth, t.batches, t.p50, t.p95, t.p99, t.per_second) for g in timed for t in g.timings]
-    names = ["p50 [ms]", "p95 [ms]", "p99 [ms]", "users a second"]
+    names = ["p50 [ms]", "p95 [ms]", "p99 [ms]", "users per second"]
     frame = pd.DataFrame(rows, columns=["model", "batch size", "depth", "batches timed", *names])
     shown = frame.assign(**{name: frame[name].map(short) for name in names})
     sizes = sorted(set(frame["batch size"]))
     panels = [
-        Panel("reasoning steps", "milliseconds a batch", _latencies(study, frame, size), f"batch of {size:,}", from_zero=True)
+        Panel("reasoning steps", "milliseconds per batch", _latencies(study, frame, size), f"batch of {size:,}", from_zero=True)
         for size in sizes
     ]
     same = [f"{group.label} has the architecture of {group.timed_as}" for group in study.groups if group.timed_as]
     text = [
         f"Time from histories in memory to the ten best items of the whole catalogue, on {device_name(study.device)} with "
-        f"{threads()}, for {study.target} histories in random order, all depths in turn, after warm-up; where users "
-        "are few, batches come again. Loading data is not counted; other work on the machine counts in.",
+        f"{threads()}, for {study.target} histories in random order, alternating between depths, after warm-up; batches repeat "
+        "if there are few users. Data loading is excluded; other load on the machine is not corrected for.",
         *(
-            [f"Time depends on the architecture, not on what was learned: {'; '.join(same)} and was not timed again."]
+            [f"Time depends on the architecture, not on the weights: {'; '.join(same)} and was not timed again."]
             if same
             else []
         ),
     ]
-    caption = "Lines are medians over batches, bands reach up to the 95th percentile (the tail that a service feels)."
+    caption = "Lines are medians over batches; bands extend to the 95th percentile."
     chart = draw("latency", "Latency by depth and batch size", caption, panels, study.labels, columns=3)
-    note = "A percentile is given where at least one batch lies beyond it."
+    note = "A percentile is given only if at least one batch lies beyond it."
     return Section(title, text, [chart], [Table("latency", "Latency and throughput", frame, note, shown)])
 
 
@@ -291,6 +293,6 @@ def _latencies(study: Study, frame: pd.DataFrame, size: int) -> list[Series]:
     for label in study.labels:
         of = frame[(frame["model"] == label) & (frame["batch size"] == size)]
         if len(of):
-            middle, tail = of["p50 [ms]"].to_numpy(), of["p95 [ms]"].to_numpy()
-            lines.append(Series(label, of["depth"].to_numpy(), middle, middle, tail))
+            median, tail = of["p50 [ms]"].to_numpy(), of["p95 [ms]"].to_numpy()
+            lines.append(Series(label, of["depth"].to_numpy(), median, median, tail))
     return lines

@@ -112,11 +112,11 @@ def find_sources(paths: Sequence[str]) -> tuple[list[Source], list[str]]:
                 left_out.append(f"{stage} was moved aside by a later run and is left out; name it to have it reported.")
                 continue
             if file.name == LAST.name:
-                remarks.append(f"{stage} has no {BEST.name}, its {LAST.name} stands in for it.")
+                remarks.append(f"{stage} has no {BEST.name}, its {LAST.name} is used instead.")
             chosen.append(file)
         remarks += left_out
-        # what others started from comes first
-        files += sorted(chosen, key=lambda file: read_checkpoint(file).initial_checkpoint is not None)
+
+        files += sorted(chosen, key=lambda file: read_checkpoint(file).initial_checkpoint is not None)  # SPT before RPT
         if not chosen:
             raise LaresError(
                 f"{path}: no run to report on. {''.join(f'{why} ' for why in left_out)}"
@@ -138,7 +138,7 @@ def _source(path: Path) -> Source:
 
 
 def _configuration(checkpoint: StageCheckpoint, folder: Path | None, depth: int = 0) -> dict[str, Any]:
-    """All that decided what was trained but the seed: the run's record where there is one, and that of what it started from."""
+    """Everything but the seed that determined the training: the recorded config, if any, and that of the initial checkpoint."""
     parts: dict[str, Any] = {"class": checkpoint.class_path, "settings": checkpoint.settings, "items": checkpoint.catalogue}
     record = None if folder is None else folder / "config.yaml"
     if record is not None and record.is_file():
@@ -158,7 +158,7 @@ def _configuration(checkpoint: StageCheckpoint, folder: Path | None, depth: int 
 
 
 def _without_names(record: Any) -> Any:
-    """A run's record without what tells it from the same configuration trained again."""
+    """A recorded config without the keys that may differ between seeds of one configuration."""
     for key in _NOT_CONFIGURATION:
         *path, last = key.split(".")
         place = record
@@ -170,7 +170,7 @@ def _without_names(record: Any) -> Any:
 
 
 def group_by_seed(sources: Sequence[Source]) -> list[Group]:
-    """Groups in the order of their first checkpoints; two checkpoints of one seed are never seeds of one group."""
+    """Group checkpoints by configuration, in the order of their first one; a group never has two of the same seed."""
     groups: list[list[Source]] = []
     for source in sources:
         for group in groups:
@@ -184,7 +184,7 @@ def group_by_seed(sources: Sequence[Source]) -> list[Group]:
 
 
 def why_apart(groups: Sequence[Group]) -> list[str]:
-    """For each group of a stage that has been seen before: in what its configuration differs from the most similar one."""
+    """Explain for each further group of a stage how its configuration differs from that of the most similar earlier group."""
     said = []
     for number, group in enumerate(groups):
         first = group.sources[0]
@@ -193,9 +193,9 @@ def why_apart(groups: Sequence[Group]) -> list[str]:
         if apart:
             name, keys = min(apart.items(), key=lambda item: len(item[1]))
             listed = ", ".join(keys[:_FEW]) + (f" and {len(keys) - _FEW} more" if len(keys) > _FEW else "")
-            seed = f"seed {first.seed} is there already" if first.seed is not None else "it tells no seed"
+            seed = f"that group already has seed {first.seed}" if first.seed is not None else "its seed is unknown"
             why = f"they differ in {listed}" if keys else seed
-            said.append(f"{first.name} is not put together with {name} as another seed of one configuration: {why}.")
+            said.append(f"{first.name} is not grouped with {name} as another seed of one configuration: {why}.")
     return said
 
 
@@ -214,7 +214,7 @@ _LONGEST = 28
 
 
 def _labels(groups: Sequence[Sequence[Source]]) -> list[str]:
-    """The stage's name where it tells groups apart, else with the run's; with the number of seeds; short and unique."""
+    """Short, unique labels: the name of the stage, with that of the run if several groups share it, and the number of seeds."""
     stages = Counter(group[0].stage for group in groups)
     labels = []
     for group in groups:

@@ -1,4 +1,4 @@
-"""Intervals and tests: pure functions of values by user, or by seed."""
+"""Confidence intervals and significance tests: pure functions of values by user or by seed."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_DRAWS = 1 << 23  # random numbers held at a time
-_ROUNDING = 1e-6  # of values that were float32, relative: sums that are equal up to it are equal
+_CHUNK = 1 << 23  # random numbers held at a time
+_ROUNDING = 1e-6  # relative rounding error of float32 values; sums that differ by less are treated as equal
 
 
-def _parts(resamples: int, users: int) -> Iterator[int]:
+def _chunks(resamples: int, users: int) -> Iterator[int]:
     """Numbers of resamples to draw at a time."""
-    size = max(1, _DRAWS // max(users, 1))
+    size = max(1, _CHUNK // max(users, 1))
     for start in range(0, resamples, size):
         yield min(size, resamples - start)
 
 
 def bootstrap_means(values: np.ndarray, resamples: int, seed: int = 0) -> np.ndarray:
-    """Means of samples of users drawn with replacement, as many as there are (Efron 1979).
+    """Means of bootstrap samples: U users drawn with replacement from U (Efron 1979).
 
-    All columns are means of the same samples, so that differences of columns are paired.
+    All columns are means of the same samples, so differences between columns are paired.
 
     Args:
-        values: `[U, K]`.
-        resamples: their number R.
-        seed: of the draws.
+        values: values of each user, `[U, K]`.
+        resamples: number of samples, R.
+        seed: random seed.
 
     Returns:
-        `[R, K]`.
+        The means, `[R, K]`.
     """
     users = len(values)
     generator = np.random.default_rng(seed)
     means = []
-    for count in _parts(resamples, users):
+    for count in _chunks(resamples, users):
         drawn = generator.integers(users, size=(count, users)) + np.arange(count)[:, None] * users
         times = np.bincount(drawn.reshape(-1), minlength=count * users).reshape(count, users)
         means.append(times.astype(values.dtype) @ values / users)
@@ -42,38 +42,39 @@ def bootstrap_means(values: np.ndarray, resamples: int, seed: int = 0) -> np.nda
 
 
 def bootstrap_interval(values: np.ndarray, resamples: int, level: float = 0.95, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval of the mean over users.
+    """Percentile bootstrap interval of the mean over users.
 
     Args:
-        values: `[U, K]`.
+        values: values of each user, `[U, K]`.
         resamples: number of bootstrap samples.
-        level: share of the samples' means inside.
-        seed: of the draws.
+        level: confidence level.
+        seed: random seed.
 
     Returns:
-        Lower and upper ends, `[K]` each; NaN where there is no user.
+        Lower and upper bounds, `[K]` each; NaN if there are no users.
     """
     if len(values) == 0:
-        nothing = np.full(values.shape[1], np.nan)
-        return nothing, nothing
+        undefined = np.full(values.shape[1], np.nan)
+        return undefined, undefined
     low, high = np.quantile(bootstrap_means(values, resamples, seed), [(1 - level) / 2, (1 + level) / 2], axis=0)
     return low, high
 
 
 def sign_flip_test(differences: np.ndarray, resamples: int = 10_000, seed: int = 0) -> np.ndarray:
-    """Two-sided paired permutation test (Fisher's): would the mean difference be as far from 0 if signs were a coin's?
+    """Two-sided paired permutation test of the mean difference (Fisher's sign-flip test).
 
     Under the null hypothesis each user's difference is as likely to be d as -d, independently of the other users. Users
-    without a difference say nothing. All sign patterns are tried where there are no more of them than resamples; random ones
-    otherwise, with the observed one among them, so that the p-value is never 0 and never too small (Phipson and Smyth 2010).
+    without a difference are left out. The test is exact if there are no more than `resamples` sign patterns. Otherwise it
+    uses random patterns and counts the observed one, so that the p-value is never 0 and never too small (Phipson and Smyth
+    2010).
 
     Args:
-        differences: of each user, `[U, K]`.
+        differences: difference of each user, `[U, K]`.
         resamples: number of random sign patterns.
-        seed: of the draws.
+        seed: random seed.
 
     Returns:
-        p-values `[K]`; 1 where no user differs.
+        p-values, `[K]`; 1 where no user differs.
     """
     differences = differences[np.any(differences != 0, axis=1)].astype(np.float64)
     users = len(differences)
@@ -85,15 +86,15 @@ def sign_flip_test(differences: np.ndarray, resamples: int = 10_000, seed: int =
         exact: np.ndarray = (np.abs((2.0 * patterns - 1) @ differences) >= observed).mean(axis=0)
         return exact
     generator = np.random.default_rng(seed)
-    as_far = np.zeros(differences.shape[1])
-    for count in _parts(resamples, users):
+    as_extreme = np.zeros(differences.shape[1])
+    for count in _chunks(resamples, users):
         signs = generator.integers(2, size=(count, users), dtype=np.int8).astype(np.float64) * 2 - 1
-        as_far += (np.abs(signs @ differences) >= observed).sum(axis=0)
-    return (as_far + 1) / (resamples + 1)
+        as_extreme += (np.abs(signs @ differences) >= observed).sum(axis=0)
+    return (as_extreme + 1) / (resamples + 1)
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
-    """p-values corrected for their number, in their order: the chance of any false finding stays below alpha (Holm 1979)."""
+    """p-values with Holm's correction, in the given order; it controls the family-wise error rate (Holm 1979)."""
     order = np.argsort(p_values)
     stepped = np.maximum.accumulate(p_values[order] * np.arange(len(p_values), 0, -1))
     corrected = np.empty_like(stepped)
@@ -103,11 +104,11 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SeedTest:
-    """A t-test with seeds as the unit.
+    """Result of a t-test with the trained model (seed) as the unit.
 
     Args:
-        p_value: two-sided; NaN where it can't be said (no spread at all).
-        paired: whether seeds were paired.
+        p_value: two-sided p-value; NaN if there is no variance.
+        paired: whether values were paired by seed.
     """
 
     p_value: float
@@ -115,12 +116,16 @@ class SeedTest:
 
 
 def seed_test(first: dict[int, float], second: dict[int, float]) -> SeedTest | None:
-    """Do two configurations differ when they are trained again? None where either has fewer than three seeds.
+    """Test whether two configurations differ over training runs.
 
-    Paired by seed where both have the same seeds, else Welch's test; both take the means over seeds for normal.
+    The test is paired if both have the same seeds, otherwise Welch's. Both assume that values are normally distributed over
+    seeds.
 
     Args:
-        first, second: value of each seed.
+        first, second: the value of each seed.
+
+    Returns:
+        The result; None if either has fewer than three seeds.
     """
     from scipy.stats import ttest_ind, ttest_rel
 
@@ -141,7 +146,7 @@ def seed_test(first: dict[int, float], second: dict[int, float]) -> SeedTest | N
 
 @dataclass(frozen=True)
 class Bands:
-    """Users in bands of a whole number, about equally many in each.
+    """Users divided by an integer value into bands of about equal size.
 
     Args:
         labels: limits of each band, such as `3–7`.
@@ -153,17 +158,17 @@ class Bands:
 
     @property
     def sizes(self) -> np.ndarray:
-        """Users in each band."""
+        """Number of users in each band."""
         return np.bincount(self.of_user, minlength=len(self.labels))
 
 
 def quantile_bands(values: np.ndarray, count: int = 5, capped: int | None = None) -> Bands:
-    """Bands between quantiles; equal values stay together, so that there may be fewer, of other sizes.
+    """Divide users at quantiles. Equal values share a band, so there may be fewer bands, of unequal sizes.
 
     Args:
-        values: whole number of each user, `[U]`.
-        count: how many bands to aim for.
-        capped: a value at which longer ones were cut, marked with a +.
+        values: integer value of each user, `[U]`.
+        count: number of bands to aim for.
+        capped: the value at which larger ones were truncated; marked with a +.
     """
     uppers = np.unique(np.quantile(values, np.arange(1, count + 1) / count, method="inverted_cdf"))
     of_user = np.searchsorted(uppers, values)
@@ -177,6 +182,6 @@ def quantile_bands(values: np.ndarray, count: int = 5, capped: int | None = None
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and standard deviation of a sample (n - 1); NaN for a single value."""
+    """Mean and sample standard deviation (n - 1); the latter is NaN for a single value."""
     array = np.asarray(values, dtype=np.float64)
     return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else float("nan")

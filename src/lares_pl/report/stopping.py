@@ -1,4 +1,4 @@
-"""The section on stopping by itself: quality against mean depth, thresholds beside fixed depths."""
+"""The section on stopping rules: quality against mean depth, for thresholds and for fixed depths."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from lares_pl.report.measure import Measured, values_of
 from lares_pl.report.page import Section, Table
 from lares_pl.report.study import GroupFindings, Study
 
-TITLE = "Stopping by itself"
+TITLE = "Fixed depth against stopping rules"
 METRIC = "ndcg@10"
-_SAVING = 0.005  # less would read as 0 %
-KEPT = 0.995  # of the quality at the depth of evaluation
-#: what is followed, by the rule that stops by it, and its thresholds
+_MIN_SAVING = 0.005  # a smaller share of steps would be shown as 0 %
+KEPT = 0.995  # share of the quality at the depth of evaluation
+#: the measure that each rule compares with its threshold, and the thresholds
 RULES = {
     "ResidualStop": ("residual", (1.0, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)),
     "DivergenceStop": ("kl", (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001, 0.00001)),
@@ -22,26 +22,26 @@ RULES = {
 FIXED = "fixed depth"
 
 
-def stopped_at(change: np.ndarray, threshold: float, least: int = 2) -> np.ndarray:
-    """The step at which each user's trajectory ends, as `lares_pl.model.reasoning` ends it, `[U]`.
+def stopped_at(change: np.ndarray, threshold: float, min_steps: int = 2) -> np.ndarray:
+    """The step at which each user's trajectory ends under the rules of `lares_pl.model.reasoning`, `[U]`.
 
     Args:
-        change: of each step, `[U, T]`.
+        change: change in each step, `[U, T]`.
         threshold: a smaller change ends the trajectory.
-        least: number of steps made in any case.
+        min_steps: steps made in any case.
     """
-    arrived = change < threshold
-    arrived[:, : least - 1] = False
-    arrived[:, -1] = True
-    steps: np.ndarray = arrived.argmax(axis=1) + 1
+    ends = change < threshold
+    ends[:, : min_steps - 1] = False
+    ends[:, -1] = True
+    steps: np.ndarray = ends.argmax(axis=1) + 1
     return steps
 
 
 def stopping(study: Study) -> Section:
-    """Each user's trajectory ends once a step changes it little; what that saves, and what it costs."""
+    """Steps saved and quality lost if each user's trajectory ends at its first small change."""
     groups = [group for group in study.recurrent if len(group.steps) > 2]
     if not groups:
-        return Section(TITLE, ["No model here makes more than two steps, so none could stop earlier."])
+        return Section(TITLE, ["None of these models makes more than two steps, so no rule could stop earlier."])
     curves = pd.concat([_curve(group) for group in groups], ignore_index=True)
     panels = []
     for group in groups:
@@ -54,17 +54,17 @@ def stopping(study: Study) -> Section:
     return Section(
         TITLE,
         [
-            "A rule ends each user's trajectory once a step changes the state (ResidualStop) or the distribution over the "
-            "catalogue (DivergenceStop) by less than a threshold, and the user leaves the batch: `lares test --depth "
-            f"{int(groups[0].steps[-1])} --stop lares_pl.ResidualStop --stop.threshold 0.05`.",
+            "A rule ends a user's trajectory once a step changes the state (ResidualStop) or the distribution over the "
+            "catalogue (DivergenceStop) by less than a threshold; the user is then removed from the batch. To use one: "
+            f"`lares test --depth {int(groups[0].steps[-1])} --stop lares_pl.ResidualStop --stop.threshold 0.05`.",
             *(_verdict(group, curves[curves["model"] == group.label]) for group in groups),
         ],
         [
             draw(
                 "stopping",
-                "Quality against mean depth: thresholds beside fixed depths",
-                "Each point of a rule is one threshold, at the mean number of steps that it leads to. A rule pays where its "
-                "line lies above that of fixed depths. The dotted line is the depth of evaluation.",
+                "Quality against mean depth, for stopping rules and fixed depths",
+                "Each point of a rule is one threshold, at its mean number of steps. A rule is worth using where its line is "
+                "above that of fixed depths. The dotted line is the depth of evaluation.",
                 panels,
                 [FIXED, *RULES],
             )
@@ -74,7 +74,7 @@ def stopping(study: Study) -> Section:
                 "stopping",
                 "Thresholds and fixed depths",
                 curves,
-                "Means over users and seeds; on the page those that make no more steps than the depth of evaluation.",
+                "Means over users and seeds. The page shows the rows with no more steps than the depth of evaluation.",
                 _shown(curves[curves["steps saved"] >= 0]),
             )
         ],
@@ -92,8 +92,8 @@ def _curve(group: GroupFindings) -> pd.DataFrame:
             rows.append((rule, threshold, _mean(steps), _mean(quality)))
     frame = pd.DataFrame(rows, columns=["rule", "threshold", "mean steps", "NDCG@10"])
     frame.insert(0, "model", group.label)
-    own = frame[(frame["rule"] == FIXED) & (frame["mean steps"] == group.depth)]["NDCG@10"].item()
-    frame["share kept"] = frame["NDCG@10"] / own
+    at_depth = frame[(frame["rule"] == FIXED) & (frame["mean steps"] == group.depth)]["NDCG@10"].item()
+    frame["share kept"] = frame["NDCG@10"] / at_depth
     frame["steps saved"] = 1 - frame["mean steps"] / group.depth
     return frame
 
@@ -112,20 +112,20 @@ def _mean(parts: list[np.ndarray]) -> float:
 
 
 def _verdict(group: GroupFindings, curve: pd.DataFrame) -> str:
-    """The fewest steps that keep nearly all of the quality, by each rule."""
-    said = []
+    """State the fewest steps that keep nearly all of the quality, for each rule."""
+    verdicts = []
     for rule in (FIXED, *RULES):
-        enough = curve[(curve["rule"] == rule) & (curve["share kept"] >= KEPT) & (curve["steps saved"] >= _SAVING)]
+        enough = curve[(curve["rule"] == rule) & (curve["share kept"] >= KEPT) & (curve["steps saved"] >= _MIN_SAVING)]
         if enough.empty:
-            said.append(f"{rule}: none with fewer steps")
+            verdicts.append(f"{rule}: none with fewer steps")
             continue
         fewest = enough.sort_values("mean steps").head(1)
         threshold, steps, _, kept, saved = fewest.iloc[0, 2:].astype(float)
         at = "" if rule == FIXED else f" (threshold {threshold:g})"
-        said.append(f"{rule}: {steps:.2f}{at}, {kept:.1%} kept, {saved:.0%} fewer steps")
+        verdicts.append(f"{rule}: {steps:.2f}{at}, {kept:.1%} kept, {saved:.0%} fewer steps")
     return (
-        f"{group.label}: fewest mean steps that keep {KEPT:.1%} of the NDCG@10 at depth {group.depth}. {'; '.join(said)}. "
-        "(Thresholds are read off the same users, so the choice is a little too good.)"
+        f"{group.label}: fewest mean steps that keep {KEPT:.1%} of the NDCG@10 at depth {group.depth}. {'; '.join(verdicts)}. "
+        "(Thresholds are chosen on the same users, so this estimate is slightly optimistic.)"
     )
 
 

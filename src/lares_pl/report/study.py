@@ -1,4 +1,4 @@
-"""The study: measurements of every checkpoint, grouped by configuration, and the evaluated users."""
+"""What a report is made from: measurements of every checkpoint, grouped by configuration, and the evaluated users."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from lares_pl.stages.rpt import RPT
 
 @dataclass(frozen=True)
 class Population:
-    """The dataset, and the users whose targets are ranked, in its order.
+    """The dataset, and the users whose targets are ranked, in the order of the dataset.
 
     Args:
         sequences: the dataset.
-        popularity: how often each target occurs in training interactions, `[U]`.
-        activity: interactions of each user before the target, `[U]`.
-        counts: how often each item occurs in training interactions, `[N + 1]`.
+        popularity: number of training interactions with each user's target, `[U]`.
+        activity: number of interactions of each user before the target, `[U]`.
+        counts: number of training interactions with each item, `[N + 1]`.
     """
 
     sequences: SequenceDataset
@@ -41,12 +41,12 @@ class Population:
 
     @property
     def users(self) -> int:
-        """Number of users ranked for, U."""
+        """Number of users, U."""
         return len(self.activity)
 
 
 def population(dataset: str, split: Split) -> Population:
-    """Users of a split."""
+    """The users of a split."""
     sequences = SequenceDataset.load(dataset)
     counts = sequences.training_popularity
     spans = sequences.held_out("test" if split == "test" else "validation").all()
@@ -55,13 +55,13 @@ def population(dataset: str, split: Split) -> Population:
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one checkpoint.
+    """Measurements of one checkpoint.
 
     Args:
         source: the checkpoint.
-        measured: of all users.
-        kept: the training instances that pruning kept; None where nothing was pruned.
-        pruning: its rule.
+        measured: ranks and other measures of all users.
+        kept: the training instances that pruning kept; None without pruning.
+        pruning: the pruning rule.
     """
 
     source: Source
@@ -71,24 +71,24 @@ class Finding:
 
     @property
     def seed_name(self) -> str:
-        """`seed 1`, or the checkpoint's name where no seed is known."""
+        """`seed 1`, or the checkpoint's name if its seed is unknown."""
         return self.source.name if self.source.seed is None else f"seed {self.source.seed}"
 
 
 @dataclass(frozen=True)
 class GroupFindings:
-    """What was found of one configuration.
+    """Measurements of one configuration.
 
     Args:
-        label: its name.
-        findings: one a seed.
-        depth: of evaluation.
-        depths: of the tables, ascending.
-        max_length: longest history the model reads.
+        label: name of the configuration.
+        findings: one per seed.
+        depth: depth of evaluation.
+        depths: depths of the tables, ascending.
+        max_length: longest history that the model reads.
         exclude_seen: whether items of the history are left out of the rankings.
         parameters: number of trained parameters.
-        timings: of its first checkpoint; empty where nothing was timed.
-        timed_as: group with the same architecture, which was timed for both; None where there is none before this one.
+        timings: latency of its first checkpoint; empty if not measured.
+        timed_as: earlier group with the same architecture, whose latency holds for both; None if there is none.
     """
 
     label: str
@@ -103,7 +103,7 @@ class GroupFindings:
 
     @property
     def recurrent(self) -> bool:
-        """Whether there are steps."""
+        """Whether the model makes reasoning steps."""
         return self.depth > 0
 
     @property
@@ -114,32 +114,32 @@ class GroupFindings:
     def by_user(self, metric: str, depths: Sequence[int]) -> np.ndarray:
         """A metric of each user at these depths, mean over seeds, `[U, len(depths)]` float64."""
         columns = [self.findings[0].measured.column(depth) for depth in depths]
-        # in float64 equal values of any number of seeds have equal means
+        # float64, so that the mean of equal values is the same for any number of seeds
         total = np.zeros((len(self.findings[0].measured.ranks), len(columns)))
         for finding in self.findings:
             total += values_of(metric, finding.measured.ranks[:, columns])
         return total / len(self.findings)
 
     def by_seed(self, metric: str, depth: int) -> list[float]:
-        """A metric of each checkpoint, as `lares test` gives it."""
+        """A metric of each checkpoint, as computed by `lares test`."""
         return [finding.measured.metrics(depth)[metric] for finding in self.findings]
 
     def pooled(self, name: str) -> np.ndarray:
-        """What was measured of all users under all seeds, `[seeds * U, T]`: `ranks`, `residual`, `cosine`, `entropy`, `kl`."""
+        """A measure (`ranks`, `residual`, `cosine`, `entropy`, `kl`) of all users and seeds, `[seeds * U, T]`."""
         return np.concatenate([getattr(finding.measured, name) for finding in self.findings])
 
 
 @dataclass(frozen=True)
 class Study:
-    """All that a section may speak of.
+    """The input of every section.
 
     Args:
-        groups: what was found, by configuration.
-        dataset: its directory.
-        split: whose targets are ranked.
-        population: its users.
+        groups: measurements by configuration.
+        dataset: directory of the dataset.
+        split: the split whose targets are ranked.
+        population: the users of the split.
         resamples: number of bootstrap samples.
-        device: what computed.
+        device: the device that computed.
         remarks: sentences about what was left out.
     """
 
@@ -153,23 +153,23 @@ class Study:
 
     @cached_property
     def labels(self) -> list[str]:
-        """Of all groups, in order: what decides colours."""
+        """Labels of all groups, in order; they determine the colours."""
         return [group.label for group in self.groups]
 
     @property
     def recurrent(self) -> list[GroupFindings]:
-        """Groups with steps."""
+        """The recurrent groups."""
         return [group for group in self.groups if group.recurrent]
 
     @property
     def common_depth(self) -> int | None:
-        """Depth of evaluation of all groups with steps; None where they differ."""
+        """Depth of evaluation of all recurrent groups; None if they differ."""
         depths = {group.depth for group in self.recurrent}
         return depths.pop() if len(depths) == 1 else None
 
     @property
     def target(self) -> str:
-        """What is ranked, in words."""
+        """Name of the split in texts."""
         return "test" if self.split == "test" else "validation"
 
 
@@ -178,12 +178,12 @@ class Options:
     """How to measure.
 
     Args:
-        split: whose targets to rank.
-        depths: depths of the tables; from 1 to 4 × the depth of evaluation where None.
+        split: the split whose targets to rank.
+        depths: depths of the tables; None: from 1 to 4 × the depth of evaluation.
         resamples: number of bootstrap samples.
-        timing: whether to time.
-        batch_size: users a batch.
-        device: what computes.
+        timing: whether to measure latency.
+        batch_size: users per batch.
+        device: the device to compute on.
     """
 
     split: Split
@@ -195,7 +195,7 @@ class Options:
 
 
 def usual_depths(depth: int) -> list[int]:
-    """1 to 4 × the depth of evaluation: all of a few, powers of two and multiples of the depth of many."""
+    """Depths from 1 to 4 × the depth of evaluation: all if there are at most 8, else powers of two and some multiples."""
     if depth == 0:
         return [0]
     deepest = 4 * depth
@@ -213,15 +213,15 @@ def make_study(
     Args:
         groups: the checkpoints.
         dataset: directory of the prepared dataset.
-        options: how.
+        options: how to measure.
         remarks: sentences for the page.
-        say: takes a line about what is going on.
+        say: receives lines about the progress.
 
     Raises:
-        LaresError: if a checkpoint is not of this dataset, or has no such depth.
+        LaresError: if a checkpoint belongs to another dataset or does not support a depth.
     """
     found: list[GroupFindings] = []
-    timed: dict[str, str] = {}  # label of the group that was timed, by architecture
+    timed: dict[str, str] = {}  # architecture -> label of the group that was timed
     for group in groups:
         found.append(_measure_group(group, dataset, options, timed, say))
     return Study(found, dataset, options.split, population(dataset, options.split), options.resamples, options.device, remarks)
@@ -260,21 +260,21 @@ def _measure_group(
 
 def _depths(stage: BaseStage, path: Path, asked: Sequence[int] | None) -> Sequence[int]:
     if stage.evaluation_depth == 0:
-        return [0]  # of a model without recurrence, the only one
+        return [0]  # the only depth of a model without recurrence
     if asked is None:
         return usual_depths(stage.evaluation_depth)
     if min(asked) < 1:
-        raise LaresError(f"{path}: --depths {', '.join(map(str, asked))}: the depths of a recurrent model begin at 1")
+        raise LaresError(f"{path}: --depths {','.join(map(str, asked))}: depths of a recurrent model start at 1")
     return sorted(set(asked))
 
 
 def _architecture(stage: BaseStage, depths: Sequence[int]) -> str:
-    """What decides how long inference takes, as one string to compare."""
+    """Everything that determines inference time, as a string for comparison."""
     backbone = stage.backbone
     sizes = (backbone.max_length, backbone.items, stage.evaluation_depth, list(depths))
     return repr((to_plain(with_dropout(stage.backbone_config, 0.0)), stage.exclude_seen, sizes))
 
 
 def _timed(depth: int, depths: Sequence[int]) -> list[int]:
-    """Some of the depths: enough for a line, few enough to time."""
+    """The depths to time: the first, the depth of evaluation, twice that, and the last."""
     return sorted({depths[0], depth, depths[-1], *(d for d in depths if d == 2 * depth)})

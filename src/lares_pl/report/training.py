@@ -1,4 +1,4 @@
-"""Sections on training: curves of both stages, and what pruning kept."""
+"""Sections on training: curves of both stages, and the training instances that pruning kept."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import numpy as np
 import pandas as pd
 
 from lares_pl.errors import LaresError
-from lares_pl.report.charts import Panel, Series, draw, limits
+from lares_pl.report.charts import Panel, Series, band_ticks, draw
 from lares_pl.report.page import Section, Table
 from lares_pl.report.statistics import quantile_bands
 from lares_pl.report.study import Finding, Study
 
-Logs = Mapping[str, list[pd.DataFrame]]  # of each group, a log a seed
+Logs = Mapping[str, list[pd.DataFrame]]  # by group, one log per seed
 
 
 def read_log(folder: Path) -> pd.DataFrame | None:
-    """What a run logged, by update; None where nothing is kept.
+    """Read the logged metrics of a run, by update; None if there are none.
 
-    A run wrote a file each time it started; where they overlap the later one that trained counts. One that only tested
-    takes nothing away.
+    A run writes one file per start. Where files overlap, the later one that trained replaces the earlier; a file that only
+    holds a test replaces nothing.
 
     Args:
-        folder: of the stage.
+        folder: directory of the stage.
 
     Raises:
         LaresError: if a file can't be read.
@@ -47,12 +47,12 @@ def read_log(folder: Path) -> pd.DataFrame | None:
 
 
 def _trained(log: pd.DataFrame) -> bool:
-    """Whether there are values of training, not of a test alone."""
+    """Whether a log has training metrics, not only those of a test."""
     return bool(log.filter(regex="^train/").notna().any(axis=None))
 
 
 def _version(path: Path) -> tuple[int, str]:
-    """`version_10` comes behind `version_9`."""
+    """Sort key that puts `version_10` after `version_9`."""
     number = path.parent.name.rsplit("_", 1)[-1]
     return (int(number) if number.isdigit() else 0, str(path))
 
@@ -66,15 +66,15 @@ def _logs(study: Study) -> Logs:
 
 
 def _column(log: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Updates and values of what was logged under a name."""
+    """Updates and values of a logged metric."""
     if name not in log:
         return np.zeros(0), np.zeros(0)
-    there = log[["step", name]].dropna()
-    return there["step"].to_numpy(dtype=float) + 1, there[name].to_numpy(dtype=float)
+    rows = log[["step", name]].dropna()
+    return rows["step"].to_numpy(dtype=float) + 1, rows[name].to_numpy(dtype=float)
 
 
 def smoothed(values: np.ndarray, parts: int = 40) -> np.ndarray:
-    """Running mean over a window of a fortieth of the curve, shorter at its ends."""
+    """Running mean over a window of 1/40 of the curve, shorter at the ends."""
     half = len(values) // (2 * parts)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
@@ -84,7 +84,7 @@ def smoothed(values: np.ndarray, parts: int = 40) -> np.ndarray:
 
 
 def _curves(logs: Logs, name: str, smooth: bool) -> list[Series]:
-    """A line a seed."""
+    """One line per seed."""
     lines = []
     for label, of_group in logs.items():
         for log in of_group:
@@ -100,7 +100,7 @@ def _curves(logs: Logs, name: str, smooth: bool) -> list[Series]:
 
 
 def _panels(logs: Logs, wanted: Mapping[str, str], smooth: Callable[[str], bool]) -> list[Panel]:
-    """One for each thing that was logged."""
+    """One panel per logged metric."""
     panels = []
     for name, axis in wanted.items():
         if lines := _curves(logs, name, smooth(name)):
@@ -130,9 +130,9 @@ _RPT = {
     "train/residual": "relative change of the last step",
 }
 _READING = (
-    "A line a seed, by update (an optimiser step). Where there are many points the line is a running mean over a fortieth of "
-    "the curve, for a single seed with the values themselves faint behind it; the loss changes with the depth drawn for each "
-    "update."
+    "One line per seed, by update (optimiser step). Curves with many points are smoothed by a running mean over 1/40 of their "
+    "length; with a single seed the raw values are drawn in the background. Part of the variation of the loss comes from the "
+    "depth that is drawn for each update."
 )
 
 
@@ -144,7 +144,7 @@ def curves(study: Study) -> Section:
     panels = _panels(supervised, _SPT, lambda name: name.startswith("train/"))
     title = "Training curves"
     if not panels:
-        return Section(title, missing or ["No supervised stage is among the runs."])
+        return Section(title, missing or ["None of the runs has a supervised stage."])
     chart = draw("training", "Training by update", _READING, panels, study.labels)
     return Section(title, missing, [chart], [Table("training", "Last values", *_last(supervised, _SPT))])
 
@@ -155,45 +155,57 @@ def reinforcement(study: Study) -> Section:
     logs = {label: some for label, some in _logs(study).items() if any("train/reward" in log for log in some)}
     panels = _panels(logs, _RPT, lambda name: name.startswith("train/"))
     if not panels:
-        return Section(title, ["No RPT run with a metrics.csv is among the runs."])
+        return Section(title, ["No RPT run with a metrics.csv was given."])
     text = [
-        "A group is the trajectories of one training instance. Its advantages are its rewards less their mean, over their "
-        "standard deviation: where all of a group have the same reward there is nothing to learn from but the KL term, and the "
-        "share of such groups says how much of each update that concerns. KL is the divergence from the frozen SPT model."
+        "A group consists of the trajectories of one training instance. Advantages are rewards minus the mean of the group, "
+        "divided by its standard deviation. A group whose rewards are all equal has zero advantages and contributes no reward "
+        "signal; the share of such groups is shown. KL is the divergence from the frozen SPT model.",
+        *_not_improved(study),
     ]
     chart = draw("reinforcement", "RPT by update", _READING, panels, study.labels)
     return Section(title, text, [chart], [Table("reinforcement", "Last values", *_last(logs, _RPT))])
 
 
+def _not_improved(study: Study) -> list[str]:
+    """A sentence on the RPT checkpoints that hold the weights RPT started from."""
+    kept = [
+        f"{group.label}, {finding.seed_name}"
+        for group in study.groups
+        for finding in group.findings
+        if finding.source.checkpoint.stage_name == "RPT" and finding.source.checkpoint.holds_initial_weights()
+    ]
+    return [f"No update improved validation, so the checkpoint holds the initial weights: {'; '.join(kept)}."] if kept else []
+
+
 def _last(logs: Logs, wanted: Mapping[str, str]) -> tuple[pd.DataFrame, str, pd.DataFrame]:
-    """All curves as a table, and for the page where they ended."""
-    everything, ends = [], []
+    """All curves as a table, its caption, and the final values for the page."""
+    points, ends = [], []
     for label, of_group in logs.items():
         for number, log in enumerate(of_group, start=1):
             end: dict[str, object] = {"model": label, "curve": number}
             for name, axis in wanted.items():
                 updates, values = _column(log, name)
-                everything.append(
+                points.append(
                     pd.DataFrame({"model": label, "curve": number, "measure": name, "update": updates, "value": values})
                 )
                 if len(values):
                     end["updates"] = max(int(end.get("updates", 0)), int(updates[-1]))  # type: ignore[call-overload]
                     end[axis] = float(values[-max(1, len(values) // 20) :].mean())
             ends.append(end)
-    caption = "On the page: means over the last twentieth of each curve. In the files: the curves."
-    return pd.concat(everything, ignore_index=True), caption, pd.DataFrame(ends)
+    caption = "The page shows means over the last 5 % of each curve; the full curves are in the files."
+    return pd.concat(points, ignore_index=True), caption, pd.DataFrame(ends)
 
 
 # ---------------------------------------------------------------- pruning
 
 
 def pruning(study: Study) -> Section:
-    """Which training instances RPT kept."""
+    """The training instances that RPT kept."""
     title = "Pruning"
     instances = len(study.population.sequences.training_instances)
     pruned = [(g.label, f) for g in study.groups for f in g.findings if f.kept is not None and len(f.kept.mask) == instances]
     if not pruned:
-        return Section(title, ["No checkpoint here holds a pruned set of this dataset's training instances (RPT keeps one)."])
+        return Section(title, ["None of the checkpoints holds a pruned set of this dataset's training instances (RPT's do)."])
     spans = study.population.sequences.training_instances.all()
     popularity = study.population.counts[study.population.sequences.targets(spans)]
     length = spans.ends - spans.starts
@@ -213,12 +225,13 @@ def pruning(study: Study) -> Section:
             draw(
                 "pruning",
                 "Share of training instances kept, by popularity of the target and length of the history",
-                "Instances are cut into bands of about equal size. What is left out the SPT model hardly ever ranks high.",
+                "Instances are divided into bands of about equal size. Instances are left out if the SPT model ranks their "
+                "target low in every pass.",
                 panels,
                 study.labels,
             )
         ],
-        [Table("pruning", "Instances kept", frame, "Mean over seeds; each seed's are in the files.", shown)],
+        [Table("pruning", "Instances kept", frame, "Means over seeds; the values of each seed are in the files.", shown)],
     )
 
 
@@ -241,6 +254,6 @@ def _kept_by(axis: str, values: np.ndarray, pruned: Iterable[tuple[str, Finding]
             (label, finding.seed_name, axis, band, int(size), float(one))
             for band, size, one in zip(bands.labels, bands.sizes, share, strict=True)
         ]
-    series = [Series(label, np.arange(len(bands.labels)), np.mean(some, axis=0)) for label, some in shares.items()]
+    series = [Series(label, np.arange(len(bands.labels)), np.mean(by_seed, axis=0)) for label, by_seed in shares.items()]
     frame = pd.DataFrame(rows, columns=["model", "seed", "by", "band", "instances", "kept"])
-    return frame, Panel(axis, "share kept", series, ticks=limits(bands.labels), percent=True)
+    return frame, Panel(axis, "share kept", series, ticks=band_ticks(bands.labels), percent=True)

@@ -78,6 +78,13 @@ class StageCheckpoint:
         prefix = "backbone."
         return {name.removeprefix(prefix): value for name, value in self.weights.items() if name.startswith(prefix)}
 
+    def holds_initial_weights(self) -> bool:
+        """Whether its weights equal those of the checkpoint that initialised its run; False if that file is gone."""
+        if self.initial_checkpoint is None or not Path(self.initial_checkpoint).is_file():
+            return False
+        own, initial = self.backbone_weights(), read_checkpoint(self.initial_checkpoint).backbone_weights()
+        return own.keys() == initial.keys() and all(torch.equal(own[name], value) for name, value in initial.items())
+
 
 def read_checkpoint(path: str | Path) -> StageCheckpoint:
     """Read a checkpoint of a stage; weights are memory-mapped, not loaded.

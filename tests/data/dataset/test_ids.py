@@ -19,17 +19,17 @@ from lares_pl.data.dataset.ids import ItemIndex, packed_ids, unpacked_ids
 
 
 @given(st.lists(st.text(), min_size=1))
-def test_text_comes_back(ids: list[str]) -> None:
+def test_text_ids_are_restored(ids: list[str]) -> None:
     assert unpacked_ids(packed_ids(pa.array(ids))).to_pylist() == ids
     assert unpacked_ids(packed_ids(pa.array([*ids, "cut off"]).slice(0, len(ids)))).to_pylist() == ids
 
 
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1))
-def test_numbers_come_back_as_numbers(ids: list[int]) -> None:
+def test_numeric_ids_are_restored_as_numbers(ids: list[int]) -> None:
     assert unpacked_ids(packed_ids(pa.array(ids, pa.int64()))).to_pylist() == ids
 
 
-def test_what_is_neither_becomes_text() -> None:
+def test_other_ids_are_restored_as_text() -> None:
     assert unpacked_ids(packed_ids(pa.array([2**64 - 1], pa.uint64()))).to_pylist() == [str(2**64 - 1)]
     assert unpacked_ids(packed_ids(pa.array(["a", "b", "a"]).dictionary_encode())).to_pylist() == ["a", "b", "a"]
 
@@ -54,8 +54,8 @@ MOMENTS = [datetime.datetime(2020, 1, 1), datetime.datetime(2020, 1, 2, 3, 4, 5,
         (pa.array(["100", "101"]), [100.0, np.int64(101)]),
     ],
 )
-def test_ids_are_found_whatever_type_they_have(catalogue: pa.Array, given: Iterable[Any]) -> None:
-    """In a dataset's catalogue and in what a checkpoint remembers of it."""
+def test_ids_are_found_in_any_type(catalogue: pa.Array, given: Iterable[Any]) -> None:
+    """In the catalogue of a dataset and in its copy in a checkpoint."""
     for ids in (catalogue, unpacked_ids(packed_ids(catalogue))):
         assert ItemIndex(ids).numbers(given).tolist() == list(range(1, len(catalogue) + 1))
         assert ItemIndex(ids).numbers(catalogue.to_pylist()).tolist() == list(range(1, len(catalogue) + 1))
@@ -75,6 +75,6 @@ def test_ids_are_found_whatever_type_they_have(catalogue: pa.Array, given: Itera
         {"text": torch.tensor([97], dtype=torch.uint8), "ends": torch.tensor([], dtype=torch.int64)},
     ],
 )
-def test_what_is_no_list_of_ids_is_refused(packed: dict[str, torch.Tensor]) -> None:
+def test_damaged_ids_are_refused(packed: dict[str, torch.Tensor]) -> None:
     with pytest.raises(LaresError, match="item ids"):
         unpacked_ids(packed)

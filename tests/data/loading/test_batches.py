@@ -25,7 +25,7 @@ def unpacked(histories: Histories) -> list[list[int]]:
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 9)), min_size=1, max_size=12), st.integers(1, 6))
-def test_histories_are_what_stands_before_the_target(spans: list[tuple[int, int]], max_length: int) -> None:
+def test_histories_are_the_items_before_the_target(spans: list[tuple[int, int]], max_length: int) -> None:
     items = np.arange(1, 31, dtype=np.int32)
     starts, ends = np.array([start for start, _ in spans]), np.array([start + length for start, length in spans])
     histories = cut_histories(items, starts, ends, max_length)
@@ -96,7 +96,7 @@ def test_permutations_are_uniform() -> None:
     assert ((halves - 1000) ** 2 / 1000).sum() < 150  # 81 degrees
 
 
-def test_draws_of_instances_are_uniform_and_independent() -> None:
+def test_random_numbers_of_instances_are_uniform_and_independent() -> None:
     first, second = InstanceDraws(1, 0), InstanceDraws(1, 1)
     instances = np.arange(20_000)
     draws = [first.uniform(instances), first.uniform(instances, purpose=1), second.uniform(instances)]
@@ -139,7 +139,7 @@ def test_an_epochs_order_depends_on_seed_and_epoch_alone() -> None:
     assert order(1, 2) != order(2, 2)
 
 
-def test_batches_bring_what_they_promise(toy_dataset: Path) -> None:
+def test_batches_are_complete(toy_dataset: Path) -> None:
     data = SequenceDataset.load(toy_dataset)
     instances = data.training_instances
     spans = instances.all()

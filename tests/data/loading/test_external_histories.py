@@ -1,22 +1,24 @@
-"""Histories in the forms that programs hold them."""
+"""External histories: tables, times, and files."""
 
 from __future__ import annotations
 
 import datetime
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 
-from lares_pl import LaresError
+from lares_pl import LaresError, SequenceDataModule, SequenceDataset
 from lares_pl.data.loading.external_histories import UnseenHistories
 
 DAYS = ["2020-01-09", "2020-01-10", "2020-02-01"]
 
 
 def interactions(times: object) -> pd.DataFrame:
-    """Of one user, the latest first."""
+    """Interactions of one user, the latest first."""
     table = pd.DataFrame({"user_id": ["ann"] * 3, "item_id": ["first", "second", "third"], "timestamp": times})
     return table[::-1]
 
@@ -61,6 +63,18 @@ def test_rows_of_the_same_time_keep_their_order() -> None:
         (pd.Series([None] * 3, dtype=object), "data row 1 has 'timestamp' = None"),
     ],
 )
-def test_a_time_that_can_not_be_read_is_named(times: object, message: str) -> None:
+def test_an_invalid_time_is_reported_with_its_row(times: object, message: str) -> None:
     with pytest.raises(LaresError, match=message):
         UnseenHistories.of(interactions(times))
+
+
+def test_files_are_read_with_the_given_options(toy_dataset: Path, tmp_path: Path) -> None:
+    known = SequenceDataset.load(toy_dataset)
+    first, second = (str(item) for item in known.item_ids.to_pylist()[:2])
+    (tmp_path / "new.data").write_bytes(f"Zoë;{second}\nyou;{first}\nZoë;{first}\n".encode("cp1252"))
+    options: dict[str, Any] = {"encoding": "cp1252", "separator": ";", "header": "user_id,item_id"}
+    module = SequenceDataModule(str(toy_dataset), histories=str(tmp_path / "new.data"), **options)
+    assert module.predicted.user_ids.to_pylist() == ["Zoë", "you"]
+    assert module.predicted.items.tolist() == [2, 1, 1]
+    with pytest.raises(LaresError, match=r"needs --data\.separator and --data\.header"):
+        _ = SequenceDataModule(str(toy_dataset), histories=str(tmp_path / "new.data")).predicted

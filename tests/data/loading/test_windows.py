@@ -1,4 +1,4 @@
-"""Every prefix at once: windows predict each training instance once, and their states are those of the prefix instances."""
+"""Windows predict each training instance once, and their states equal those of prefix instances."""
 
 from __future__ import annotations
 
@@ -15,14 +15,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lares_pl import (
-    ConvTransformerBlock,
     FMLPBlock,
     Histories,
     LaresError,
-    LRUBlock,
     Pruning,
     RecurrentBackbone,
-    RotaryBlock,
     SequenceDataModule,
     SequenceDataset,
     TransformerBlock,
@@ -34,6 +31,7 @@ from lares_pl.data.loading.sampler import Shard
 from lares_pl.data.loading.windows import training_windows
 from lares_pl.model.layout import Layout
 from lares_pl.stages.pruning import kept_instances
+from tests.model.test_blocks import CAUSAL
 from tests.released import released_backbone
 from tests.training import SMALL, released_rpt, released_spt, trainer
 
@@ -51,7 +49,7 @@ many = st.lists(st.integers(1, 30), min_size=1, max_size=8).filter(lambda length
 
 
 @given(many, st.integers(1, 9), st.data())
-def test_each_instance_is_predicted_once_with_enough_before_it(lengths: list[int], longest: int, draw: st.DataObject) -> None:
+def test_each_instance_is_predicted_once_with_enough_history(lengths: list[int], longest: int, draw: st.DataObject) -> None:
     data = sequences(lengths)
     overlap = draw.draw(st.none() | st.integers(1, longest))
     windows, instances = training_windows(data, longest, overlap), data.training_instances.all()
@@ -82,7 +80,7 @@ def test_windows_end_at_their_last_kept_instance(lengths: list[int], longest: in
     assert np.array_equal(windows.ends, data.training_instances.all().ends[windows.firsts + windows.counts - 1])
 
 
-def test_batches_of_windows_bring_what_they_promise() -> None:
+def test_batches_of_windows_are_complete() -> None:
     data = sequences([2, 3, 30, 7, 12, 9], items=4)
     instances = data.training_instances.all()
     kept = np.arange(len(instances)) % 3 != 0
@@ -142,7 +140,7 @@ def test_every_instance_is_served_once_over_all_processes(world_size: int) -> No
 
 
 class Running(nn.Module):
-    """A causal block that wants padded histories: each position reads the mean of itself and those before it."""
+    """A causal block on padded histories: each position reads the mean of all positions up to itself."""
 
     causal = True
 
@@ -156,7 +154,7 @@ class Running(nn.Module):
         return mixed
 
 
-BLOCKS = [TransformerBlock, ConvTransformerBlock, LRUBlock, RotaryBlock, Running]
+BLOCKS = [*CAUSAL, Running]
 
 
 def causal(block: type[nn.Module], items: int, longest: int) -> RecurrentBackbone:
@@ -170,7 +168,7 @@ def causal(block: type[nn.Module], items: int, longest: int) -> RecurrentBackbon
 @pytest.mark.parametrize("block", BLOCKS)
 @settings(max_examples=10, deadline=None)
 @given(st.lists(st.integers(4, 9), min_size=1, max_size=4), st.integers(0, 4))
-def test_states_and_gradients_are_those_of_the_prefix_instances(block: type[nn.Module], lengths: list[int], depth: int) -> None:
+def test_states_and_gradients_equal_those_of_prefix_instances(block: type[nn.Module], lengths: list[int], depth: int) -> None:
     data = sequences(lengths)
     model = causal(block, 9, 8).train().double()  # so that nothing but a mistake is a difference
     instances = data.training_instances
@@ -206,7 +204,7 @@ def test_states_and_gradients_are_those_of_the_prefix_instances(block: type[nn.M
         torch.testing.assert_close(gradients[0][name], gradient, rtol=1e-9, atol=1e-9, msg=name)
 
 
-def test_trajectories_may_read_different_places() -> None:
+def test_trajectories_may_read_different_positions() -> None:
     model = causal(TransformerBlock, 9, 8).eval()
     one, other = Histories.from_lists([[1, 2, 3], [4, 5]]), Histories.from_lists([[6, 7], [8]])
     places, depths = torch.tensor([0, 2, 3]), [2, 3, 2, 0]
@@ -257,7 +255,7 @@ def test_both_stages_train_on_sequences(toy_dataset: Path, tmp_path: Path) -> No
     assert kept == int(rpt._kept.mask.sum())
 
 
-def test_without_alignment_nothing_is_drawn_for_it(toy_dataset: Path, tmp_path: Path) -> None:
+def test_without_alignment_no_partners_are_drawn(toy_dataset: Path, tmp_path: Path) -> None:
     data = SequenceDataModule(str(toy_dataset), max_length=6, batch_size=8, instances="sequence")
     for alpha, gamma, aligned, partners in ((0.0, 0.0, False, False), (0.0, 0.5, True, False), (0.1, 0.0, True, True)):
         trainer(tmp_path, max_steps=1).fit(released_spt(alpha=alpha, gamma=gamma), data)
@@ -266,7 +264,7 @@ def test_without_alignment_nothing_is_drawn_for_it(toy_dataset: Path, tmp_path: 
         assert (batch.partners is not None) == partners
 
 
-def test_a_model_that_sees_later_items_is_refused(toy_dataset: Path, tmp_path: Path) -> None:
+def test_a_model_that_is_not_causal_is_refused(toy_dataset: Path, tmp_path: Path) -> None:
     data = SequenceDataModule(str(toy_dataset), max_length=6, batch_size=8, instances="sequence")
     config = released_backbone(hidden_size=8, pre_block=partial(FMLPBlock), pre_layers=1, core_layers=1)
     with pytest.raises(LaresError, match=r"FMLPBlock lets a position see later ones.*data\.instances: prefix"):
@@ -276,7 +274,7 @@ def test_a_model_that_sees_later_items_is_refused(toy_dataset: Path, tmp_path: P
         leaky.rollout(Histories.from_lists([[1, 2]]), [1], read=torch.tensor([0]))
 
 
-def test_options_that_would_say_nothing_are_refused(toy_dataset: Path, tmp_path: Path) -> None:
+def test_options_without_effect_are_refused(toy_dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(LaresError, match="aligned_positions"):
         SequenceDataModule(str(toy_dataset), instances="prefix", aligned_positions=2)
     padded_model = released_spt(replace(SMALL, pre_block=FMLPBlock))
@@ -292,7 +290,7 @@ def test_options_that_would_say_nothing_are_refused(toy_dataset: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_compiled_core_trains_and_is_not_compiled_anew_for_each_batch(toy_dataset: Path, tmp_path: Path) -> None:
+def test_a_compiled_core_trains_and_is_not_recompiled_for_each_batch(toy_dataset: Path, tmp_path: Path) -> None:
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters
     counters.clear()

@@ -1,4 +1,4 @@
-"""Logs of a first day: what is read, what is refused and what the message says of the cause."""
+"""Logs as new users have them: what is read, what is refused, and whether the message names the cause."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def read_columns(tmp_path: Path, columns: dict[str, Any]) -> dict[Any, list[Any]
 
 
 def refused(tmp_path: Path, name: str, content: str | bytes, *parts: str, **options: Any) -> None:
-    """A file with this content is refused in one sentence that has all of these parts, and nothing is left behind."""
+    """Check that a file with this content is refused with a message that has all of these parts; nothing is written."""
     folder = tmp_path / "refused"
     folder.mkdir(exist_ok=True)
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -87,15 +87,15 @@ def test_dates_of_other_kinds_need_their_format(tmp_path: Path) -> None:
     refused(tmp_path, "x.csv", text + "u,x,2020-01-01\n", said, columns=Columns(time_format="%d/%m/%Y %H:%M"))
 
 
-def test_times_may_be_left_aside(tmp_path: Path) -> None:
-    """There is a way round a blank in a column that nobody asked for."""
+def test_times_can_be_ignored(tmp_path: Path) -> None:
+    """An empty name ignores the column, so a missing value in it is no error."""
     text = "user_id,item_id,timestamp\nu,a,2\nu,b,\nu,c,1\n"
     refused(tmp_path, "x.csv", text, "data row 2 has 'timestamp' = ''")
     assert read(tmp_path, "x.csv", text, columns=Columns(time="")) == {"u": ["a", "b", "c"]}
 
 
 @pytest.mark.parametrize("name", ["Timestamp", "TIMESTAMP", " timestamp", "timestamp "])
-def test_times_under_almost_the_usual_name_are_not_passed_over(name: str, tmp_path: Path) -> None:
+def test_the_timestamp_column_is_found_in_any_letter_case(name: str, tmp_path: Path) -> None:
     assert read(tmp_path, "x.csv", BASIC.replace("timestamp", name)) == READ
     refused(tmp_path, "y.csv", f"user_id,item_id,{name},TimeStamp\nu,i,1,2\n", "holds the time", "--columns.time")
 
@@ -104,7 +104,7 @@ def test_times_under_almost_the_usual_name_are_not_passed_over(name: str, tmp_pa
 
 
 @pytest.mark.parametrize("rating", ["", "good", "3,5", "NaN", "\\N"])
-def test_ratings_matter_where_they_are_asked_for(rating: str, tmp_path: Path) -> None:
+def test_ratings_are_checked_only_with_min_rating(rating: str, tmp_path: Path) -> None:
     text = f'user_id,item_id,rating,timestamp\nu,a,5,2\nu,b,"{rating}",1\n'
     assert read(tmp_path, "x.csv", text) == {"u": ["b", "a"]}
     assert read(tmp_path, "x.csv", text, columns=Columns(rating="rating")) == {"u": ["b", "a"]}
@@ -114,7 +114,7 @@ def test_ratings_matter_where_they_are_asked_for(rating: str, tmp_path: Path) ->
     refused(tmp_path, "y.csv", text, "no column 'stars'", columns=Columns(rating="stars"))
 
 
-def test_ratings_that_are_whole_in_one_piece_and_not_in_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ratings_may_be_integers_in_one_chunk_and_floats_in_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lares_pl.data.prepare.readers.ROWS", 1)
     text = "user_id,item_id,rating\nu,a,5\nu,b,4.5\nu,c,4.4\n"
     assert read(tmp_path, "x.csv", text, min_rating=4.5) == {"u": ["a", "b"]}
@@ -139,7 +139,7 @@ WHOLE = {7: [30, 10, 20]}
         pa.array([30, 10, 20]).dictionary_encode(),
     ],
 )
-def test_whole_numbers_of_any_type_are_whole_numbers(items: pa.Array, tmp_path: Path) -> None:
+def test_whole_numbers_of_any_type_become_integers(items: pa.Array, tmp_path: Path) -> None:
     assert read_columns(tmp_path, {"user_id": [7, 7, 7], "item_id": items}) == WHOLE
     assert SequenceDataset.load(tmp_path / "out").item_ids.type == pa.int64()
 
@@ -159,21 +159,21 @@ def test_whole_numbers_of_any_type_are_whole_numbers(items: pa.Array, tmp_path: 
         (pa.array([datetime.date(2020, 1, 1), datetime.date(2020, 1, 2)]), ["2020-01-01", "2020-01-02"]),
     ],
 )
-def test_other_ids_are_text(items: pa.Array, spelled: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_ids_become_text(items: pa.Array, spelled: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for rows in (1 << 20, 1):  # in one piece and in several
         monkeypatch.setattr("lares_pl.data.prepare.readers.ROWS", rows)
         assert read_columns(tmp_path, {"user_id": ["u", "u"], "item_id": items}) == {"u": spelled}
 
 
 @pytest.mark.skipif(not hasattr(pa, "uuid"), reason="needs a newer Arrow")
-def test_uuids_are_text(tmp_path: Path) -> None:
+def test_uuids_become_text(tmp_path: Path) -> None:
     ids = [uuid.UUID(int=n) for n in (3, 1)]
     column = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([one.bytes for one in ids], pa.binary(16)))
     assert read_columns(tmp_path, {"user_id": ["u", "u"], "item_id": column}) == {"u": [str(one) for one in ids]}
 
 
-def test_floats_in_text_are_whole_numbers_where_all_are(tmp_path: Path) -> None:
-    """As pandas writes a column in which a number was missing."""
+def test_floats_in_text_become_integers_if_all_are_whole(tmp_path: Path) -> None:
+    """As pandas writes integers of a column with missing values."""
     assert read(tmp_path, "x.csv", "user_id,item_id\n7.0,15.0\n7.0,11.0\n") == {"7": ["15", "11"]}
     assert read(tmp_path, "x.csv", "user_id,item_id\n7.0,15.0\n7.0,11\n") == {"7": ["15.0", "11"]}
 
@@ -189,7 +189,7 @@ def test_floats_that_lost_digits_are_refused(kind: pa.DataType, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("missing", [None, float("nan"), pd.NA])
-def test_a_missing_id_is_named_by_its_row(missing: Any, tmp_path: Path) -> None:
+def test_a_missing_id_is_reported_with_its_row(missing: Any, tmp_path: Path) -> None:
     for values in ([1, 2, missing, 4], ["a", "b", missing, "d"], [1.5, 2.5, missing, 3.5]):
         pd.DataFrame({"user_id": values, "item_id": range(4)}).astype({"item_id": "Int32"}).to_parquet(tmp_path / "x.parquet")
         with pytest.raises(LaresError, match=r"data row 3 has no 'user_id'"):
@@ -197,17 +197,17 @@ def test_a_missing_id_is_named_by_its_row(missing: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("word", ["", "  ", "\\N"])
-def test_what_stands_for_nothing_is_no_id(word: str, tmp_path: Path) -> None:
+def test_empty_ids_are_refused(word: str, tmp_path: Path) -> None:
     refused(tmp_path, "x.csv", f"user_id,item_id\nu,i\n{word},i\n", "data row 2 has no 'user_id'")
 
 
 @pytest.mark.parametrize("word", ["NULL", "null", "nan", "NaN", "None", "<NA>", "N/A", "#N/A"])
-def test_words_for_nothing_are_no_ids_among_numbers(word: str, tmp_path: Path) -> None:
+def test_words_for_missing_values_are_refused_among_numeric_ids(word: str, tmp_path: Path) -> None:
     refused(tmp_path, "x.csv", f"user_id,item_id\n1,i\n{word},i\n2,j\n", f"data row 2 has 'user_id' = '{word}' among numbers")
     assert read(tmp_path, "y.csv", f"user_id,item_id\nann,i\n{word},i\n") == {"ann": ["i"], word: ["i"]}
 
 
-def test_blanks_around_ids_of_text_files_do_not_count(tmp_path: Path) -> None:
+def test_blanks_around_ids_in_text_files_are_removed(tmp_path: Path) -> None:
     assert read(tmp_path, "x.csv", "user_id,item_id\nann ,a\nann,  b\n ann, c d \n") == {"ann": ["a", "b", "c d"]}
 
 
@@ -229,7 +229,7 @@ def tables(separator: str, times: bool = True) -> str:
 
 @pytest.mark.parametrize("separator", ["\t", " ", "   "])
 @pytest.mark.parametrize("times", [True, False])
-def test_rows_of_a_table_are_no_lines_of_items(separator: str, times: bool, tmp_path: Path) -> None:
+def test_rows_of_a_table_are_not_read_as_lines_of_items(separator: str, times: bool, tmp_path: Path) -> None:
     names = "user_id,item_id,rating" + ",timestamp" * times
     option = "tab" if separator == "\t" else "space"
     said = ["these may be rows such as `user item rating time`", f"--separator {option} --header {names}", "--format lines"]
@@ -261,7 +261,7 @@ def test_lines_of_items_are_read(tmp_path: Path) -> None:
         ("user_id:token\titem_id:token\nu\ti\n", "begins with a header"),
     ],
 )
-def test_tables_called_txt_are_told_apart(text: str, said: str, tmp_path: Path) -> None:
+def test_tables_named_txt_are_detected(text: str, said: str, tmp_path: Path) -> None:
     refused(tmp_path, "x.txt", text, said)
 
 
@@ -303,7 +303,7 @@ def test_an_encoding_on_the_command_line(tmp_path: Path) -> None:
     assert "not written in UTF-8" in error(tmp_path, "prepare", "x.csv", "--output", "other", "--separator", ";")
 
 
-def test_content_counts_for_more_than_a_name(tmp_path: Path) -> None:
+def test_content_takes_precedence_over_the_file_name(tmp_path: Path) -> None:
     table = pa.table({"user_id": ["u"], "item_id": ["i"]})
     pq.write_table(table, tmp_path / "x.csv")
     refused(tmp_path, "x.csv", (tmp_path / "x.csv").read_bytes(), "Parquet, whatever its name says: --format parquet")
@@ -355,7 +355,7 @@ def test_separators(separator: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("quote", ["user_id", "who"])
-def test_columns_of_parquet_are_named_as_they_are(quote: str, tmp_path: Path) -> None:
+def test_parquet_columns_need_their_exact_names(quote: str, tmp_path: Path) -> None:
     pq.write_table(pa.table({quote.upper(): ["u"], "item_id": ["i"]}), tmp_path / "x.parquet")
     with pytest.raises(LaresError, match=re.escape(f"it has {quote.upper()}, item_id")):
         prepare(str(tmp_path / "x.parquet"), str(tmp_path / "out"))
@@ -364,7 +364,7 @@ def test_columns_of_parquet_are_named_as_they_are(quote: str, tmp_path: Path) ->
         prepare(str(tmp_path / "x.parquet"), str(tmp_path / "out"))
 
 
-def test_columns_nobody_asked_for_are_not_read(tmp_path: Path) -> None:
+def test_other_columns_are_not_read(tmp_path: Path) -> None:
     odd = pa.array([[{"a": 1}], None], pa.list_(pa.struct([("a", pa.int64())])))
     late = pa.array([2**62, 2**62], pa.timestamp("us"))
     table = {"user_id": ["u", "u"], "item_id": ["a", "b"], "odd": odd, "late": late, "index": [1, 2]}
@@ -406,7 +406,7 @@ def test_folders_of_text(tmp_path: Path) -> None:
 
 
 def test_partitions_are_columns(tmp_path: Path) -> None:
-    """Ids keep their zeros, escaped characters come back, and a file's own column counts for more."""
+    """Ids keep leading zeros, escaped characters are decoded, and a column of the file takes precedence."""
     log = folder(
         tmp_path / "log",
         {
@@ -437,14 +437,14 @@ def test_partitions_are_columns(tmp_path: Path) -> None:
         ({"a.csv": "user_id,item_id\n"}, "no interactions in it"),
     ],
 )
-def test_folders_that_are_no_log(files: dict[str, str], message: str, tmp_path: Path) -> None:
+def test_folders_that_are_not_a_log_are_refused(files: dict[str, str], message: str, tmp_path: Path) -> None:
     (tmp_path / "log").mkdir()
     with pytest.raises(LaresError, match=message):
         prepare(str(folder(tmp_path / "log", files)), str(tmp_path / "out"))
 
 
 def test_parts_may_have_numbers_of_several_types(tmp_path: Path) -> None:
-    """As pandas writes them where a part of a column was without a gap."""
+    """As pandas writes a column of which only some parts have missing values."""
     (tmp_path / "log").mkdir()
     for part, kind in enumerate((pa.int64(), pa.float64(), pa.int32(), pa.decimal128(20, 0))):
         ids = pa.array([decimal.Decimal(5), decimal.Decimal(6)]).cast(kind)

@@ -1,4 +1,4 @@
-"""Raw files to prepared datasets: every format, every filter against brute force, and nothing half-written."""
+"""Raw files to prepared datasets: every format, and every filter against brute force."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_iso_dates_in_text(tmp_path: Path) -> None:
     assert sequences(tmp_path / "out") == {"u": ["early", "late"]}
 
 
-def test_lines_one_or_many_a_user(tmp_path: Path) -> None:
+def test_a_user_may_have_one_or_more_lines(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("1 5 6\n2 7\n\n1 8\n")
     prepare(str(tmp_path / "x.txt"), str(tmp_path / "out"))
     assert sequences(tmp_path / "out") == {"1": ["5", "6", "8"], "2": ["7"]}
@@ -156,20 +156,20 @@ def test_a_log_of_many_parquet_files_is_one_log(tmp_path: Path) -> None:
         prepare(str(tmp_path / "log"), str(tmp_path / "c"))
 
 
-def test_times_may_be_whole_in_one_piece_and_not_in_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_may_be_integers_in_one_chunk_and_floats_in_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.csv").write_text("user_id,item_id,timestamp\nu,a,3\nu,b,2\nu,c,2.5\nu,d,1\n")
     monkeypatch.setattr("lares_pl.data.prepare.readers.ROWS", 2)
     prepare(str(tmp_path / "x.csv"), str(tmp_path / "out"))
     assert sequences(tmp_path / "out") == {"u": ["d", "b", "c", "a"]}
 
 
-def test_a_bad_value_far_down_is_named_by_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_value_far_down_is_reported_with_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lares_pl.data.prepare.readers.ROWS", 2)
     text = "user_id,item_id,timestamp\n" + "u,a,2024-01-01\n" * 4 + "u,a,17\n"
     refused(tmp_path, "x.csv", text, r"data row 5 has 'timestamp' = '17'; expected a number or an ISO date")
 
 
-def test_an_engine_with_too_little_memory_says_so(tmp_path: Path) -> None:
+def test_too_little_memory_for_the_engine_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("1 2 3\n")
     with pytest.raises(LaresError, match=r"--engine.memory"):
         prepare(str(tmp_path / "x.txt"), str(tmp_path / "out"), engine=DuckDB(memory="plenty"))
@@ -215,7 +215,7 @@ def test_published_counts(ml_100k: Path, beauty: Path, tmp_path: Path) -> None:
 
 
 def refused(tmp_path: Path, name: str, text: str, message: str, **options: Any) -> None:
-    """Preparing this text is refused with this message and leaves nothing behind."""
+    """Check that preparing this text is refused with this message and writes nothing."""
     (tmp_path / name).write_text(text)
     with pytest.raises(LaresError, match=message):
         prepare(str(tmp_path / name), str(tmp_path / "out"), **options)

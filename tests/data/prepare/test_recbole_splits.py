@@ -1,4 +1,4 @@
-"""RecBole benchmark files: whole sequences from split rows, and what is no leave-one-out split is refused."""
+"""RecBole benchmark files: whole sequences from split rows; other splits than leave-one-out are refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write(folder: Path, parts: dict[str, list[Row]], name: str = "Toy") -> None:
 
 
 def generated_benchmark(folder: Path, users: int = 60) -> None:
-    """Users of the demonstration process as a benchmark, and a table of item texts beside it."""
+    """Generated users as a benchmark, with a table of item texts."""
     process = Process(users=users, min_length=3, max_length=12)
     drawn, lengths = process.sample()
     names = {str(user): [str(item) for item in row[:n]] for user, (row, n) in enumerate(zip(drawn, lengths, strict=True))}
@@ -60,14 +60,14 @@ items = st.lists(st.sampled_from("abcdefgh"), min_size=3, max_size=12)
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(items, min_size=1, max_size=5), st.integers(2, 20), st.booleans())
-def test_whole_sequences_come_back(tmp_path: Path, histories: list[list[str]], longest: int, newest_first: bool) -> None:
+def test_whole_sequences_are_restored(tmp_path: Path, histories: list[list[str]], longest: int, newest_first: bool) -> None:
     users = {f"u{n}": history for n, history in enumerate(histories)}
     write(tmp_path / "toy", split(users, longest, newest_first))
     prepare(str(tmp_path / "toy"), str(tmp_path / "out"), overwrite=True)
     assert sequences(tmp_path / "out") == users
 
 
-def test_one_of_the_files_names_them_all_and_columns_can_be_named(tmp_path: Path) -> None:
+def test_one_file_selects_the_benchmark_and_columns_can_be_named(tmp_path: Path) -> None:
     users = {"x": list("abcd"), "y": list("bcda")}
     write(tmp_path, split(users, 50, True))
     write(tmp_path, split({"z": list("aaa")}, 50, True), name="Other")
@@ -95,7 +95,7 @@ def test_compressed_parts_and_parts_under_another_name(tmp_path: Path) -> None:
         prepare(str(tmp_path / "valid.inter"), str(tmp_path / "out"))
 
 
-def test_what_is_no_leave_one_out_split_is_refused(tmp_path: Path) -> None:
+def test_other_splits_than_leave_one_out_are_refused(tmp_path: Path) -> None:
     good = split({"x": list("abcdef"), "y": list("bcda")}, 50, False)
 
     def said(changed: dict[str, list[Row]]) -> str:
@@ -125,7 +125,7 @@ def _error(source: Path, tmp_path: Path) -> str:
     return str(caught.value)
 
 
-def test_scientific_gives_the_files_own_instances(scientific: Path, tmp_path: Path) -> None:
+def test_scientific_gives_the_instances_of_its_files(scientific: Path, tmp_path: Path) -> None:
     prepare(str(scientific), str(tmp_path / "out"))
     data = SequenceDataset.load(tmp_path / "out")
     assert (data.users, data.catalogue_size) == (8442, 4385)

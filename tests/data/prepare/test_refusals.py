@@ -1,4 +1,4 @@
-"""What `lares prepare` refuses, and that nothing incomplete is ever left behind."""
+"""Input that `lares prepare` refuses, without leaving incomplete files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_nan_timestamp_names_the_row(tmp_path: Path) -> None:
     refused(tmp_path, "x.csv", text, r"data row 2 has 'timestamp' = 'nan'.*Correct or remove")
 
 
-def test_a_word_for_a_rating_names_the_row(tmp_path: Path) -> None:
+def test_an_invalid_rating_names_the_row(tmp_path: Path) -> None:
     refused(tmp_path, "x.csv", "user_id,item_id,rating\nu,i,good\n", "data row 1 has 'rating' = 'good'", min_rating=1)
 
 
@@ -48,11 +48,11 @@ def test_empty_file(tmp_path: Path) -> None:
     refused(tmp_path, "x.csv", "user_id,item_id\n", "no interactions in it")
 
 
-def test_nothing_left(tmp_path: Path) -> None:
+def test_filters_that_leave_nothing_are_an_error(tmp_path: Path) -> None:
     refused(tmp_path, "x.csv", "user_id,item_id\nu,i\n", "nothing is left after the filters", k_core=2)
 
 
-def test_unknown_ending(tmp_path: Path) -> None:
+def test_an_unknown_file_extension(tmp_path: Path) -> None:
     refused(tmp_path, "x.dat", "1 2\n", "unknown file extension.*--format")
 
 
@@ -67,7 +67,7 @@ def test_min_rating_without_ratings(tmp_path: Path) -> None:
     refused(tmp_path, "x.csv", "user_id,item_id\nu,i\n", "needs ratings", min_rating=3)
 
 
-def test_an_existing_dataset_stays_unless_told_otherwise(tmp_path: Path) -> None:
+def test_an_existing_dataset_is_replaced_only_on_request(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("1 2 3\n")
     (tmp_path / "y.txt").write_text("1 4\n")
     prepare(str(tmp_path / "x.txt"), str(tmp_path / "out"))
@@ -79,7 +79,7 @@ def test_an_existing_dataset_stays_unless_told_otherwise(tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "x.txt", "y.txt"]
 
 
-def test_a_folder_that_is_no_dataset_is_never_replaced(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_dataset_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("1 2 3\n")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
@@ -110,7 +110,7 @@ def test_a_damaged_dataset_is_refused(tmp_path: Path, damage: str) -> None:
 
 
 @pytest.mark.parametrize("state", ["whole", "damaged", "missing", "of another file", "out of range"])
-def test_flat_copies_that_are_not_whole_are_made_again(tmp_path: Path, state: str) -> None:
+def test_incomplete_flat_copies_are_recreated(tmp_path: Path, state: str) -> None:
     (tmp_path / "x.txt").write_text("1 2 3\n2 3\n5 6 7 8\n")
     prepare(str(tmp_path / "x.txt"), str(tmp_path / "out"))
     flat = tmp_path / "out" / "flat"
@@ -143,7 +143,7 @@ def test_sequences_in_many_files_are_one_dataset(tmp_path: Path, toy_dataset: Pa
     assert np.array_equal(ours.flat.by_target, theirs.flat.by_target)
 
 
-def test_sequences_that_do_not_fit_their_description_are_refused(tmp_path: Path) -> None:
+def test_sequences_that_contradict_their_description_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("1 2 3\n2 3\n5 6 7 8\n")
     prepare(str(tmp_path / "x.txt"), str(tmp_path / "out"))
     (tmp_path / "y.txt").write_text("1 2 3 4 9 8 11\n2 3\n")
@@ -182,7 +182,7 @@ def test_targets_are_grouped_by_item(users: list[list[int]], size: int) -> None:
     assert flat.of_item[0] == flat.of_item[1] == 0
 
 
-def test_rows_longer_than_the_header_are_refused_not_cut(tmp_path: Path) -> None:
+def test_rows_longer_than_the_header_are_refused(tmp_path: Path) -> None:
     refused(tmp_path, "x.csv", "user_id,item_id\n1,a,x\n2,b,x\n", "more fields than its header")
 
 

@@ -1,4 +1,4 @@
-"""The same statements on Spark, in local mode: the same dataset as the embedded engine's. Needs Java and the extra `spark`."""
+"""Spark in local mode prepares the same dataset as the embedded engine. Needs Java and the extra `spark`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ BY_TIME = TemporalSplit(validation_share=0.7, test_share=0.85, targets="all")
 
 
 @pytest.mark.parametrize("options", [{}, FILTERS, {**FILTERS, "split": BY_TIME}], ids=["whole", "filtered", "by time"])
-def test_spark_prepares_the_dataset_that_duckdb_prepares(log: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+def test_spark_and_duckdb_prepare_equal_datasets(log: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     prepare(str(log), str(tmp_path / "duckdb"), **options)
     prepare(str(log), str(tmp_path / "spark"), engine=Spark("local[2]"), **options)
     assert contents(tmp_path / "spark") == contents(tmp_path / "duckdb")
@@ -67,7 +67,7 @@ def test_spark_prepares_the_dataset_that_duckdb_prepares(log: Path, tmp_path: Pa
     assert parts == ["dataset.json", "flat", "items.parquet", "sequences", *(["split.parquet"] if "split" in options else [])]
 
 
-def test_spark_is_chosen_on_the_command_line_and_says_what_is_wrong(log: Path, tmp_path: Path) -> None:
+def test_spark_is_selected_on_the_command_line_and_reports_errors(log: Path, tmp_path: Path) -> None:
     engine = ["--engine", "lares_pl.Spark", "--engine.master", "local[2]", "--engine.memory", "1g"]
     done = lares(tmp_path, "prepare", str(log), "--output", "out", *engine, "--columns.time", "clock", status=2)
     assert "no column 'clock'; it has user_id, item_id, timestamp, rating" in done.stderr
@@ -99,7 +99,7 @@ WRITERS = [
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[None]:
-    """A session that is running already, as in a notebook: used by all and left as it is."""
+    """A session that is already running, as in a notebook, is used and left open."""
     from pyspark.sql import SparkSession
 
     builder = SparkSession.builder.master("local[1]").config("spark.sql.session.timeZone", "UTC")
@@ -110,7 +110,7 @@ def running() -> Iterator[None]:
 
 @pytest.mark.usefixtures("running")
 @pytest.mark.parametrize("writer", WRITERS)
-def test_spark_reads_what_others_write(writer: str, tmp_path: Path) -> None:
+def test_spark_reads_files_of_other_systems(writer: str, tmp_path: Path) -> None:
     path, options = test_writers.WRITERS[writer](tmp_path)
     prepare(str(path), str(tmp_path / "out"), engine=Spark("local[1]"), min_rating=2.0, **options)
     prepare(str(path), str(tmp_path / "expected"), min_rating=2.0, **options)

@@ -33,7 +33,7 @@ TITLES = {"a": "red nail polish", "b": "crimson nail lacquer", "c": "stainless s
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Path:
-    """Interactions with items a to e; e is in no table of items, d has no title."""
+    """Interactions with items a to e; e is missing from the table of items, d has no title."""
     (tmp_path / "x.txt").write_text("u1 a b c d\nu2 b a e c\nu3 e d c b\n")
     rows = "".join(f"{item}\t{title}\tbrand-{item}\n" for item, title in [*TITLES.items(), ("unsold", "a book")])
     (tmp_path / "items.tsv").write_text("sku\ttitle\tbrand\n" + rows)
@@ -72,7 +72,7 @@ def test_titles_go_through_a_sentence_encoder(shop: Path, half: bool, capsys: py
     assert [Path(source["path"]).name for source in about["sources"]] == ["x.txt", "items.tsv"]
 
 
-def test_metadata_comes_along(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metadata_is_kept(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
 
     def encoder(name: str | None, batch_size: int) -> Any:
@@ -91,7 +91,7 @@ def test_metadata_comes_along(shop: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert pd.isna(table.loc["e", "brand"])
 
 
-def test_ready_vectors_from_npy_and_parquet(shop: Path) -> None:
+def test_precomputed_vectors_from_npy_and_parquet(shop: Path) -> None:
     given = np.arange(10, dtype=np.float32).reshape(5, 2)
     np.save(shop / "v.npy", given)
     vectors = by_id(prepared(shop, "items.tsv", item="sku", vectors=str(shop / "v.npy")))
@@ -107,7 +107,7 @@ def test_ready_vectors_from_npy_and_parquet(shop: Path) -> None:
     assert by_id(prepared(shop, "v.npy"))["4"].tolist() == [8, 9]
 
 
-def test_errors_name_the_place_and_leave_what_is_there(shop: Path) -> None:
+def test_errors_name_the_row_and_leave_existing_files(shop: Path) -> None:
     np.save(shop / "v.npy", np.zeros((3, 2)))
     np.save(shop / "flat.npy", np.zeros(3))
     prepare(str(shop / "x.txt"), str(shop / "out"))
@@ -138,7 +138,7 @@ def test_errors_name_the_place_and_leave_what_is_there(shop: Path) -> None:
     assert "not finite numbers in half precision" in said("items.tsv", item="sku", vectors=str(shop / "big.npy"), half=True)
 
 
-def test_an_encoder_that_is_not_there_is_an_error(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_encoder_is_an_error(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sentence_transformers")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(LaresError, match=r"--text.encoder no/such-model: cannot be loaded \(there is no such directory"):
@@ -177,7 +177,7 @@ def with_text(shop: Path) -> Path:
 TEDREC = released_backbone(hidden_size=8, embedder=TedRecEmbedder(experts=2), pre_layers=1, core_layers=1)
 
 
-def test_text_is_frozen_held_once_and_travels_in_the_checkpoint(with_text: Path, tmp_path: Path) -> None:
+def test_text_vectors_are_frozen_stored_once_and_part_of_the_checkpoint(with_text: Path, tmp_path: Path) -> None:
     expected = SequenceDataset.load(with_text).text_vectors()
     assert expected is not None
     data = SequenceDataModule(str(with_text), max_length=6, batch_size=16)
@@ -202,7 +202,7 @@ def test_text_is_frozen_held_once_and_travels_in_the_checkpoint(with_text: Path,
     trainer(tmp_path).test(load_stage(tmp_path / "rpt.ckpt"), data, verbose=False)
 
 
-def test_a_dataset_without_text_serves_a_trained_model_only(with_text: Path, shop: Path, tmp_path: Path) -> None:
+def test_a_dataset_without_text_works_only_with_a_trained_model(with_text: Path, shop: Path, tmp_path: Path) -> None:
     fit = trainer(tmp_path)
     stage = released_spt(TEDREC)
     fit.fit(stage, SequenceDataModule(str(with_text), max_length=6, batch_size=16))
@@ -228,7 +228,7 @@ def test_a_dataset_without_text_serves_a_trained_model_only(with_text: Path, sho
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["generated", "scientific"])
 def test_tedrec_through_the_console(source: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """Both stages, with encoded texts: of generated items, and of real ones for a part of the users of `scientific`."""
+    """Both stages with encoded texts of generated items, and of real items for some of the users of `scientific`."""
     pytest.importorskip("sentence_transformers")
     if source == "generated":
         generated_benchmark(tmp_path / "part")

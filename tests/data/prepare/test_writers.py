@@ -1,4 +1,4 @@
-"""The same hundred rows as other systems write them, as text and as Parquet: the dataset is the same each time."""
+"""The same hundred rows as other systems write them, as text and as Parquet, give equal datasets."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def frame() -> pd.DataFrame:
 
 
 def contents(folder: Path) -> tuple[Any, ...]:
-    """What a dataset says: ids as text, items and times of each user, counts."""
+    """The contents of a dataset: ids as text, items and times of each user, counts."""
     data = SequenceDataset.load(folder)
     files = sorted((folder / "sequences").glob("*.parquet")) or [folder / "sequences.parquet"]
     rows = [row for path in files for row in pq.read_table(path).to_pylist()]
@@ -65,7 +65,7 @@ NAMES = "user_id,item_id,rating,timestamp"
 
 
 def as_csv(name: str = "x.csv", changed: Change = lambda table: table, **options: Any) -> Writer:
-    """Of pandas: `to_csv` with options."""
+    """A file written by pandas' `to_csv` with options."""
 
     def write(folder: Path) -> tuple[Path, Options]:
         changed(frame()).to_csv(folder / name, **{"index": False, **options})
@@ -75,7 +75,7 @@ def as_csv(name: str = "x.csv", changed: Change = lambda table: table, **options
 
 
 def as_parquet(changed: Change = lambda table: table, name: str = "x.parquet", **options: Any) -> Writer:
-    """Of pandas: `to_parquet` with options."""
+    """A file written by pandas' `to_parquet` with options."""
 
     def write(folder: Path) -> tuple[Path, Options]:
         changed(frame()).to_parquet(folder / name, **options)
@@ -85,7 +85,7 @@ def as_parquet(changed: Change = lambda table: table, name: str = "x.parquet", *
 
 
 def as_types(times: pa.DataType | None = None, **options: Any) -> Callable[..., Writer]:
-    """Of Arrow: ids of a type, times of a type."""
+    """A file written by Arrow, with ids and times of given types."""
 
     def of(ids: pa.DataType | None) -> Writer:
         def write(folder: Path) -> tuple[Path, Options]:
@@ -121,7 +121,7 @@ def by_duckdb(target: str, options: str, query: str = "SELECT * FROM t", given: 
 
 
 def marked(folder: Path) -> None:
-    """What Spark and Hive leave beside their files."""
+    """Add the marker and checksum files of Spark and Hive."""
     for file in [path for path in folder.rglob("*") if path.is_file()]:
         (file.parent / f".{file.name}.crc").write_bytes(b"crc\0\0\0\2\0")
     (folder / "_SUCCESS").touch()
@@ -241,7 +241,7 @@ def packed(kind: str, ending: str) -> Writer:
 
 
 def spaced(folder: Path) -> tuple[Path, Options]:
-    """Of fixed widths: blanks around everything, blank lines, no newline at the end."""
+    """Fixed-width columns: blanks around all values, blank lines, no final newline."""
     rows = [",".join(f"{value!s:<20}" for value in row) for row in frame().itertuples(index=False)]
     text = ",".join(frame().columns) + "\r\n\r\n" + "\r\n\r\n".join(rows)
     (folder / "x.csv").write_bytes(text.encode())
@@ -348,7 +348,7 @@ WRITERS: dict[str, Writer] = {
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
-    """What the rows are, without any reader."""
+    """The expected contents, computed without any reader."""
     rows = frame().assign(second=lambda table: table["timestamp"].astype("datetime64[s]").astype("int64"))
     users = {}
     for user, of_user in rows.sort_values("second").groupby("user_id"):
@@ -357,7 +357,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_the_same_rows_are_the_same_dataset(writer: str, expected: tuple[Any, ...], tmp_path: Path) -> None:
+def test_equal_rows_give_equal_datasets(writer: str, expected: tuple[Any, ...], tmp_path: Path) -> None:
     (tmp_path / "given").mkdir()
     path, options = WRITERS[writer](tmp_path / "given")
     prepare(str(path), str(tmp_path / "out"), **options)
@@ -365,7 +365,7 @@ def test_the_same_rows_are_the_same_dataset(writer: str, expected: tuple[Any, ..
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_ratings_are_the_same(writer: str, tmp_path: Path) -> None:
+def test_equal_ratings_are_filtered_alike(writer: str, tmp_path: Path) -> None:
     (tmp_path / "given").mkdir()
     path, options = WRITERS[writer](tmp_path / "given")
     prepare(str(path), str(tmp_path / "out"), min_rating=4, **options)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -134,26 +133,28 @@ def _of_interactions(table: pd.DataFrame, user: str, item: str, time: str) -> Un
     return UnseenHistories(list(users), items, np.concatenate([[0], np.bincount(codes, minlength=len(users)).cumsum()]))
 
 
-def read_histories(path: Path, columns: Columns, known: SequenceDataset) -> SequenceDataset:
+def read_histories(source: Source, columns: Columns, known: SequenceDataset) -> SequenceDataset:
     """Sequences of interactions, with the item indices of a prepared dataset.
 
     Args:
-        path: the file or folder, in a format `lares prepare` reads.
+        source: the file or folder, in a format `lares prepare` reads.
         columns: names of its columns.
         known: the dataset with the catalogue.
 
     Raises:
         LaresError: if the file cannot be read or contains an item that is not in the catalogue.
     """
-    unseen = UnseenHistories.read(Source(path), columns)
+    unseen = UnseenHistories.read(source, columns)
     items = ItemIndex(known.item_ids).numbers(unseen.items)
     unknown = items == 0
     if unknown.any():
         first = int(np.argmax(unknown))
         user = unseen.users[int(np.searchsorted(unseen.offsets, first, side="right")) - 1]
         raise LaresError(
-            f"{path}: item {unseen.items[first]!r} of user {user!r} is not in the catalogue of {known.path} "
+            f"{source.path}: item {unseen.items[first]!r} of user {user!r} is not in the catalogue of {known.path} "
             f"({int(unknown.sum())} of {len(items)} rows are unknown). `lares recommend` skips and reports such rows; or leave "
             "them out, or train on data that has them."
         )
-    return SequenceDataset.of_arrays(items.astype(np.int32), unseen.offsets, pa.array(unseen.users), known.item_ids, str(path))
+    return SequenceDataset.of_arrays(
+        items.astype(np.int32), unseen.offsets, pa.array(unseen.users), known.item_ids, str(source.path)
+    )

@@ -28,10 +28,10 @@ class Columns:
     Args:
         user: user id.
         item: item id.
-        time: time of the interaction, a number or a date; None takes `timestamp` if there is one, else file order counts. An
-            empty name: file order counts in any case.
-        rating: rating; None takes `rating` if there is one. Ratings are read where a minimum rating is asked for.
-        time_format: how dates are written, where not as ISO 8601 (2020-01-31 13:05:00): `%d/%m/%Y %H:%M` for 31/01/2020 13:05.
+        time: time of the interaction, a number or a date; None: `timestamp` if there is one, else file order. An empty name:
+            file order.
+        rating: rating; None: `rating` if there is one. Ratings are read only with a minimum rating.
+        time_format: format of dates, if not ISO 8601 (2020-01-31 13:05:00), such as `%d/%m/%Y %H:%M` for 31/01/2020 13:05.
     """
 
     user: str = "user_id"
@@ -44,17 +44,17 @@ class Columns:
 def chosen_columns(
     names: Sequence[str], columns: Columns, ratings: bool, path: Path, twice: Sequence[str] = ()
 ) -> dict[str, str]:
-    """The column that holds each of `user`, `item` and, where there are any, `time` and `rating`.
+    """Find the columns of `user`, `item` and, if there are any, `time` and `rating`.
 
     Args:
-        names: of all columns.
-        columns: those asked for.
-        ratings: whether ratings are wanted, also where no column is named for them.
+        names: names of all columns.
+        columns: the requested columns.
+        ratings: whether ratings are needed, even if no column is named for them.
         path: the file.
-        twice: names that the file has twice.
+        twice: names that occur twice in the file.
 
     Raises:
-        LaresError: if one is not there, or is there twice.
+        LaresError: if a column is missing or occurs twice.
     """
     if f"{columns.item}_list" in names:
         raise LaresError(
@@ -74,7 +74,7 @@ def chosen_columns(
 
 
 def _usual(names: Sequence[str], usual: str, path: Path, ours: str) -> str | None:
-    """The column of a usual name, in any case and with blanks around it; missing it would change the order in silence."""
+    """Find the column with a default name, in any letter case and with blanks; without it the order would silently change."""
     like = [name for name in names if _plain(name) == usual]
     if usual in names or not like:
         return usual if usual in names else None
@@ -84,7 +84,7 @@ def _usual(names: Sequence[str], usual: str, path: Path, ours: str) -> str | Non
 
 
 def no_column(names: Sequence[str], name: str, path: Path, option: str) -> LaresError:
-    """The error for a column that is not there: which there are, why it may seem to be missing, and what to do."""
+    """Build the error for a missing column: the existing columns, the probable cause, and what to do."""
     there = ", ".join(map(str, names[:20])) + (", …" if len(names) > 20 else "")
     what = f"{path}: no column {name!r}; it has {there[:400]}"
     written = [str(other) for other in names]

@@ -56,18 +56,18 @@ def prepare(
             names of folders is a column), or of benchmark files.
         output: directory of the prepared dataset.
         columns: names of the columns.
-        format: format of the file, where its name does not tell.
-        encoding: encoding of text, such as cp1252 or latin-1; UTF-8, or what a byte order mark tells, where not given.
-        separator: what stands between fields of text, such as ; or | or :: or tab; a comma in CSV, a tab in TSV.
-        header: names of the columns, a list or names with commas between them, for text without a header line.
-        k_core: keep users and items with at least this many interactions, again and again until nothing changes.
-        min_rating: leave out interactions rated lower; ratings are read for this alone.
+        format: format of the file; default: as its name tells.
+        encoding: encoding of text, such as cp1252 or latin-1; default: UTF-8, or that of a byte order mark.
+        separator: separator of fields, such as ; or | or :: or tab; default: a comma in CSV, a tab in TSV.
+        header: names of the columns, a list or separated by commas, for text without a header line.
+        k_core: keep users and items with at least this many interactions, repeated until nothing changes.
+        min_rating: leave out interactions with a lower rating; ratings are read only for this.
         repeats: keep a user's repeated interactions with an item, or drop all but the first.
         item_text: table with text of the items (CSV, TSV, Parquet, RecBole .item), or a .npy of vectors whose row number is
             the item id.
         text: how item text is read and encoded.
-        split: what is held out: lares_pl.LeaveOneOut, lares_pl.LastK or lares_pl.TemporalSplit.
-        engine: what filters and sorts: DuckDB here, or lares_pl.Spark on a cluster.
+        split: rule by which items are held out: lares_pl.LeaveOneOut, lares_pl.LastK or lares_pl.TemporalSplit.
+        engine: engine that filters and sorts: DuckDB on this machine, or lares_pl.Spark on a cluster.
         overwrite: replace an existing dataset.
 
     Raises:

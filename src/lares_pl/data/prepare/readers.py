@@ -1,6 +1,6 @@
 """Raw files to tables of interactions, in file order and in chunks, so that a log need not fit into memory.
 
-Formats, told by the file's name (`.gz`, `.zst`, `.bz2` or `.lz4` may follow): RecBole atomic files (`.inter`), comma- or
+Formats, recognised by the file's name (`.gz`, `.zst`, `.bz2` or `.lz4` may follow): RecBole atomic files (`.inter`), comma- or
 tab-separated tables with a header (`.csv`, `.tsv`), Parquet (`.parquet`), and lines `user item item …` (`.txt`; a user may
 have several lines). A folder of files of one format is one log; `column=value` in the names of its folders is a column. RecBole
 benchmark files, split already, are told by the folder or by one of their names (`NAME.train.inter`).
@@ -22,18 +22,18 @@ from lares_pl.data.prepare.source import DataFile, Source, data_files
 from lares_pl.data.prepare.text_files import read_delimited, read_lines, separator_of
 from lares_pl.errors import LaresError
 
-ROWS = 1 << 20  # of a piece
+ROWS = 1 << 20  # per chunk
 
 
 def read_interactions(source: Source, columns: Columns, ratings: bool = False) -> Iterator[pd.DataFrame]:
-    """Pieces with one row an interaction: `user`, `item` (int64 or text) and, where known, `time` and `rating` (numbers).
+    """Read chunks with one row per interaction: `user`, `item` (int64 or text) and, if known, `time` and `rating` (numbers).
 
-    Each knows the file it is of (`attrs["file"]`) and which ids are numbers (`attrs["numbers"]`); these are text in a piece
-    with some that 64 bits can't hold.
+    Each chunk has its file in `attrs["file"]` and the id columns that are numbers in `attrs["numbers"]`; such a column is text
+    in a chunk with ids beyond 64 bits.
 
     Args:
-        source: the file, the folder of files that make up one log, or that of benchmark files.
-        columns: column names; lines have none.
+        source: the file or folder.
+        columns: column names; not used for lines of items.
         ratings: whether to read ratings.
 
     Raises:
@@ -43,7 +43,7 @@ def read_interactions(source: Source, columns: Columns, ratings: bool = False) -
         yield join_parts((part, _benchmark_rows(part, columns)) for part in parts)
         return
     empty = True
-    dates: bool | None = None  # whether times are written as dates; the first piece decides
+    dates: bool | None = None  # whether times are written as dates; decided by the first chunk
     for file in data_files(source):
         rows = 0
         for table in _pieces(file, source, columns, ratings):
@@ -59,12 +59,12 @@ def read_interactions(source: Source, columns: Columns, ratings: bool = False) -
 
 
 def source_files(source: Source) -> list[Path]:
-    """The files that `read_interactions` reads, in order; raises as it does."""
+    """The files that `read_interactions` reads, in order; raises the same errors."""
     return _benchmark(source) or [file.path for file in data_files(source)]
 
 
 def read_table(source: Source) -> pd.DataFrame:
-    """A whole file as it is, columns under their own names.
+    """Read a whole file with its own column names.
 
     Raises:
         LaresError: for a missing file, an unknown format, or a file that cannot be read.
@@ -85,7 +85,7 @@ def _benchmark(source: Source) -> list[Path] | None:
 
 
 def _pieces(file: DataFile, source: Source, columns: Columns | None = None, ratings: bool = False) -> Iterator[pd.DataFrame]:
-    """A file as it is, piece by piece; of Parquet only what is needed where columns are given. Raises as `read_table`."""
+    """Read a file in chunks; of Parquet only the needed columns if `columns` is given. Raises as `read_table`."""
     options = source.options
 
     def wanted(names: Sequence[str]) -> Sequence[str]:
@@ -111,7 +111,7 @@ def _pieces(file: DataFile, source: Source, columns: Columns | None = None, rati
         ) from error
     except pd.errors.ParserWarning as error:
         raise LaresError(f"{file.path}: its rows have more fields than its header; mend the header or the rows") from error
-    except Exception as error:  # pandas, pyarrow and zlib raise whatever damaged bytes lead to
+    except Exception as error:  # damaged bytes cause any kind of error in pandas, pyarrow and zlib
         raise LaresError(
             f"{file.path}: cannot be read as {file.kind}: {error}. If it has another format, set --{options}format."
         ) from error
@@ -143,8 +143,8 @@ def _read_parquet(path: Path, _: Source, wanted: Wanted) -> Iterator[pd.DataFram
         if file.metadata.num_rows == 0:
             yield file.schema_arrow.empty_table().select(names).to_pandas(ignore_metadata=True)
         for batch in file.iter_batches(batch_size=ROWS, columns=names):
-            batch.validate(full=True)  # text that is no UTF-8
-            # metadata of pandas would make columns an index
+            batch.validate(full=True)  # finds text that is not UTF-8
+            # ignored, because pandas' metadata would turn columns into an index
             yield pa.Table.from_batches([batch]).to_pandas(ignore_metadata=True)
 
 
@@ -166,15 +166,15 @@ _READERS: dict[str, Callable[[Path, Source, Wanted], Iterator[pd.DataFrame]]] = 
 def _named(
     table: pd.DataFrame, columns: Columns, ratings: bool, file: DataFile, before: int, dates: bool | None
 ) -> tuple[pd.DataFrame, bool | None]:
-    """The columns asked for, under our names, checked; and whether times are dates.
+    """Select and check the columns, under standard names; also return whether times are dates.
 
     Args:
-        table: a piece of the file.
-        columns: their names.
-        ratings: whether ratings are wanted.
+        table: a chunk of the file.
+        columns: names of the columns.
+        ratings: whether ratings are needed.
         file: the file.
-        before: number of rows before this piece.
-        dates: whether times are dates; None before the first piece.
+        before: number of rows before this chunk.
+        dates: whether times are dates; None before the first chunk.
     """
     path = file.path
     found = chosen_columns(list(table.columns), columns, ratings, path, table.attrs.get("twice", ()))
@@ -182,8 +182,8 @@ def _named(
     kept_as_numbers = []
     for ours in ("user", "item"):
         values = table[found[ours]]
-        if file.kind != "parquet" and not pd.api.types.is_numeric_dtype(values):  # numbers are of folders' names
-            values = values.str.strip()  # what fixed widths and typing leave around an id
+        if file.kind != "parquet" and not pd.api.types.is_numeric_dtype(values):  # numbers come from folder names
+            values = values.str.strip()  # blanks of fixed-width columns and manual input
         if are_numbers(values):
             kept_as_numbers.append(ours)
         named[ours] = ids(values, path, found[ours], before)

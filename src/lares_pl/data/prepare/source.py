@@ -1,4 +1,4 @@
-"""What a log is read from: files, and how they are written."""
+"""The files of a log, and their format."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 @dataclass(frozen=True)
 class Source:
-    """A file or folder, and how it is written where names and contents do not tell.
+    """A file or folder, with the properties that its names and contents do not tell.
 
     Args:
-        path: the file, the folder of files that make up one log, or that of benchmark files.
-        format: format of the files.
-        encoding: encoding of text; UTF-8, or what a byte order mark tells, where None.
-        separator: what stands between the fields of delimited text: a character, several, or `tab`.
+        path: the file, a folder of files that make up one log, or a folder of benchmark files.
+        format: format of the files; None: as their names tell.
+        encoding: encoding of text; None: UTF-8, or that of a byte order mark.
+        separator: separator of the fields of delimited text: one or more characters, or `tab`.
         header: names of the columns, for text without a header line.
-        options: what the names of the options that set these begin with, for messages.
+        options: prefix of the options that set these, for messages.
     """
 
     path: Path
@@ -50,7 +50,7 @@ class Source:
 
     @property
     def names(self) -> list[str] | None:
-        """Names of the columns where the files have no header line."""
+        """Names of the columns, if the files have no header line."""
         names = self.header.split(",") if isinstance(self.header, str) else self.header
         return None if names is None else [name.strip() for name in names]
 
@@ -60,9 +60,9 @@ class DataFile:
     """One of the files of a log.
 
     Args:
-        path: where it is.
+        path: the file.
         kind: its format.
-        partition: values that the names of its folders give (`user_id=7/`), by column.
+        partition: values in the names of its folders (`user_id=7/`), by column.
     """
 
     path: Path
@@ -71,10 +71,10 @@ class DataFile:
 
 
 def data_files(source: Source) -> list[DataFile]:
-    """The files of a log in the order of their names.
+    """List the files of a log in the order of their names.
 
     Raises:
-        LaresError: if there is no such file, its format can't be told, or a folder holds none or several kinds.
+        LaresError: if there is no such file, its format is unknown, or a folder has files of no or several formats.
     """
     if source.path.is_dir():
         return _of_folder(source)
@@ -113,7 +113,7 @@ def _known_kind(path: Path) -> Format | None:
 
 
 def _of_folder(source: Source) -> list[DataFile]:
-    """The files of one format, with what folders written as `column=value` say of them."""
+    """The files of one format, with the values of folders named `column=value`."""
     _refuse_table_formats(source.path)
     found = _visible(source.path)
     kinds = {path: _known_kind(path) for path in found}
@@ -138,7 +138,7 @@ def _of_folder(source: Source) -> list[DataFile]:
 
 
 def _visible(folder: Path) -> list[Path]:
-    """Files in a folder and below, without marks, checksums and summaries (`_SUCCESS`, `.part-0.crc`, `_metadata`)."""
+    """Files in a folder and below, without markers, checksums and summaries (`_SUCCESS`, `.part-0.crc`, `_metadata`)."""
 
     def hidden(part: str) -> bool:
         return part.startswith(".") or (part.startswith("_") and "=" not in part)
@@ -148,7 +148,7 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _refuse_table_formats(folder: Path) -> None:
-    """Their folders hold files of former versions as well."""
+    """Raise for Delta Lake, Iceberg and Hudi tables, whose folders also hold files of earlier versions."""
     marks = {"_delta_log": "Delta Lake", "metadata/version-hint.text": "Iceberg", ".hoodie": "Hudi"}
     for mark, name in marks.items():
         if (folder / mark).exists():
@@ -170,13 +170,13 @@ def _partitioned(files: list[Path], kind: Format, root: Path) -> list[DataFile]:
 
 
 def _folder_values(path: Path, root: Path) -> dict[str, str | None]:
-    """`column=value` of the folders between a file and the root, as Hive, Spark, pandas and DuckDB write them."""
+    """Parse folders `column=value` between the root and a file, as Hive, Spark, pandas and DuckDB write them."""
     pairs = [part.partition("=") for part in path.relative_to(root).parts[:-1] if "=" in part]
     return {unquote(name): None if value == _NULL_PARTITION else unquote(value) for name, _, value in pairs}
 
 
 def _typed(written: set[str | None]) -> dict[str | None, Any]:
-    """Whole numbers as numbers where all are written as such; `007` is text."""
+    """Convert values to integers if all of them are; `007` is text."""
     texts = [value for value in written if value is not None]
     if all(
         value.removeprefix("-").isascii() and value.removeprefix("-").isdigit() and str(int(value)) == value for value in texts

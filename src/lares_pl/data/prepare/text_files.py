@@ -1,4 +1,4 @@
-"""Text files of any encoding and compression, opened; delimited tables and lines `user item item …`, a piece at a time."""
+"""Text files of any encoding and compression: delimited tables and lines `user item item …`, read in chunks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from lares_pl.errors import LaresError
 
-SAMPLE = 10_000  # lines looked at before a file is read as lines
+SAMPLE = 10_000  # lines checked before a file is read as lines of items
 SEPARATORS = {"\t": "tab", ";": ";", "|": "|", ",": ",", "::": "::"}  # as written, and as the option names them
 
 _MAGIC = (
@@ -30,7 +30,7 @@ _MAGIC = (
     (b"PK\x03\x04", "zip"),
     (b"PAR1", "parquet"),
 )
-_MARKS = (  # the longer first: UTF-32 begins like UTF-16
+_MARKS = (  # longer marks first: that of UTF-32 begins with that of UTF-16
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -40,7 +40,7 @@ _MARKS = (  # the longer first: UTF-32 begins like UTF-16
 
 
 def magic(path: Path) -> str | None:
-    """What the first bytes of a file tell: a compression, `zip` or `parquet`; None where nothing."""
+    """Detect a compression, `zip` or `parquet` from the first bytes of a file; None if it is none of these."""
     try:
         with path.open("rb") as file:
             head = file.read(4)
@@ -50,14 +50,14 @@ def magic(path: Path) -> str | None:
 
 
 def open_text(path: Path, encoding: str | None = None) -> IO[str]:
-    """A text file, unpacked where it is compressed, without the byte order mark that may begin it.
+    """Open a text file, decompressed and without its byte order mark.
 
     Args:
         path: the file.
-        encoding: its encoding; a byte order mark counts for more; UTF-8 where neither tells.
+        encoding: its encoding; a byte order mark takes precedence; None: UTF-8.
 
     Raises:
-        LaresError: for an archive, for Parquet, and for an encoding that nobody knows.
+        LaresError: for an archive, for Parquet, and for an unknown encoding.
     """
     kind = magic(path)
     if kind == "zip":
@@ -76,7 +76,7 @@ def open_text(path: Path, encoding: str | None = None) -> IO[str]:
 
 
 def read_id_lines(path: Path, encoding: str | None = None) -> list[str]:
-    """Ids of a text file, one a line; blanks around them and blank lines don't count.
+    """Read the ids of a text file, one per line; blanks around them and blank lines are ignored.
 
     Raises:
         LaresError: if the file can't be read.
@@ -103,17 +103,17 @@ def read_delimited(
     encoding: str | None = None,
     names: Sequence[str] | None = None,
 ) -> Iterator[pd.DataFrame]:
-    """Pieces of a table of text; fields as they are written.
+    """Read delimited text in chunks, all fields as text.
 
-    Each knows which names its header has twice (`attrs["twice"]`).
+    `attrs["twice"]` of each chunk has the column names that occur twice in the header.
 
     Args:
         path: the file.
-        separator: what stands between fields; a first line `sep=;` counts for more, as in Excel.
+        separator: separator of fields; a first line `sep=;`, as in Excel, takes precedence.
         quoting: whether quotes enclose fields (`csv.QUOTE_MINIMAL`) or are characters (`csv.QUOTE_NONE`).
-        rows: rows of a piece.
-        encoding: as of `open_text`.
-        names: of the columns, where there is no header line.
+        rows: rows per chunk.
+        encoding: as in `open_text`.
+        names: names of the columns, if there is no header line.
     """
     with open_text(path, encoding) as file:
         first = file.readline()
@@ -144,7 +144,7 @@ def read_delimited(
 
 
 def _repeated(header: str, separator: str, quoting: Literal[0, 3]) -> list[str]:
-    """Names that a header line has twice; pandas would call the second one `name.1`."""
+    """Names that occur twice in a header line; pandas would rename the second one to `name.1`."""
     line = header.strip("\r\n")
     plain = len(separator) > 1 or quoting == csv.QUOTE_NONE
     fields = line.split(separator) if plain else next(csv.reader([line], delimiter=separator), [])
@@ -158,7 +158,7 @@ def _pandas_separator(separator: str) -> dict[str, Any]:
 
 
 def separator_of(option: str) -> str:
-    """The separator that an option names: `tab` and `\\t` are the character."""
+    """The separator for the value of an option: `tab` and `\\t` are a tab, `space` is a blank."""
     return {"tab": "\t", "\\t": "\t", "space": " "}.get(option, option)
 
 
@@ -166,13 +166,13 @@ def separator_of(option: str) -> str:
 
 
 def read_lines(path: Path, rows: int, asked: bool, encoding: str | None = None) -> Iterator[pd.DataFrame]:
-    """Pieces `user`, `item` of lines `user item item …`.
+    """Read lines `user item item …` in chunks with columns `user` and `item`.
 
     Args:
         path: the file.
-        rows: rows of a piece, about.
-        asked: the format was named; otherwise the file's ending told it.
-        encoding: as of `open_text`.
+        rows: approximate number of rows per chunk.
+        asked: whether the user set the format; otherwise it was taken from the file extension.
+        encoding: as in `open_text`.
 
     Raises:
         LaresError: for a user without items, and for lines that look like rows of a table.
@@ -204,7 +204,7 @@ def read_lines(path: Path, rows: int, asked: bool, encoding: str | None = None) 
 
 
 def _refuse_tables(path: Path, lines: Sequence[str], asked: bool) -> None:
-    """Raise where lines are rows of a table rather than users with their items."""
+    """Raise if lines are rows of a table rather than users with their items."""
     split = [fields for line in lines if (fields := line.split())]
     if not split:
         return
@@ -236,7 +236,7 @@ def _refuse_tables(path: Path, lines: Sequence[str], asked: bool) -> None:
 
 
 def _end_with_times(split: Sequence[Sequence[str]]) -> bool:
-    """Whether last fields are moments since 1970 (1973 to 2128, in seconds or finer) that are no items of other places."""
+    """Whether the last fields are Unix times (1973 to 2128, in seconds or finer) that occur in no other column."""
     last = [fields[-1] for fields in split]
     if not all(field.isascii() and field.isdigit() and len(field) in (9, 10, 12, 13, 15, 16) for field in last):
         return False
