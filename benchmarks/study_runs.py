@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from lares_pl import SequenceDataModule, load_stage
+from lares_pl.data.loading.item_pairs import ItemPairs
 from lares_pl.data.loading.loaders import InstanceLoader
 from lares_pl.losses.rewards import ndcg, recall
-from lares_pl.model.item_pairs import ItemPairs
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.stages.base import BaseStage
 from study_grid import BUDGETS, MODELS, Model, Stage

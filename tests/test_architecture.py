@@ -29,6 +29,7 @@ LAYERS = [
     "model",
     "data.module",
     "data.synthetic",
+    "data.trips",
     "data.loading",
     "data.prepare",
     "data.dataset",

@@ -84,7 +84,12 @@ _NOISE = (
     "Given value",
     "Expected a path but",
     "Problem with given class_path",
+    "Not a valid subclass of",
+    "Subclass types expect",
+    "a class path (str)",
+    "a dict with",
 )
+_ALTERNATIVE = re.compile(r"Expected a <class '[\w.]+'>")  # without the value that was given
 _KEY = re.compile(r'Parser key "([^"]+)":')
 
 
@@ -101,6 +106,7 @@ def readable(message: str) -> str:
         text = _KEY.sub("", text).strip()
         if text and not text.startswith(_NOISE):
             kept.append(text)
+    kept = [line for line in kept if not _ALTERNATIVE.fullmatch(line)] or kept
     place = ".".join(keys)
     return f"{place}: {' '.join(kept)}" if keys and kept else " ".join(kept) or message
 

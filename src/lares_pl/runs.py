@@ -25,6 +25,18 @@ def trained() -> list[Path]:
     return sorted(RUNS.glob(f"*/*/{BEST}"))
 
 
+def stage_folder(run: str, stage: str) -> StageFolder:
+    """Return the folder of a stage of a run.
+
+    Raises:
+        LaresError: if a name is empty or leads elsewhere.
+    """
+    for option, name in (("--run", run), ("--stage", stage)):
+        if not name or name != Path(name).name:
+            raise LaresError(f"{option} {name!r}: must be the name of one folder, without / or .., such as beauty")
+    return StageFolder(RUNS / run / stage)
+
+
 @dataclass(frozen=True)
 class StageFolder:
     """`runs/RUN/STAGE`.

@@ -55,6 +55,11 @@ def extending(found: dict[str, Any], printed: str) -> None:
     assert str(tested["test/unseen/recall@1"]) in printed
 
 
+def lightning(found: dict[str, Any], printed: str) -> None:
+    assert found["stage"].lr != 2e-3
+    assert found["trainer"].current_epoch == 20
+
+
 def python(found: dict[str, Any], printed: str) -> None:
     assert found["shallow"].shape == (2, 2, 64)
     assert found["deep"].shape == (8, 2, 64)
@@ -83,6 +88,7 @@ CHECKS: dict[str, Callable[[dict[str, Any], str], None]] = {
     "README.md": readme,
     "docs/adaptive-depth.md": adaptive_depth,
     "docs/extending.md": extending,
+    "docs/lightning.md": lightning,
     "docs/python.md": python,
     "docs/recommend.md": recommend,
     "docs/reports.md": reports,

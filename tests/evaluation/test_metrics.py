@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from lares_pl import LaresError, SequenceDataModule
 from lares_pl.data.loading.batches import Batch
 from lares_pl.data.loading.histories import Histories
+from lares_pl.data.loading.item_pairs import ItemPairs
 from lares_pl.evaluation.exposure import AveragePopularity, Coverage, Gini, Novelty
 from lares_pl.evaluation.metrics import DEFAULT_METRICS, MAP, MRR, NDCG, Catalogue, Ranking, RankMetric, Recall
 from lares_pl.evaluation.popularity import HitRateByPopularity
 from lares_pl.evaluation.protocols import MetricSums
 from lares_pl.model.catalogue_head import CatalogueHead
-from lares_pl.model.item_pairs import ItemPairs
 from lares_pl.model.similarity import DotSimilarity
 from lares_pl.serialization import to_plain
 from lares_pl.stages.loading import load_stage

@@ -34,13 +34,13 @@ from lares_pl import (
     TedRecEmbedder,
     load_stage,
 )
+from lares_pl.data.loading.item_pairs import ItemPairs
 from lares_pl.export.command import export
 from lares_pl.export.formats import Onnx, Torch
 from lares_pl.export.parity import Parity, check_parity, compare, sampled_histories
 from lares_pl.export.programs import GivenLayout, GivenNoise, item_vectors
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.embedding import ItemText
-from lares_pl.model.item_pairs import ItemPairs
 from lares_pl.model.layout import Layout
 from lares_pl.model.padded_layout import padded
 from lares_pl.model.recurrence import KeyedNoise

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lares_pl import CosineSimilarity, DotSimilarity, Histories, LaresError, RecurrentBackbone
+from lares_pl.data.loading.item_pairs import ItemPairs, items_read
 from lares_pl.model import catalogue_head, target_softmax, tiles
 from lares_pl.model.catalogue_head import CatalogueHead
-from lares_pl.model.item_pairs import ItemPairs, items_read
 from lares_pl.model.similarity import Similarity
 from lares_pl.model.tiles import Repeats
 from tests.released import released_backbone

@@ -13,10 +13,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.multiprocessing.spawn import spawn
 
 from lares_pl import CosineSimilarity, DotSimilarity, LaresError, RecurrentBackbone, SampledSoftmax
+from lares_pl.data.loading.item_pairs import ItemPairs
 from lares_pl.model import catalogue_head, target_softmax, tiles
 from lares_pl.model.catalogue_head import CatalogueHead
 from lares_pl.model.embedding import ItemTable, ItemText
-from lares_pl.model.item_pairs import ItemPairs
 from lares_pl.model.sharding import local, rows_of, sharded
 from lares_pl.model.similarity import Similarity
 from lares_pl.model.tiles import Repeats

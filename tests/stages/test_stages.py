@@ -79,6 +79,8 @@ class _Counting:
 
         def configure_and_watch() -> None:
             configure()
+            if "rollout" in vars(model.backbone):  # a trainer calls it more than once
+                return
             rollout = model.backbone.rollout
 
             def watched(histories: Any, depths: Any, *rest: Any, **named: Any) -> Any:

@@ -22,16 +22,18 @@ from lares_pl.errors import LaresError
 
 @contextmanager
 def terminated_is_not_success() -> Iterator[None]:
-    """Exit with status 143 after SIGTERM, as shells report it; Lightning saves a checkpoint and would exit with 0."""
+    """Exit with status 143 after SIGTERM and 130 after Ctrl-C, as shells report it; Lightning saves and would exit with 0."""
     try:
         yield
-    except SIGTERMException:
+    except SIGTERMException as error:
+        signum = getattr(error, "signum", signal.SIGTERM)
         if getattr(rank_zero_only, "rank", 0) == 0:
+            what = "interrupted" if signum == signal.SIGINT else "terminated"
             print(
-                "terminated; a checkpoint was saved: resume with the same command and --ckpt_path last (or auto)",
+                f"{what}; a checkpoint was saved: resume with the same command and --ckpt_path last (or auto)",
                 file=sys.stderr,
             )
-        sys.exit(128 + signal.SIGTERM)
+        sys.exit(128 + signum)
 
 
 def end_with_parent() -> None:
@@ -45,19 +47,20 @@ def end_with_parent() -> None:
 
 
 class GracefulShutdown(Callback):
-    """Stops training on all processes after the same complete update when any of them receives SIGTERM.
+    """Stops training on all processes after the same complete update when any of them receives SIGTERM, or SIGINT by Ctrl-C.
 
     Lightning's own handler communicates with the other processes inside the signal handler, in the middle of another
     collective, and can wait forever; it also stops between the batches of one update (`accumulate_grad_batches`), and inside a
     validation, which a resumed run does not repeat. Here the handler only sets a flag; after each update and each validation
     the processes agree whether any flag is set. Then Lightning's own flag is set, which ends the run with `SIGTERMException`,
-    for which `ModelCheckpoint(save_on_exception=True)` saves.
+    for which `ModelCheckpoint(save_on_exception=True)` saves. A second Ctrl-C ends training at once.
 
-    In `validate`, `test` and `predict` there is nothing to save: SIGTERM ends the process at once.
+    In `validate`, `test` and `predict` there is nothing to save: the signals end the process at once.
     """
 
     def __init__(self) -> None:
-        self._asked = False  # this process received the signal
+        self._asked: int | None = None  # the signal that this process received
+        self._interrupt: Any = signal.SIG_DFL  # the handler of SIGINT before training
         self._trainer: Trainer | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -80,12 +83,25 @@ class GracefulShutdown(Callback):
     # ------------------------------------------------------------ training
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Replace the signal handler that Lightning has just set; it restores the previous one when the run ends."""
-        self._asked = False
+        """Replace the handler of SIGTERM, which Lightning restores when the run ends, and that of SIGINT."""
+        self._asked = None
         signal.signal(signal.SIGTERM, self._remember)
+        self._interrupt = signal.signal(signal.SIGINT, self._remember)
 
     def _remember(self, signum: int, frame: FrameType | None) -> None:
-        self._asked = True
+        if signum == signal.SIGINT and self._asked == signum:
+            raise KeyboardInterrupt
+        self._asked = signum
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Name the signal, and give back the handler of SIGINT."""
+        if isinstance(exception, SIGTERMException) and self._asked is not None:
+            exception.signum = self._asked  # type: ignore[attr-defined]
+        self._stop_listening()
+
+    def _stop_listening(self) -> None:
+        if signal.getsignal(signal.SIGINT) == self._remember:
+            signal.signal(signal.SIGINT, self._interrupt)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -100,7 +116,7 @@ class GracefulShutdown(Callback):
             self._decide(trainer)
 
     def _decide(self, trainer: Trainer) -> None:
-        stop = trainer.strategy.reduce_boolean_decision(self._asked, all=False)
+        stop = trainer.strategy.reduce_boolean_decision(self._asked is not None, all=False)
         self._tell(trainer, stop)
         if stop and (started := getattr(trainer.strategy.launcher, "procs", None)):
             started.clear()  # otherwise Lightning kills this process when those it started exit with 143
@@ -108,6 +124,7 @@ class GracefulShutdown(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After the last update: agree, for code that reads `trainer.received_sigterm`."""
         self._decide(trainer)
+        self._stop_listening()
 
     @staticmethod
     def _tell(trainer: Trainer, stop: bool) -> None:

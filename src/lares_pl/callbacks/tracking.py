@@ -71,11 +71,13 @@ class Wandb(WandbLogger):
             offline=offline,
             id=id,
             group=group,
-            settings=wandb.Settings(init_timeout=30),  # seconds to wait for an unreachable server
+            # seconds to wait for an unreachable server; what a user can act on is printed here
+            settings=wandb.Settings(init_timeout=30, silent=True),
         )
         self._wandb_init.pop("anonymous", None)  # Lightning passes it on; W&B warns that it has no effect
         if offline:
-            rank_zero_info(f"W&B: no account found, keeping an offline run in {save_dir or '.'}/wandb")
+            why = f"WANDB_MODE is {mode}" if mode else "no account found"
+            rank_zero_info(f"W&B: {why}, keeping an offline run in {save_dir or '.'}/wandb (`wandb sync` sends it later)")
 
     @property
     def experiment(self) -> Any:
@@ -94,6 +96,8 @@ class Wandb(WandbLogger):
             self._offline = True
             self._wandb_init["mode"] = "offline"
             run = super().experiment
+        if not self._offline:
+            rank_zero_info(f"W&B: {run.url}")
         run.define_metric("train/*", step_metric=STEP)
         run.define_metric("val/*", step_metric=STEP)
         run.define_metric("val/ndcg@10", step_metric=STEP, summary="max")  # the best checkpoint's, which sweeps maximise

@@ -6,6 +6,7 @@ silently. Callbacks under `callbacks` are merged key by key; null removes one. `
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -14,6 +15,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lares_pl.callbacks.depth_sweep import DepthSweep
 from lares_pl.callbacks.flop_budget import FlopBudget
 from lares_pl.cli.chaining import is_stage_name
+from lares_pl.errors import LaresError
 from lares_pl.serialization import import_class
 
 KEYS = {
@@ -37,7 +39,8 @@ def chosen_callbacks(config: Namespace) -> list[Namespace]:
     named = [config.callbacks[key] for key in KEYS]
     if config.trainer.enable_checkpointing is False:
         named = [spec for spec in named if spec is not None and not is_kind(spec, ModelCheckpoint)]
-    return [*(spec.clone() for spec in named if spec is not None), *(config.trainer.callbacks or [])]
+    own = config.trainer.callbacks or []
+    return [*(spec.clone() for spec in named if spec is not None), *(own if isinstance(own, list) else [own])]
 
 
 def place_callbacks(specs: list[Namespace], folder: Path) -> None:
@@ -55,6 +58,23 @@ def place_callbacks(specs: list[Namespace], folder: Path) -> None:
             arguments.match = str(folder.with_name(arguments.match) / "finished.json")
         if is_kind(spec, DepthSweep) and arguments.get("path") is None:
             arguments.path = str(folder / "depth-sweep.csv")
+
+
+def repeated_callback(error: RuntimeError) -> LaresError:
+    """Build the error for two callbacks whose states a checkpoint could not tell apart.
+
+    Args:
+        error: Lightning's.
+    """
+    if (found := re.search(r"more than one stateful callback of type `(\w+)`", str(error))) is None:
+        raise error
+    kind = found[1]
+    named = [f"callbacks.{key}" for key, (of_key, _) in KEYS.items() if of_key.__name__ == kind]
+    first = f"Change that of every run ({', '.join(named)})" if named else "Change one"
+    return LaresError(
+        f"trainer.callbacks: there are two {kind} with the same monitor and interval, whose states a checkpoint could not tell "
+        f"apart. {first} instead of adding a second"
+    )
 
 
 def is_kind(spec: Namespace, kind: type) -> bool:

@@ -81,10 +81,13 @@ def join_stages(config: Namespace, folder: StageFolder) -> StageCheckpoint | Non
                 f"--ckpt_path {config.ckpt_path} contains only weights, no run to resume; to start from its weights use "
                 f"--model.init_from {config.ckpt_path}"
             )
+        _check_options(config, checkpoint)
         arguments["backbone"] = dict_to_namespace(checkpoint.settings["backbone"])
         for key, value in checkpoint.data.items():
             config.data[key] = value
-        rank_zero_info(f"resuming {config.ckpt_path}: architecture, dataset and history length are the checkpoint's")
+        if checkpoint.seed is not None:
+            config.seed_everything = checkpoint.seed
+        rank_zero_info(f"resuming {config.ckpt_path}: architecture, dataset, history length and seed are the checkpoint's")
         return checkpoint
     is_rpt = issubclass(import_class(config.model.class_path), RPT)
     if is_rpt and arguments.get("backbone") is not None:
@@ -112,9 +115,7 @@ def join_stages(config: Namespace, folder: StageFolder) -> StageCheckpoint | Non
         )
     checkpoint = read_checkpoint(source)
     if named and not is_rpt:
-        plain = (arguments["backbone"].as_dict(), to_plain(BackboneConfig()), checkpoint.settings["backbone"])
-        # parsing fills in all defaults, so that two ways of writing one architecture compare equal
-        asked, *same = (to_plain(from_plain(BackboneConfig, way, "backbone")) for way in plain)
+        asked, *same = map(_parsed, (arguments["backbone"], BackboneConfig(), checkpoint.settings["backbone"]))
         if asked not in same:
             raise LaresError(
                 f"{name} continues the model of {source}, architecture included; leave out model.backbone (and configs "
@@ -125,6 +126,34 @@ def join_stages(config: Namespace, folder: StageFolder) -> StageCheckpoint | Non
         arguments["backbone"] = dict_to_namespace(checkpoint.settings["backbone"])
     take_data(config, checkpoint)
     return None
+
+
+def _check_options(config: Namespace, checkpoint: StageCheckpoint) -> None:
+    """Refuse options of the command line that a resumed run could not apply; configs say what holds without a checkpoint."""
+    given = [word.split("=")[0] for word in sys.argv[2:] if word.startswith("--")]
+    plain = (config.model.init_args.get("backbone"), checkpoint.settings["backbone"])
+    differ = {
+        "--model.backbone": plain[0] is not None and len({repr(_parsed(way)) for way in plain}) > 1,
+        "--data.dataset": _absolute(config.data.dataset) != _absolute(checkpoint.data.get("dataset")),
+        "--data.max_length": config.data.max_length != checkpoint.data.get("max_length"),
+        "--seed_everything": checkpoint.seed not in (None, config.seed_everything),
+    }
+    for option, differs in differ.items():
+        named = [word for word in given if word == option or word.startswith(f"{option}.")]
+        if named and differs:
+            raise LaresError(
+                f"{named[0]} can't change when a run is resumed: {config.ckpt_path} was trained otherwise. Leave it out, or "
+                "start a new run (from the weights of this one with --model.init_from)"
+            )
+
+
+def _parsed(backbone: Any) -> Any:
+    """An architecture with all defaults filled in, so that two ways of writing it compare equal."""
+    return to_plain(from_plain(BackboneConfig, to_plain(backbone), "backbone"))
+
+
+def _absolute(path: str | None) -> Path | None:
+    return None if path is None else Path(path).absolute()
 
 
 def is_stage_name(text: str | None) -> bool:

@@ -14,7 +14,6 @@ from typing import Any, TextIO
 
 from jsonargparse import Namespace, dict_to_namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -26,7 +25,7 @@ from lares_pl.callbacks.graceful_shutdown import GracefulShutdown, end_with_pare
 from lares_pl.callbacks.lineage import Lineage
 from lares_pl.callbacks.prediction_writer import PredictionWriter
 from lares_pl.callbacks.progress import Progress
-from lares_pl.cli.callbacks import add_callback_options, chosen_callbacks, place_callbacks, spec_of
+from lares_pl.cli.callbacks import add_callback_options, chosen_callbacks, place_callbacks, repeated_callback, spec_of
 from lares_pl.cli.chaining import join_stages, resolve_checkpoint
 from lares_pl.cli.commands import STAGES
 from lares_pl.cli.known_warnings import silence_known_warnings
@@ -39,10 +38,12 @@ from lares_pl.data.module import SequenceDataModule
 from lares_pl.errors import LaresError
 from lares_pl.model.reasoning import StopRule
 from lares_pl.parsing import own_defaults, readable
-from lares_pl.runs import BEST, RUNS, StageFolder, trained
+from lares_pl.runs import BEST, StageFolder, stage_folder, trained
 from lares_pl.stages.base import BaseStage
 from lares_pl.stages.checkpoint import StageCheckpoint, read_checkpoint
 from lares_pl.stages.checkpoint_io import AtomicCheckpointIO
+from lares_pl.stages.compatibility import check_trainer
+from lares_pl.stages.resuming import check_resumed
 from lares_pl.stages.rpt import RPT
 from lares_pl.stages.spt import SPT
 
@@ -162,17 +163,17 @@ class LaresCLI(LightningCLI):
         config = self.chosen
         if config.get("model") is None:
             raise LaresError("no model: give a config, such as `lares fit --config spt.yaml`")
-        if config.data.seed is None:
-            config.data.seed = config.seed_everything
         self.folder: StageFolder | None = None
         self.resumed: StageCheckpoint | None = None
         self.finished: dict[str, Any] | None = None
         asked = config.get("ckpt_path")
         if self.subcommand == "fit":
             name = config.stage or config.model.class_path.rsplit(".", 1)[-1].lower()
-            self.folder = StageFolder(RUNS / config.run / name)
+            self.folder = stage_folder(config.run, name)
             self.finished = resolve_checkpoint(config, self.folder)
             self.resumed = join_stages(config, self.folder)
+            if config.data.seed is None:
+                config.data.seed = config.seed_everything
         else:
             config.trainer.logger = config.trainer.logger or False
             if not chosen_callbacks(config):  # keeps Lightning from adding a checkpoint callback
@@ -210,8 +211,10 @@ class LaresCLI(LightningCLI):
         """Build trainer, stage and data module; report invalid arguments as errors of the configuration."""
         try:
             super().instantiate_classes()
-        except (TypeError, ValueError, MisconfigurationException) as error:
+        except (TypeError, ValueError) as error:
             raise LaresError(readable(str(error))) from error
+        except RuntimeError as error:
+            raise repeated_callback(error) from error
 
     def after_instantiate_classes(self) -> None:
         """Set the options of evaluation on the model."""
@@ -231,6 +234,9 @@ class LaresCLI(LightningCLI):
 
         A new run never overwrites an old one, which is moved aside.
         """
+        check_trainer(self.trainer, self.model)
+        if self.resumed is not None:
+            check_resumed(self.resumed.settings, self.model.hparams)
         self.datamodule.setup("fit")
         self.model.take_catalogue(self.datamodule, self.chosen.get("ckpt_path"))
         self.model.configure_model()
@@ -250,10 +256,7 @@ class LaresCLI(LightningCLI):
         """Train, unless an earlier process finished training and only the test is left to do."""
         if self.finished is not None:
             return
-        try:
-            self.trainer.fit(**arguments)
-        except MisconfigurationException as error:  # such as a budget smaller than what a resumed run has already used
-            raise LaresError(readable(str(error))) from error
+        self.trainer.fit(**arguments)
 
     def after_fit(self) -> None:
         """Record the end of training; test the best checkpoint; after RPT print what changed since SPT."""

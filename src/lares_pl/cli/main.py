@@ -52,8 +52,10 @@ def main() -> None:
             _run_function(command)
         elif command in STAGES:
             from lares_pl.cli.lightning import run
+            from lares_pl.cli.one_paragraph import one_paragraph
 
-            run()
+            with one_paragraph():
+                run()
         else:
             from difflib import get_close_matches
 
@@ -61,6 +63,8 @@ def main() -> None:
             raise LaresError(f"unknown command {command!r}{near or '; there are ' + ', '.join(TEXTS)}")
     except LaresError as error:
         _fail(error)
+    except KeyboardInterrupt:
+        sys.exit(130)  # as shells report it
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:

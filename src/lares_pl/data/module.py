@@ -154,6 +154,7 @@ class SequenceDataModule(L.LightningDataModule):
             self.eval_batch_size,
             self.max_length,
             with_seen=with_seen,
+            with_read=self._asked("needs_read"),
             shard=self._shard,
             pin=self._on_cuda,
         )
@@ -170,6 +171,7 @@ class SequenceDataModule(L.LightningDataModule):
         """Training instances, in a new random order each epoch."""
         data = self.sequences
         order: dict[str, Any] = {"shuffle": True, "seed": self.seed, "shard": self._shard, "pin": self._on_cuda}
+        order["with_read"] = self._asked("needs_read")
         loader: BatchLoader
         partners = SameTargetPartners(data) if self._asked("needs_partners") else None
         if self.reads_sequences:
@@ -199,7 +201,8 @@ class SequenceDataModule(L.LightningDataModule):
         # with prefix instances, targets after the first L are read with exactly the history that docs/method.md defines
         overlap = None if self.reads_sequences else self.max_length
         windows = training_windows(self.sequences, self.max_length, overlap)
-        return WindowLoader(self.sequences, windows, size, self.max_length, shard=self._shard, pin=self._on_cuda)
+        options: dict[str, Any] = {"shard": self._shard, "pin": self._on_cuda, "with_read": self._asked("needs_read")}
+        return WindowLoader(self.sequences, windows, size, self.max_length, **options)
 
     def val_dataloader(self) -> BatchLoader:
         """The validation targets, with leave-one-out one per user."""

@@ -32,7 +32,7 @@ def metrics_by_depth(
     for batch in batches:
         batch = batch.to(device)
         (states,) = backbone.rollout(batch.histories, [max(depths)], KeyedNoise(batch.histories))
-        head = backbone.head(batch.histories)
+        head = backbone.head(batch.histories, read=batch.read)
         for of_depth, depth in zip(metrics, depths, strict=True):
             of_depth.rank(head, states[depth - 1], batch)
     values = [{name: float(value) for name, value in of_depth.compute().items()} for of_depth in metrics]

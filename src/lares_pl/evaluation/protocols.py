@@ -9,10 +9,10 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lares_pl.data.loading.batches import Batch
+from lares_pl.data.loading.item_pairs import ItemPairs
 from lares_pl.errors import LaresError
 from lares_pl.evaluation.metrics import Catalogue, Ranking, RankingMetric
 from lares_pl.model.catalogue_head import CatalogueHead
-from lares_pl.model.item_pairs import ItemPairs
 
 
 def seen_items(batch: Batch) -> ItemPairs:
@@ -55,13 +55,14 @@ class MetricSums(Metric):
         self.list_length = min(catalogue.items, max((metric.list_length for metric in metrics), default=0))
         of_ranks = [metric for metric in metrics if metric.list_length == 0]
         self._kept = [("", metric) for metric in metrics] + [(other_protocol(exclude_seen), metric) for metric in of_ranks]
-        names: set[str] = set()
+        #: of the values, in the order of tables
+        self.names: list[str] = []
         for number, (prefix, metric) in enumerate(self._kept):
             zeros = torch.zeros(metric.size(catalogue), dtype=torch.int64)
             for name in metric.results(zeros, catalogue):
-                if prefix + name in names:
+                if prefix + name in self.names:
                     raise LaresError(f"model.metrics: two metrics are called {name}; leave one of them out")
-                names.add(prefix + name)
+                self.names.append(prefix + name)
             self.add_state(f"totals_{number}", zeros, dist_reduce_fx="sum")
 
     def update(self, own: Ranking, other: Tensor) -> None:

@@ -11,10 +11,10 @@ import torch
 from lares_pl.data.dataset.prepared import SequenceDataset
 from lares_pl.data.loading.batches import cut_histories
 from lares_pl.data.loading.histories import Histories
+from lares_pl.data.loading.item_pairs import ItemPairs
 from lares_pl.errors import LaresError
 from lares_pl.export.formats import Run
 from lares_pl.model.backbone import RecurrentBackbone
-from lares_pl.model.item_pairs import ItemPairs
 from lares_pl.model.recurrence import KeyedNoise
 
 TOLERANCE = 1e-4  # largest difference of a score, relative to the largest score; round-off is about 1e-6

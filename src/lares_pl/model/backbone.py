@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from lares_pl.data.loading.histories import Histories
+from lares_pl.data.loading.item_pairs import ItemPairs, items_read
 from lares_pl.errors import LaresError
 from lares_pl.model.architecture import BackboneConfig
 from lares_pl.model.blocks import build_block, is_causal, padding_matters
 from lares_pl.model.blocks.probe import probe
 from lares_pl.model.catalogue_head import CatalogueHead
 from lares_pl.model.embedding import ItemTable, ItemText
-from lares_pl.model.item_pairs import items_read
 from lares_pl.model.layout import Layout
 from lares_pl.model.packed_layout import packed
 from lares_pl.model.padded_layout import padded
@@ -219,28 +219,38 @@ class RecurrentBackbone(nn.Module):
 
     # ------------------------------------------------------------ scoring
 
-    def head(self, histories: Histories | None = None, tokens: Tensor | None = None) -> CatalogueHead:
+    def head(
+        self, histories: Histories | None = None, tokens: Tensor | None = None, read: ItemPairs | None = None
+    ) -> CatalogueHead:
         """What user states say about the catalogue.
 
         Args:
             histories: that the states are of; needed with `repeat_bias` alone.
             tokens: at which of their tokens, `[R]`; the last of each history where None.
+            read: what `items_read` gives for these two, where it is known: a batch brings it, so that nothing waits for the
+                device.
 
         Raises:
             ValueError: if the model needs the histories and there are none.
         """
-        return self._head(self.config.similarity, histories, tokens)
+        return self._head(self.config.similarity, histories, tokens, read)
 
-    def policy_head(self, histories: Histories | None = None, tokens: Tensor | None = None) -> CatalogueHead:
+    def policy_head(
+        self, histories: Histories | None = None, tokens: Tensor | None = None, read: ItemPairs | None = None
+    ) -> CatalogueHead:
         """As `head`, compared as the policy of RPT does it."""
-        return self._head(self.config.policy_similarity or self.config.similarity, histories, tokens)
+        return self._head(self.config.policy_similarity or self.config.similarity, histories, tokens, read)
 
-    def _head(self, similarity: Similarity, histories: Histories | None, tokens: Tensor | None) -> CatalogueHead:
+    def _head(
+        self, similarity: Similarity, histories: Histories | None, tokens: Tensor | None, read: ItemPairs | None
+    ) -> CatalogueHead:
         if not self.config.repeat_bias:
             return CatalogueHead(self.item_vectors, similarity)
-        if histories is None:
-            raise ValueError("a model with repeat_bias scores items by what was read: give the histories")
-        return CatalogueHead(self.item_vectors, similarity, Repeats(items_read(histories, tokens), self.bias_of_repeats))
+        if read is None:
+            if histories is None:
+                raise ValueError("a model with repeat_bias scores items by what was read: give the histories")
+            read = items_read(histories, tokens)
+        return CatalogueHead(self.item_vectors, similarity, Repeats(read, self.bias_of_repeats))
 
     @property
     def bias_of_repeats(self) -> Tensor:

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lares_pl.data.loading.item_pairs import ItemPairs
 from lares_pl.model import target_softmax, tiles
-from lares_pl.model.item_pairs import ItemPairs
 from lares_pl.model.sharding import Rows, rows_of
 from lares_pl.model.similarity import Similarity
 from lares_pl.model.target_softmax import LossOfRows
@@ -52,9 +52,9 @@ class CatalogueHead:
             return self
         return replace(self, repeats=replace(self.repeats, pairs=self.repeats.pairs.repeat(times, rows)))
 
-    def of_range(self, rows: slice) -> CatalogueHead:
-        """The head of a range of its rows."""
-        return replace(self, repeats=repeats_of(self.repeats, rows))
+    def of_range(self, rows: slice, count: int) -> CatalogueHead:
+        """The head of a range of its `count` rows."""
+        return replace(self, repeats=repeats_of(self.repeats, rows, count))
 
     def select(self, rows: Tensor) -> CatalogueHead:
         """The head of some of its rows, as a mask `[R]`."""
@@ -130,20 +130,20 @@ class CatalogueHead:
         vectors = self.vectors if len(items) == len(self.vectors) else self.vectors[items]
         return replace(self, vectors=vectors, repeats=repeats)
 
-    def with_repeats(self, scores: Tensor, items: Tensor, rows: slice) -> Tensor:
+    def with_repeats(self, scores: Tensor, items: Tensor, rows: slice | None = None) -> Tensor:
         """Scores `[rows, n]` of items of each row's own `[rows, n]`, changed where the row has read them.
 
         Args:
             scores: without that change.
             items: 0 where there is none.
-            rows: which of the head's rows.
+            rows: which of the head's rows; all of them where None.
         """
-        repeats = repeats_of(self.repeats, rows)
-        if repeats is None:
+        if self.repeats is None:
             return scores
+        pairs = self.repeats.pairs if rows is None else self.repeats.pairs.within_rows(rows)
         span, numbers = len(self.vectors), torch.arange(len(items), device=items.device)[:, None]
-        read = torch.isin(numbers * span + items, repeats.pairs.rows * span + repeats.pairs.items)
-        return torch.where(read, scores + repeats.bias, scores)
+        read = torch.isin(numbers * span + items, pairs.rows * span + pairs.items)
+        return torch.where(read, scores + self.repeats.bias, scores)
 
     def item_log_probs(self, states: Tensor, items: Tensor) -> Tensor:
         """`log softmax` over each row's own items, with gradient; for lists far shorter than the catalogue.
@@ -155,7 +155,7 @@ class CatalogueHead:
         rows, count = items.shape
         left, right = self.similarity.transform(states, rows_of(self.vectors).look_up(items.flatten()))
         scores = (left[:, None] * right.view(rows, count, -1)).sum(dim=2).float()
-        scores = self.with_repeats(scores, items, slice(0, rows))
+        scores = self.with_repeats(scores, items)
         return scores.masked_fill(items == 0, -torch.inf).log_softmax(dim=1)
 
     # ------------------------------------------------------------ rankings
@@ -183,7 +183,7 @@ class CatalogueHead:
         rows_step, classes_step = tile_shape(left, table.most)
         ranks = torch.zeros(2, len(targets), dtype=torch.int64, device=targets.device)
         for rows in slices(states.shape[0], rows_step):
-            chunk, own_items, repeats = left[rows], targets[rows], repeats_of(self.repeats, rows)
+            chunk, own_items, repeats = left[rows], targets[rows], repeats_of(self.repeats, rows, len(states))
             left_out = None if excluded is None else excluded.within_rows(rows)
             # by the same product as the scores it is compared with, so that ties are ties
             own = (chunk @ table.vectors[table.local_index(own_items)].T).diagonal().float()
@@ -226,7 +226,7 @@ class CatalogueHead:
         found = min(own, len(table.vectors))
         for rows in slices(len(states), max(1, tiles.CHUNK // table.most)):
             everything = slice(0, len(table.vectors))
-            chunk = tile_of(left[rows], table, everything, repeats_of(self.repeats, rows))[0].float()
+            chunk = tile_of(left[rows], table, everything, repeats_of(self.repeats, rows, len(states)))[0].float()
             _leave_out(chunk, here, None if excluded is None else excluded.within_rows(rows))
             best_scores[rows, :found], best_items[rows, :found] = chunk.topk(found, dim=1)
         best_scores, best_items = table.all_gather(best_scores), table.all_gather(best_items + table.start)
@@ -256,7 +256,7 @@ class CatalogueHead:
         """
         found = torch.empty(len(states), device=states.device)
         for rows in slices(len(states), max(1, tiles.CHUNK // len(self.vectors))):
-            head = self.of_range(rows)
+            head = self.of_range(rows, len(states))
             p, q = (head.scores(some[rows]).log_softmax(dim=1) for some in (states, others))
             found[rows] = relative_entropy(p.exp(), q - p)
         return found

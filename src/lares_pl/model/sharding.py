@@ -31,6 +31,9 @@ class Rows:
 
     vectors: Tensor
 
+    #: whether these are the rows of all items
+    complete = True
+
     @property
     def start(self) -> int:
         """Item of the first row held here."""
@@ -80,6 +83,7 @@ class Slice(Rows):
     number: int
     size: int
     group: dist.ProcessGroup
+    complete = False
 
     @property
     def start(self) -> int:

@@ -38,7 +38,7 @@ def target_log_prob(states: Tensor, table: Rows, targets: Tensor, repeats: Repea
     scaled, repeats = states * LOG2_E, None if repeats is None else repeats.scaled(LOG2_E)
     log_probs = torch.empty(len(states), dtype=upcast(states[:0]).dtype, device=states.device)
     for rows in slices(len(states), tile_shape(states, table.most)[0]):
-        log_probs[rows] = _Tiles(scaled[rows], table, targets[rows], repeats_of(repeats, rows)).log_probs
+        log_probs[rows] = _Tiles(scaled[rows], table, targets[rows], repeats_of(repeats, rows, len(states))).log_probs
     return log_probs
 
 
@@ -122,7 +122,7 @@ class _TargetLoss(torch.autograd.Function):
         to_items = torch.zeros_like(vectors, dtype=wide) if ctx.needs_input_grad[1] else None
         scaled, scaled_repeats = states * LOG2_E, None if repeats is None else repeats.scaled(LOG2_E)
         for rows in slices(states.shape[0], tile_shape(states, table.most)[0]):
-            of_rows = repeats_of(scaled_repeats, rows)
+            of_rows = repeats_of(scaled_repeats, rows, states.shape[0])
             tiles = _Tiles(scaled[rows], table, targets[rows], of_rows, keep=True)
             log_probs[rows] = tiles.log_probs
             with torch.enable_grad():

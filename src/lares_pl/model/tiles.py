@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lares_pl.model.item_pairs import ItemPairs
+from lares_pl.data.loading.item_pairs import ItemPairs
 from lares_pl.model.sharding import Rows
 
 CHUNK = 1 << 22  # scores held at a time (float32: 16 MiB); on a CPU at least those of 64 rows
+DEVICE_CHUNK = 1 << 27  # the same in losses on other devices (512 MiB), where few large operations are what is fast
 
 
 def slices(count: int, step: int) -> Iterator[slice]:
@@ -29,10 +30,9 @@ def tile_shape(states: Tensor, classes: int) -> tuple[int, int]:
     On a CPU a tile fits the second-level cache (at most 1 MiB of float32: the products run several times faster than into
     memory); elsewhere it is as large as memory allows, so that few kernels are launched.
     """
-    rows = CHUNK // classes
     if states.device.type == "cpu":
-        return max(64, min(256, rows)), 1024
-    return max(1, rows), classes
+        return max(64, min(256, CHUNK // classes)), 1024
+    return max(1, DEVICE_CHUNK // classes), classes
 
 
 def upcast(x: Tensor) -> Tensor:
@@ -69,14 +69,25 @@ def tile_of(states: Tensor, table: Rows, part: slice, repeats: Repeats | None) -
     scores = upcast(states @ table.vectors[part].T)
     if repeats is None:
         return scores, None
-    at = repeats.pairs.within_classes(slice(table.start + part.start, table.start + part.stop))
+    if table.complete and part == slice(0, len(table.vectors)):
+        at = repeats.pairs.rows, repeats.pairs.items  # a selection would ask the device how many there are
+    else:
+        at = repeats.pairs.within_classes(slice(table.start + part.start, table.start + part.stop))
     scores[at] += repeats.bias.to(scores.dtype)
     return scores, at
 
 
-def repeats_of(repeats: Repeats | None, rows: slice) -> Repeats | None:
-    """Those of a range of rows, which are counted from its start."""
-    return None if repeats is None else replace(repeats, pairs=repeats.pairs.within_rows(rows))
+def repeats_of(repeats: Repeats | None, rows: slice, count: int) -> Repeats | None:
+    """Those of a range of rows, which are counted from its start.
+
+    Args:
+        repeats: of all rows.
+        rows: the range.
+        count: number of all rows; where the range has them all, nothing is asked of the device.
+    """
+    if repeats is None or rows == slice(0, count):
+        return repeats
+    return replace(repeats, pairs=repeats.pairs.within_rows(rows))
 
 
 def of_targets(states: Tensor, table: Rows, targets: Tensor, repeats: Repeats | None) -> Tensor:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from lares_pl.data.loading.item_pairs import ItemPairs
 from lares_pl.model import tiles
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.catalogue_head import CatalogueHead
-from lares_pl.model.item_pairs import ItemPairs
 
 
 class Candidates(ABC):

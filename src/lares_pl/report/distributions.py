@@ -35,7 +35,7 @@ def movement(states: Tensor, head: CatalogueHead) -> Movement:
     for start in range(0, users, size):
         rows = slice(start, start + size)
         before: Tensor | None = None
-        of_rows = head.of_range(rows)
+        of_rows = head.of_range(rows, users)
         for t in range(steps):
             now = of_rows.scores(states[t, rows]).log_softmax(dim=1)
             p = now.exp()

@@ -6,14 +6,16 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Adam, Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lares_pl.data.loading.batches import Batch
 from lares_pl.errors import LaresError
@@ -24,9 +26,13 @@ from lares_pl.parsing import from_plain
 from lares_pl.serialization import to_plain
 from lares_pl.stages.averaging import update_average
 from lares_pl.stages.checkpoint import KEY
+from lares_pl.stages.compatibility import check_trainer
 from lares_pl.stages.distributed import average_gradients, clip, total_norm
+from lares_pl.stages.interruption import rewind
+from lares_pl.stages.plateau import PlateauSteps, plateau_config
 from lares_pl.stages.randomness import BatchRandomness
 from lares_pl.stages.ranking import RankingModule
+from lares_pl.stages.resuming import apply_settings, note_saved, options_of
 from lares_pl.stages.schedules import WarmupCosine
 from lares_pl.stages.validation import check_optimizer, not_finite
 
@@ -72,35 +78,77 @@ class BaseStage(RankingModule, ABC):
         self.on_nonfinite = on_nonfinite
         self.skipped_updates = 0  # of this start
         self.save_hyperparameters(to_plain({key: value for key, value in settings.items() if key != "init_from"}), logger=False)
-        #: what training draws from, once it has started
+        #: what training draws from, from its setup on
         self.randomness: BatchRandomness
         self._seed: int | None = None  # of the run that a checkpoint is of
         self._since = (0.0, 0)  # time and number of instances at the last report of speed
-        self._latest: tuple[Mapping[str, float], Tensor] = ({}, torch.empty(0))  # of the last batch: logged values, instances
+        #: logged values and instances of the last batch
+        self._latest: tuple[Mapping[str, Tensor | float | int], Tensor] = ({}, torch.empty(0))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a reader needs to rebuild this stage without its data."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[KEY]["seed"] = self._seed
+        if self._trainer is not None and self.trainer.interrupted:
+            rewind(checkpoint["loops"]["fit_loop"], self.trainer.accumulate_grad_batches)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Build the network that the weights are for, or check that they are for this one."""
+        """Build the network that the weights are for, or check that they are for this one; a resumed run keeps its seed.
+
+        Raises:
+            LaresError: if a resumed run can't go on with the settings of this stage.
+        """
+        resumes = self._is_fitting and KEY in checkpoint and "optimizer_states" in checkpoint
+        if resumes:
+            former = from_plain(OptimizerFactory, checkpoint["hyper_parameters"]["optimizer"], "optimizer")
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            apply_settings(checkpoint, self.hparams, former, self.optimizer, data)
+            note_saved(self.trainer, checkpoint["global_step"])
         super().on_load_checkpoint(checkpoint)
-        self._seed = checkpoint[KEY].get("seed")
+        seed = checkpoint[KEY].get("seed")
+        if not resumes:
+            self._seed = seed
+        elif seed is not None:
+            self._draw_from(seed)
+
+    #: whether training leaves out some instances, which it finds before its first update
+    prunes_instances = False
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Check the trainer; build the network; add what steps a schedule that waits for a metric.
+
+        Raises:
+            LaresError: if it does not fit this stage; as of the network.
+        """
+        if self._is_fitting:
+            check_trainer(self.trainer, self)
+        own = super().configure_callbacks()
+        attached = any(isinstance(callback, PlateauSteps) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return own if attached else [*own, PlateauSteps()]
 
     # ------------------------------------------------------------ randomness
 
-    def on_fit_start(self) -> None:
+    def setup(self, stage: str) -> None:
         """One seed for all processes."""
+        super().setup(stage)
+        if stage == "fit":
+            self._draw_from(int(self.trainer.strategy.broadcast(torch.initial_seed() % 2**62)))
+
+    def _draw_from(self, seed: int) -> None:
+        rank = dist.get_rank(self.data_parallel_group) if dist.is_initialized() else 0
+        self._seed = seed
+        self.randomness = BatchRandomness(seed, rank, self.device)
+
+    def on_fit_start(self) -> None:
+        """Compile what is to be compiled."""
         if self.compile_core:
             for block in self.learner.core_blocks:
                 compile_block(block)
-        if self._seed is None or self.trainer.ckpt_path is None:  # a resumed run keeps its own
-            self._seed = torch.initial_seed() % 2**62
-        self._seed = int(self.trainer.strategy.broadcast(self._seed))
-        rank = dist.get_rank(self.data_parallel_group) if dist.is_initialized() else 0
-        self.randomness = BatchRandomness(self._seed, rank, self.device)
         self._since = (time.perf_counter(), 0)
+
+    def on_train_start(self) -> None:
+        """Save after exceptions from now on."""
+        note_saved(self.trainer, 0)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Randomness of this batch."""
@@ -118,7 +166,8 @@ class BaseStage(RankingModule, ABC):
         Raises:
             LaresError: if an optimiser is to update all parameters in one kernel where some are sharded.
         """
-        optimizer = self.optimizer(self.learner.parameters())
+        # a callback such as BaseFinetuning freezes some before, and adds them to the optimiser later
+        optimizer = self.optimizer([parameter for parameter in self.learner.parameters() if parameter.requires_grad])
         if self.device_mesh is not None:
             check_optimizer(optimizer)
         if self.scheduler is None:
@@ -126,7 +175,19 @@ class BaseStage(RankingModule, ABC):
         schedule = self.scheduler(optimizer)
         if isinstance(schedule, WarmupCosine):
             self._fit_schedule(schedule)
+        if isinstance(schedule, ReduceLROnPlateau):
+            return {"optimizer": optimizer, "lr_scheduler": plateau_config(schedule)}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the optimiser, under the name that Lightning's tuner looks for."""
+        return float(options_of(self.optimizer)["lr"])
+
+    @lr.setter
+    def lr(self, rate: float) -> None:
+        self.optimizer = partial(self.optimizer, lr=rate)
+        self.hparams["optimizer"] = to_plain(self.optimizer)
 
     def _fit_schedule(self, schedule: WarmupCosine) -> None:
         """Let a schedule end with training; warn where it is told to end elsewhere.
@@ -201,14 +262,15 @@ class BaseStage(RankingModule, ABC):
     def log_training(self, values: Mapping[str, Tensor | float | int], batch: Batch) -> None:
         """Log values of one update under `train/`, with learning rate and speed."""
         batch_size = len(batch)
-        numbers = {name: float(value) for name, value in values.items()}
+        logged = dict(values)  # tensors stay on their device until somebody reads them
         if self.on_nonfinite == "skip":
-            numbers["skipped_updates"] = self.skipped_updates
-        self._latest = numbers, batch.instances
+            logged["skipped_updates"] = self.skipped_updates
+        self._latest = logged, batch.instances
         since, instances = self._since
         readers = (self.trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
         now, instances = time.perf_counter(), instances + batch_size * readers
-        self.log_dict({f"train/{name}": value for name, value in numbers.items()}, batch_size=batch_size)
+        numbers = {f"train/{name}": value if isinstance(value, Tensor) else float(value) for name, value in logged.items()}
+        self.log_dict(numbers, batch_size=batch_size)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=batch_size)
         self.log("train/instances_per_second", instances / max(now - since, 1e-9), batch_size=batch_size)
         every = max(1, int(getattr(self.trainer, "log_every_n_steps", 1)))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lares_pl.data.loading.histories import Histories
+from lares_pl.data.loading.item_pairs import ItemPairs, items_read
 from lares_pl.errors import LaresError
 from lares_pl.losses.actions import Actions, WholeCatalogue
 from lares_pl.losses.advantages import Advantage, GroupAdvantage
@@ -65,6 +66,7 @@ def group_loss(
     noise: Noise | None = None,
     initial_states: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
     places: Tensor | None = None,
+    read: ItemPairs | None = None,
     of_all: Callable[[Tensor], Tensor] | None = None,
 ) -> GroupOutcome:
     """The GRPO loss of one batch: G trajectories of each instance, each with its own noise and depth.
@@ -79,6 +81,7 @@ def group_loss(
         noise: where initial states come from.
         initial_states: z_0 of the policy's and of the reference's trajectories instead.
         places: tokens at which the instances' histories end, `[B]`; the last of each history where None.
+        read: what has been read at these tokens, where it is known.
         of_all: gives the rows of all processes for those of this one.
     """
     starts = (None, None) if initial_states is None else initial_states
@@ -86,7 +89,9 @@ def group_loss(
     trajectories = policy.rollout(histories, depths, noise, starts[0], places)
     with torch.no_grad():
         references = reference.rollout(histories, depths, noise, starts[1], places)
-    head, reference_head = (model.policy_head(histories, places) for model in (policy, reference))
+    if read is None and policy.config.repeat_bias:
+        read = items_read(histories, places)
+    head, reference_head = (model.policy_head(read=read) for model in (policy, reference))
 
     ends, end_targets = torch.cat([states[-1] for states in trajectories]), targets.repeat(count)  # [G * B, d], [G * B]
     head_of_ends = head.repeat(count, instances)

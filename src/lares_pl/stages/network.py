@@ -7,6 +7,7 @@ from typing import Any, Self
 import lightning as L
 import torch
 import torch.distributed as dist
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -21,6 +22,7 @@ from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.embedding import ItemText
 from lares_pl.serialization import class_path_of
 from lares_pl.stages.checkpoint import KEY, StageCheckpoint, read_checkpoint
+from lares_pl.stages.compatibility import check_not_compiled
 from lares_pl.stages.distributed import share_values
 from lares_pl.stages.growth import ITEM_TABLE, TEXT_TABLE, grown_table, match_catalogues
 from lares_pl.stages.validation import check_serializable, check_sharding, compare_catalogues, compare_weights
@@ -67,8 +69,8 @@ class NetworkModule(L.LightningModule):
 
     # ------------------------------------------------------------ catalogue
 
-    def setup(self, stage: str) -> None:
-        """Take catalogue size and history length from the data module.
+    def configure_callbacks(self) -> list[Callback]:
+        """Build the network before the `setup` of callbacks, which may copy or freeze parts of it.
 
         Raises:
             LaresError: if the model was made for another catalogue or history length.
@@ -77,15 +79,23 @@ class NetworkModule(L.LightningModule):
         if data is None:
             raise LaresError("this stage takes the catalogue from a data module: trainer.fit(stage, SequenceDataModule(…))")
         self.take_catalogue(data, self.trainer.ckpt_path)
+        self.configure_model()
+        return []
+
+    def setup(self, stage: str) -> None:
+        """Train on all instances, until a stage prunes some."""
         if stage == "fit":
-            data.keep(None)
+            self.trainer.datamodule.keep(None)  # type: ignore[attr-defined]
 
     def take_catalogue(self, data: SequenceDataModule, checkpoint: Any = None) -> None:
-        """Take catalogue (its size and original ids) and history length from this data module; raises as `setup`.
+        """Take catalogue (its size and original ids) and history length from this data module.
 
         Args:
             data: the data module.
             checkpoint: path of a checkpoint whose weights will be loaded.
+
+        Raises:
+            LaresError: if the model was made for another catalogue or history length.
         """
         found: dict[str, Any] = {
             "items": data.sequences.catalogue_size,
@@ -151,6 +161,7 @@ class NetworkModule(L.LightningModule):
             return  # loaded from a checkpoint, which brings it
         if not hasattr(self, "backbone"):
             self.build()
+        check_not_compiled(self.backbone)
         if self._is_fitting:
             self.check_instances(self.trainer.datamodule)  # type: ignore[attr-defined]
             if self.ema and not hasattr(self, "trained"):
@@ -242,7 +253,15 @@ class NetworkModule(L.LightningModule):
     # ------------------------------------------------------------ checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what a reader needs to rebuild this stage without its data."""
+        """Add what a reader needs to rebuild this stage without its data.
+
+        Raises:
+            LaresError: if there are no weights, or they have names that no stage could load.
+        """
+        if (
+            self._trainer is None or self.trainer.is_global_zero
+        ):  # with a sharded catalogue only the first process has the weights
+            compare_weights(checkpoint["state_dict"], self.state_dict(), "weights to save")
         checkpoint[KEY] = {
             "class_path": class_path_of(type(self)),
             "catalogue": self._catalogue,
@@ -266,4 +285,4 @@ class NetworkModule(L.LightningModule):
                 del weights[name]
         # a strategy that loads by parts gives weights to the first process alone, and compares itself
         if "state_dict" in checkpoint:
-            compare_weights(checkpoint["state_dict"], self.state_dict())
+            compare_weights(checkpoint["state_dict"], self.state_dict(), "checkpoint's weights")

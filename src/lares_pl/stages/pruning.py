@@ -99,7 +99,7 @@ def kept_instances(
     for batch in batches:
         batch = batch.to(device)
         noise = [KeyedNoise(batch.histories, seed) for seed in range(pruning.passes)]
-        head = backbone.head(batch.histories, batch.target_positions)
+        head = backbone.head(batch.histories, batch.target_positions, batch.read)
         for states in backbone.rollout(batch.histories, [depth] * pruning.passes, noise, read=batch.target_positions):
             ranks = head.rank(states[-1], batch.targets)
             kept[batch.instances[batch.valid & (ranks <= pruning.top)]] = 1

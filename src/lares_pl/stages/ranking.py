@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lares_pl.data.dataset.prepared import SequenceDataset
 from lares_pl.data.loading.batches import Batch
+from lares_pl.data.loading.item_pairs import ItemPairs
 from lares_pl.evaluation.metrics import DEFAULT_METRICS, Catalogue, RankingMetric
 from lares_pl.evaluation.protocols import MetricSums, seen_items
 from lares_pl.model.architecture import BackboneConfig
-from lares_pl.model.item_pairs import ItemPairs
 from lares_pl.model.reasoning import Reasoning, StopRule
 from lares_pl.parsing import from_plain
+from lares_pl.stages.memory import trim
 from lares_pl.stages.network import NetworkModule
 
 
@@ -63,6 +64,17 @@ class RankingModule(NetworkModule):
         self._sums: MetricSums  # of the validation or test that is running
 
     @property
+    def validated_metrics(self) -> tuple[str, ...]:
+        """Names that validation logs."""
+        names = self.make_sums(self.trainer.datamodule.sequences).names  # type: ignore[attr-defined]
+        return tuple(f"val/{name}" for name in [*names, *(["steps"] if self.stop is not None else [])])
+
+    @property
+    def needs_read(self) -> bool:
+        """Whether batches must bring what has been read at each instance."""
+        return self.backbone.config.repeat_bias
+
+    @property
     def reasoning(self) -> Reasoning:
         """What evaluation spends on a history."""
         return Reasoning(self.evaluation_depth, self.stop, self.trajectories)
@@ -91,7 +103,7 @@ class RankingModule(NetworkModule):
 
     def _evaluate(self, batch: Batch, split: str) -> None:
         states, steps = self.reasoning(self.backbone, batch.histories)
-        self._sums.rank(self.backbone.head(batch.histories), states, batch)
+        self._sums.rank(self.backbone.head(batch.histories, read=batch.read), states, batch)
         if self.stop is not None:
             counted = int(batch.valid.sum())
             mean = steps[batch.valid].sum() / max(counted, 1)
@@ -118,9 +130,25 @@ class RankingModule(NetworkModule):
         """Rank test targets."""
         self._evaluate(batch, "test")
 
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Keep memory from growing."""
+        trim(batch_idx)
+
+    def on_validation_batch_end(self, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """As in training."""
+        trim(batch_idx)
+
+    def on_test_batch_end(self, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """As in training."""
+        trim(batch_idx)
+
+    def on_predict_batch_end(self, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """As in training."""
+        trim(batch_idx)
+
     def predict_step(self, batch: Batch) -> Ranked:
         """The best `predict_k` items of each user."""
         k = min(self.predict_k, self.backbone.items)
         states, _ = self.reasoning(self.backbone, batch.histories)
-        scores, items = self.backbone.head(batch.histories).top_k(states, k, self.excluded(batch))
+        scores, items = self.backbone.head(batch.histories, read=batch.read).top_k(states, k, self.excluded(batch))
         return Ranked(batch.instances, batch.valid, items, scores)

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Literal
 
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Adam
 
@@ -22,7 +22,7 @@ from lares_pl.errors import LaresError
 from lares_pl.evaluation.metrics import RankingMetric
 from lares_pl.losses.actions import Actions, TargetAmongBest
 from lares_pl.losses.advantages import Advantage, GroupAdvantage
-from lares_pl.losses.rewards import NDCGReward, Reward
+from lares_pl.losses.rewards import NDCGReward, RecallReward, Reward
 from lares_pl.model.architecture import BackboneConfig, with_dropout
 from lares_pl.parsing import from_plain
 from lares_pl.stages.base import BaseStage, OptimizerFactory, SchedulerFactory, arguments
@@ -106,16 +106,24 @@ class RPT(BaseStage):
         )
         self.pruning = None if pruning is None else from_plain(Pruning, pruning, "pruning")
         self._kept: KeptSet | None = None
+        self._groups = 0  # of this epoch
+        self._equal_groups: Tensor | int = 0  # those whose rewards are all equal; a tensor stays on its device
 
     @property
     def kept(self) -> KeptSet | None:
         """What pruning kept, once it has pruned."""
         return self._kept
 
+    @property
+    def prunes_instances(self) -> bool:  # type: ignore[override]
+        """Whether it does."""
+        return self.pruning is not None
+
     def configure_callbacks(self) -> list[Callback]:
         """The weights that RPT starts from are validated before the first update: its best checkpoint is never worse."""
+        own = super().configure_callbacks()
         attached = any(isinstance(callback, StartingPoint) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
-        return [] if attached else [StartingPoint()]
+        return own if attached else [*own, StartingPoint()]
 
     # ------------------------------------------------------------ building
 
@@ -145,6 +153,31 @@ class RPT(BaseStage):
         self._kept = KeptSet.from_plain(checkpoint[KEY].get("kept"))
 
     # ------------------------------------------------------------ training
+
+    def setup(self, stage: str) -> None:
+        """Warn where the reward can't tell trajectories apart."""
+        super().setup(stage)
+        reward, items = self.objective.reward, self.backbone.items
+        if stage == "fit" and getattr(reward, "k", 0) >= items:
+            equal = isinstance(reward, RecallReward)
+            rank_zero_warn(
+                f"model.reward.k is {reward.k}, and the catalogue has {items} items: "  # type: ignore[attr-defined]
+                f"{'all rewards are equal, so that RPT learns nothing from them' if equal else 'the cut-off has no effect'}. "
+                "Set a k below the size of the catalogue"
+            )
+
+    def on_train_epoch_start(self) -> None:
+        """Count the groups of each epoch anew."""
+        self._groups, self._equal_groups = 0, 0
+
+    def on_train_epoch_end(self) -> None:
+        """Warn if no group had rewards that differ."""
+        if self._groups and self._groups == int(self._equal_groups):
+            rank_zero_warn(
+                f"epoch {self.trainer.current_epoch}: in each of its {self._groups:,} groups all trajectories had the same "
+                "reward, so that RPT learned nothing from them. Choose another reward (model.reward: lares_pl.LogProbReward "
+                "differs wherever trajectories do), a larger group_size, or noise in the initial state"
+            )
 
     def on_fit_start(self) -> None:
         """Prune the training instances, unless a resumed run did, with the same model, rule and data."""
@@ -200,13 +233,16 @@ class RPT(BaseStage):
             self.objective,
             self.randomness.noise,
             places=batch.target_positions,
+            read=batch.read,
             of_all=partial(all_gather_rows, group=self.data_parallel_group),
         )
+        equal = outcome.rewards.std(dim=1) == 0
+        self._groups, self._equal_groups = self._groups + len(equal), self._equal_groups + equal.sum()
         logged: Mapping[str, Tensor | float] = {
             "loss": outcome.loss.detach(),
             "kl": outcome.kl,
             "reward": outcome.rewards.mean(),
-            "groups_without_variance": (outcome.rewards.std(dim=1) == 0).float().mean(),
+            "groups_without_variance": equal.float().mean(),
             "advantage_std": outcome.advantages.std(),
             "depth": sum(depths) / len(depths),
             **({} if outcome.cross_entropy is None else {"ce": outcome.cross_entropy}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -36,6 +37,13 @@ class WarmupCosine(LambdaLR):
         For a schedule without a total, before its first update.
         """
         self.total, self.warmup = total, min(self.warmup, total // 2)
+        self._last_lr = [rate * self._factor(self.last_epoch) for rate in self.base_lrs]
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the number of updates made; options are those of this run, which may differ from those of the run it resumes."""
+        self.last_epoch, self._step_count = state_dict["last_epoch"], state_dict["_step_count"]
         self._last_lr = [rate * self._factor(self.last_epoch) for rate in self.base_lrs]
         for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             group["lr"] = rate

@@ -112,10 +112,10 @@ class SPT(BaseStage):
         """Whether batches must bring histories with the same target."""
         return self.alpha > 0
 
-    def on_fit_start(self) -> None:
+    def setup(self, stage: str) -> None:
         """Count training targets, where negatives are drawn by them."""
-        super().on_fit_start()
-        if self.loss.draws_negatives:
+        super().setup(stage)
+        if stage == "fit" and self.loss.draws_negatives:
             counts = np.diff(self.trainer.datamodule.sequences.flat.of_item)  # type: ignore[attr-defined]
             self._proposal = self.loss.proposal(torch.from_numpy(counts).to(self.device))
 
@@ -160,6 +160,6 @@ class SPT(BaseStage):
         of_rows = self.randomness.of_instances(batch.instances, 2)
         states, weights = self.supervision(trajectory, draws, of_rows)
         steps, rows, _ = states.shape
-        head = self.learner.head(batch.histories, batch.target_positions).repeat(steps, rows)
+        head = self.learner.head(batch.histories, batch.target_positions, batch.read).repeat(steps, rows)
         shares = (weights / rows).repeat_interleave(rows, output_size=steps * rows)
         return self.loss(head, states.flatten(0, 1), batch.targets.repeat(steps), shares, self._proposal, draws)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
-def not_finite(what: str, values: Mapping[str, float], instances: Tensor) -> LaresError:
+def not_finite(what: str, values: Mapping[str, Tensor | float], instances: Tensor) -> LaresError:
     """Build the error for a non-finite gradient.
 
     Args:
@@ -26,7 +26,7 @@ def not_finite(what: str, values: Mapping[str, float], instances: Tensor) -> Lar
         values: the parts of the loss of its last batch.
         instances: the training instances of that batch.
     """
-    parts = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    parts = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
     listed = ", ".join(map(str, instances[:10].tolist())) + (", …" if len(instances) > 10 else "")
     return LaresError(
         f"{what} is not finite. Its last batch had {parts}; training instances {listed}. The weights are those before this "
@@ -72,13 +72,19 @@ def check_serializable(config: BackboneConfig) -> None:
         ) from error
 
 
-def compare_weights(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Check that weights are those of this architecture."""
+def compare_weights(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
+    """Check that weights are those of this architecture.
+
+    Args:
+        given: the weights.
+        expected: those of the network.
+        what: what they are, for the error.
+    """
     for name in [*expected, *given]:
         found, wanted = (list(of[name].shape) if name in of else None for of in (given, expected))
         if found != wanted:
             raise LaresError(
-                f"the checkpoint's weights are not those of its architecture: {name} is {found or 'not there'}, expected "
+                f"the {what} are not those of its architecture: {name} is {found or 'not there'}, expected "
                 f"{wanted or 'no such parameter'}"
             )
 

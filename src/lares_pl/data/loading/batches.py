@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lares_pl.data.dataset.instances import ranges
 from lares_pl.data.loading.histories import Histories
+from lares_pl.data.loading.item_pairs import ItemPairs, items_read
 
 
 @dataclass  # not frozen: Lightning's true-precision plugins rebuild a batch field by field
@@ -29,6 +30,7 @@ class Batch:
         aligned_targets: their targets, `[S]`; None: those of all instances.
         partners: for each aligned history, that of another training instance with the same target.
         seen_rows, seen_items: pairs (row, item) of the items of each user before the target, rows ascending, `[E]` each.
+        read_rows, read_items: pairs (row, item) of the different items of each history, rows ascending, `[E]` each.
     """
 
     histories: Histories
@@ -41,9 +43,21 @@ class Batch:
     partners: Histories | None = None
     seen_rows: Tensor | None = None
     seen_items: Tensor | None = None
+    read_rows: Tensor | None = None
+    read_items: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def note_read(self) -> None:
+        """Add what has been read at each instance, while the batch is on the host."""
+        pairs = items_read(self.histories, self.target_positions)
+        self.read_rows, self.read_items = pairs.rows, pairs.items
+
+    @property
+    def read(self) -> ItemPairs | None:
+        """What has been read at each instance, if it was noted."""
+        return None if self.read_rows is None or self.read_items is None else ItemPairs(self.read_rows, self.read_items)
 
     def _each(self, move: Callable[[Any], Any]) -> Batch:
         moved = {field.name: getattr(self, field.name) for field in fields(self)}

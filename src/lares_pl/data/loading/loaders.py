@@ -34,6 +34,7 @@ class BatchLoader(ABC):
         seed: seed of order and partners.
         shard: this process's share.
         pin: whether batches are in page-locked memory.
+        with_read: whether each batch has the items that have been read at each instance.
     """
 
     batch_sampler = None  # Lightning looks for it wherever there is a `sampler`
@@ -48,11 +49,13 @@ class BatchLoader(ABC):
         seed: int = 0,
         shard: Shard = Shard(),
         pin: bool = False,
+        with_read: bool = False,
     ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
         self.max_length = max_length
         self.pin = pin
+        self.with_read = with_read
         self.sampler = EpochOrder(count, shuffle, seed, shard)  # Lightning calls `sampler.set_epoch`
         self._served = 0  # batches of this epoch
         self._resumed = (-1, 0)  # epoch in which a run is resumed, and the batches already served in it
@@ -68,17 +71,20 @@ class BatchLoader(ABC):
             indices = self.sampler.indices(served * size, (served + AHEAD) * size)
             for start in range(0, len(indices), size):
                 batch = self.cut(indices[start : start + size], draws)
+                if self.with_read:
+                    batch.note_read()
                 served += 1
                 self._served = served
                 yield batch.pin_memory() if self.pin else batch
 
     def state_dict(self) -> dict[str, int]:
-        """Return the position in the epoch; Lightning stores it in checkpoints."""
-        return {"epoch": self.sampler.epoch, "served": self._served}
+        """Return the position in the epoch, and what its batches depend on; Lightning stores it in checkpoints."""
+        position = {"epoch": self.sampler.epoch, "served": self._served, "batches": len(self)}
+        return {**position, "batch_size": self.batch_size, "seed": self.sampler.seed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue in that epoch after the batches already served."""
-        self._resumed = state["epoch"], state["served"]
+        self.sampler.epoch, self._served = self._resumed = state["epoch"], state["served"]
 
     @abstractmethod
     def cut(self, indices: np.ndarray, draws: InstanceDraws) -> Batch:

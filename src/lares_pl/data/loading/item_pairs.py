@@ -56,8 +56,8 @@ class ItemPairs:
 
     def rows_of(self, items: Tensor) -> Tensor:
         """Whether each row is paired with its own item of `[R]`, `[R]` bool."""
-        hit = self.items == items[self.rows]
-        return torch.zeros(len(items), dtype=torch.bool, device=items.device).index_fill_(0, self.rows[hit], True)
+        hits = (self.items == items[self.rows]).int()
+        return torch.zeros_like(items, dtype=torch.int32).index_add_(0, self.rows, hits) > 0
 
     def matches(self, columns: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and columns of a matrix `[R, K]` whose column j is about item `columns[j]`, where row and item are paired."""

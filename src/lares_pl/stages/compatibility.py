@@ -1,0 +1,103 @@
+"""What of Lightning a stage does not support, found before training: flags, callbacks, monitors, compiled backbones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+from lightning import LightningModule
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BatchSizeFinder,
+    Callback,
+    EarlyStopping,
+    LearningRateFinder,
+    ModelCheckpoint,
+    ModelPruning,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+from torch import nn
+from torch._dynamo import OptimizedModule
+
+from lares_pl.errors import LaresError
+
+_USE_EMA = "Leave it out and set model.ema (0.999), whose average is what is validated, saved, tested and exported"
+_REFUSED: dict[type[Callback], str] = {
+    WeightAveraging: f"tests other weights than it saves. {_USE_EMA}",
+    StochasticWeightAveraging: f"replaces the weights after the last validation, which no best checkpoint holds. {_USE_EMA}",
+    BackboneFinetuning: "freezes the backbone, which is the whole model, so that nothing would be trained. Derive your own "
+    "callback from BaseFinetuning, and freeze parts of `stage.learner` in it",
+    ModelPruning: "replaces weights by masked ones, which no stage can load. Leave it out",
+}
+
+
+def check_trainer(trainer: Any, stage: Any) -> None:
+    """Check the trainer that is to fit a stage, before anything is built or written.
+
+    Args:
+        trainer: the trainer.
+        stage: the stage.
+
+    Raises:
+        LaresError: if a callback would save other weights than it tests, train nothing, or watch what is never logged; if a
+            flag can't be followed.
+    """
+    if trainer.overfit_batches:
+        raise LaresError(
+            "trainer.overfit_batches: the batches of the data module have an order of their own, new in each epoch. Leave it "
+            "out, and prepare a dataset of a few users to overfit"
+        )
+    callbacks: list[Callback] = trainer.callbacks
+    for callback in callbacks:
+        for kind, reason in _REFUSED.items():
+            if isinstance(callback, kind):
+                raise LaresError(f"{type(callback).__name__} {reason}")
+        if isinstance(callback, (BatchSizeFinder, LearningRateFinder)) and stage.prunes_instances:
+            raise LaresError(
+                f"{type(callback).__name__} runs before this stage has pruned its instances. Try with `pruning` off "
+                "(--model.pruning null), then train without the finder"
+            )
+        if isinstance(callback, LearningRateFinder) and stage.scheduler is not None and not callback._early_exit:
+            raise LaresError(
+                "LearningRateFinder sets the learning rate past the schedule of this stage. Call Tuner(trainer).lr_find(stage, "
+                "datamodule=data) before trainer.fit, or keep the learning rate constant (--model.scheduler null)"
+            )
+    if trainer.limit_val_batches and not _may_log_anything(stage, callbacks):
+        for callback in callbacks:
+            if isinstance(callback, (EarlyStopping, ModelCheckpoint)) and callback.monitor is not None:
+                check_monitor(type(callback).__name__, callback.monitor, stage.validated_metrics)
+
+
+def _may_log_anything(stage: LightningModule, callbacks: Iterable[Callback]) -> bool:
+    """Whether a subclass or a callback of the user's own may log further names."""
+    own = [type(stage).validation_step, type(stage).training_step, *(type(callback) for callback in callbacks)]
+    return any(not part.__module__.startswith(("lightning.", "lares_pl.")) for part in own)
+
+
+def check_monitor(who: str, monitor: str, validated: Iterable[str]) -> None:
+    """Check that a metric is logged; what training logs depends on the stage's options and is not checked.
+
+    Raises:
+        LaresError: with the nearest names, if it is not.
+    """
+    names = list(validated)
+    if monitor in names or monitor in ("epoch", "step") or monitor.startswith("train/"):
+        return
+    near = get_close_matches(monitor, names, 3, 0.4) or names
+    raise LaresError(f"{who}: its monitor {monitor!r} is never logged. Validation logs {', '.join(near)}, …")
+
+
+def check_not_compiled(backbone: nn.Module) -> None:
+    """Check that a backbone is not wrapped by `torch.compile`, which would change the names of its weights.
+
+    Raises:
+        LaresError: if it is.
+    """
+    if isinstance(backbone, OptimizedModule):
+        raise LaresError(
+            "stage.backbone is a torch.compile'd copy: its checkpoint could not be loaded, and nothing would be faster, since "
+            "training does not call its forward. Keep the backbone as it is and set compile_core=True, which compiles the "
+            "blocks that are repeated"
+        )

@@ -1,0 +1,165 @@
+"""Settings of a resumed run: those given now apply, also to optimiser and schedule, whose state a checkpoint brings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
+from torch.optim import Optimizer
+
+from lares_pl.errors import LaresError
+
+_ANEW = "start a new run from its weights (--model.init_from)"
+
+
+def apply_settings(
+    checkpoint: dict[str, Any],
+    now: Mapping[str, Any],
+    former: Callable[..., Optimizer],
+    optimizer: Callable[..., Optimizer],
+    data: Any,
+) -> None:
+    """Make a checkpoint one that a run resumes with the settings of now, in place; print those that differ.
+
+    Args:
+        checkpoint: the checkpoint.
+        now: plain settings of the stage that resumes it.
+        former: factory of its optimiser.
+        optimizer: that of now.
+        data: the data module.
+
+    Raises:
+        LaresError: if it can't.
+    """
+    before = checkpoint["hyper_parameters"]
+    check_resumed(before, now)
+    check_position(checkpoint["loops"]["fit_loop"], data)
+    if changed := changed_settings(before, dict(now)):
+        rank_zero_info(f"resuming with changed settings: {', '.join(changed)}")
+    apply_options(checkpoint, options_of(former), options_of(optimizer))
+    if now.get("scheduler") is not None:
+        apply_schedule(checkpoint, *(settings["scheduler"].get("init_args", {}) for settings in (before, now)))
+
+
+def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Check that a run can go on with its settings of now.
+
+    Args:
+        before: plain settings of the stage in the checkpoint.
+        now: those of the stage that resumes it.
+
+    Raises:
+        LaresError: if the state of the optimiser, of the schedule or of the average would be of no use.
+    """
+    for key in ("optimizer", "scheduler"):
+        was, is_ = (settings.get(key) and settings[key]["class_path"] for settings in (before, now))
+        if was != is_:
+            raise LaresError(
+                f"model.{key}: the run was trained with {was or 'none'}, and {is_ or 'none'} could not use its state. "
+                f"Resume it with the former, or {_ANEW}"
+            )
+    was, is_ = before.get("ema"), now.get("ema")
+    if bool(was) != bool(is_):
+        raise LaresError(
+            f"model.ema: the run was trained with {was} and can't be resumed with {is_}: an average is kept from the first "
+            f"update or not at all. Resume it as before, or {_ANEW}"
+        )
+
+
+def check_position(loop: Mapping[str, Any], data: Any) -> None:
+    """Check that a run that stopped within an epoch can go on there.
+
+    Args:
+        loop: state of Lightning's fit loop.
+        data: the data module.
+
+    Raises:
+        LaresError: if the rest of the epoch would have other batches.
+    """
+    for loader in loop["state_dict"].get("combined_loader", ()):
+        if not 0 < loader["served"] < loader.get("batches", 0):
+            continue
+        for name in ("batch_size", "seed"):
+            was, is_ = loader[name], getattr(data, name)
+            if was != is_:
+                raise LaresError(
+                    f"data.{name}: the run stopped within an epoch of batches with {name} {was} and can't go on there with "
+                    f"{is_}. Resume it with {was}, or {_ANEW}"
+                )
+
+
+def note_saved(trainer: Trainer, update: int) -> None:
+    """Tell the checkpoint callbacks after which update they saved last.
+
+    While a run is being resumed this is the update that it resumes: an exception before training starts must not overwrite a
+    checkpoint with a state that is only restored in part.
+
+    Args:
+        trainer: the trainer.
+        update: its number; 0 is none.
+    """
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint):
+            callback._last_global_step_saved = update
+
+
+def changed_settings(before: Any, now: Any, key: str = "") -> list[str]:
+    """List the settings that differ, as `optimizer.lr 0.002 -> 0.1`."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        inner = {name: f"{key}.{name}" if key and name != "init_args" else key or name for name in {**before, **now}}
+        return [line for name, path in inner.items() for line in changed_settings(before.get(name), now.get(name), path)]
+    return [] if before == now else [f"{key} {before} -> {now}"]
+
+
+def options_of(factory: Callable[..., Optimizer]) -> dict[str, Any]:
+    """Return the options that an optimiser gives its parameters, with its defaults."""
+    (group,) = factory([torch.nn.Parameter(torch.zeros(1))]).param_groups
+    return {key: value for key, value in group.items() if key != "params"}
+
+
+def apply_options(checkpoint: dict[str, Any], before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Put changed options of the optimiser into the state that a checkpoint holds, in place.
+
+    The learning rates of all groups, which a schedule may have changed, are scaled.
+
+    Args:
+        checkpoint: with the states of optimisers and schedules.
+        before: options of the optimiser so far, as of `options_of`.
+        now: those that shall apply.
+    """
+    changed = {key: value for key, value in now.items() if key in before and before[key] != value}
+    factor = now["lr"] / before["lr"] if "lr" in changed and before["lr"] else None
+    for state in checkpoint["optimizer_states"]:
+        for group in state["param_groups"]:
+            rates = {key: group[key] * factor for key in ("lr", "initial_lr") if key in group and factor is not None}
+            group.update({**changed, **rates})
+    for state in checkpoint["lr_schedulers"]:
+        for key in ("base_lrs", "_last_lr"):
+            if key in state and factor is not None:
+                state[key] = [rate * factor for rate in state[key]]
+
+
+def apply_schedule(checkpoint: dict[str, Any], before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Put changed options of the schedule into its state, in place.
+
+    Args:
+        checkpoint: with the state of the schedule.
+        before: its options so far.
+        now: those that shall apply.
+
+    Raises:
+        LaresError: if the schedule does not keep an option under its own name.
+    """
+    for key, value in now.items():
+        if key in before and before[key] != value:
+            for state in checkpoint["lr_schedulers"]:
+                if key not in state:
+                    raise LaresError(
+                        f"model.scheduler.{key}: this schedule can't change it in a resumed run. Resume it with {before[key]}, "
+                        f"or {_ANEW}"
+                    )
+                state[key] = value

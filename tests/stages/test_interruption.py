@@ -1,0 +1,112 @@
+"""A run that an exception ends, anywhere in a batch or a validation, loses nothing when it is resumed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from lares_pl import SPT
+from lares_pl.callbacks.graceful_shutdown import GracefulShutdown
+from tests.training import data, released_spt, trainer
+
+
+class Ended(Callback):
+    """Ends a run in a hook of its n-th batch, counted over epochs from 0."""
+
+    def __init__(self, hook: str, batch: int) -> None:
+        self.batch = batch
+        setattr(self, hook, self._end)
+
+    def _end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.fit_loop.epoch_loop.total_batch_idx == self.batch:
+            self.end()
+
+    def end(self) -> None:
+        raise RuntimeError("the disk of another person is full")
+
+
+class Interrupted(Ended):
+    """By Ctrl-C."""
+
+    def end(self) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def run(dataset: Path, folder: Path, *others: Callback, resumed: Path | None = None, **options: Any) -> tuple[SPT, L.Trainer]:
+    L.seed_everything(7)
+    last = ModelCheckpoint(folder, "last", save_on_exception=True, enable_version_counter=False, monitor=None)
+    fit = trainer(folder, callbacks=[GracefulShutdown(), *others, last], enable_checkpointing=True, max_epochs=2, **options)
+    model = released_spt()
+    fit.fit(model, data(dataset), ckpt_path=resumed, weights_only=True)
+    return model, fit
+
+
+POINTS = [
+    ("on_train_batch_start", 2),
+    ("on_before_optimizer_step", 3),
+    ("on_train_batch_end", 3),
+    ("on_train_batch_start", 5),  # the first batch of an epoch
+    ("on_after_backward", 9),  # the last
+    ("on_validation_batch_end", 4),
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "points"),
+    [({}, POINTS), ({"accumulate_grad_batches": 2}, POINTS[:5]), ({"val_check_interval": 2}, POINTS[1:3])],
+)
+def test_an_exception_anywhere_leaves_no_batch_out(
+    options: dict[str, Any], points: list[tuple[str, int]], toy_dataset: Path, tmp_path: Path
+) -> None:
+    """Five batches an epoch."""
+    model, whole = run(toy_dataset, tmp_path / "whole", **options)
+    assert whole.num_training_batches == 5
+    for hook, batch in points:
+        folder = tmp_path / f"{hook}-{batch}"
+        with pytest.raises(RuntimeError, match="another person"):
+            run(toy_dataset, folder, Ended(hook, batch), **options)
+        again, second = run(toy_dataset, folder, resumed=folder / "last.ckpt", **options)
+        assert second.global_step == whole.global_step, (hook, batch)
+        assert second.current_epoch == whole.current_epoch
+        assert float(second.callback_metrics["val/ndcg@10"]) == float(whole.callback_metrics["val/ndcg@10"]), (hook, batch)
+        for name, value in model.state_dict().items():
+            assert name.startswith("metrics.") or torch.equal(value, again.state_dict()[name]), (hook, batch, name)
+
+
+@pytest.mark.parametrize("where", ["a callback", "the optimiser"])
+def test_an_exception_before_a_resumed_run_trains_overwrites_nothing(
+    where: str, toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RuntimeError, match="another person"):
+        run(toy_dataset, tmp_path, Ended("on_before_optimizer_step", 3))
+    last = tmp_path / "last.ckpt"
+    before = last.read_bytes()
+    others = [Ended("on_train_start", 2)] if where == "a callback" else []
+    if where == "the optimiser":
+        monkeypatch.setattr(_CheckpointConnector, "restore_lr_schedulers", lambda _: Ended("on_fit_start", 2).end())
+    with pytest.raises(RuntimeError, match="another person"):
+        run(toy_dataset, tmp_path, *others, resumed=last)
+    assert last.read_bytes() == before
+
+
+@pytest.mark.parametrize(("hook", "batch"), [("on_train_batch_start", 2), ("on_before_optimizer_step", 6)])
+def test_ctrl_c_ends_after_the_update_and_loses_nothing(hook: str, batch: int, toy_dataset: Path, tmp_path: Path) -> None:
+    model, whole = run(toy_dataset, tmp_path / "whole")
+    former = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SIGTERMException) as ended:
+        run(toy_dataset, tmp_path / "first", Interrupted(hook, batch))
+    assert ended.value.signum == signal.SIGINT  # type: ignore[attr-defined]
+    assert signal.getsignal(signal.SIGINT) == former
+    again, second = run(toy_dataset, tmp_path / "first", resumed=tmp_path / "first" / "last.ckpt")
+    assert second.global_step == whole.global_step
+    for name, value in model.state_dict().items():
+        assert name.startswith("metrics.") or torch.equal(value, again.state_dict()[name]), name

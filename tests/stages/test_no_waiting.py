@@ -1,0 +1,95 @@
+"""An update asks the device for nothing: it runs on the meta device, whose tensors have no values to ask for.
+
+A `.item()`, a boolean selection or a result whose size depends on values raises there. So this stands for a GPU, on which each
+of them would stop the host until the device has caught up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lares_pl import RPT, SPT, BackboneConfig, BatchAdvantage, ConstantDepth, LogProbReward, SequenceDataModule, WholeCatalogue
+from lares_pl.data.loading.batches import Batch
+from lares_pl.data.loading.loaders import InstanceLoader, WindowLoader
+from lares_pl.data.loading.partners import SameTargetPartners
+from lares_pl.data.loading.windows import training_windows
+from lares_pl.model.backbone import RecurrentBackbone
+from lares_pl.model.recurrence import RandomNoise
+from lares_pl.stages.base import BaseStage
+from lares_pl.stages.randomness import BatchRandomness
+from tests.released import released_backbone
+from tests.training import released_rpt, released_spt
+
+LENGTH = 8
+RECURRENT = BackboneConfig(depth=ConstantDepth(3))
+STAGES: dict[str, tuple[Callable[[], BaseStage], str]] = {
+    "recipe": (lambda: SPT(), "sequence"),
+    "recipe, alignment": (lambda: SPT(alpha=0.1, gamma=0.1), "sequence"),
+    "released": (lambda: released_spt(released_backbone()), "prefix"),
+    "recipe, RPT": (lambda: RPT(backbone=RECURRENT), "sequence"),
+    "RPT, other choices": (
+        lambda: RPT(backbone=RECURRENT, reward=LogProbReward(), advantage=BatchAdvantage(), actions=WholeCatalogue()),
+        "sequence",
+    ),
+    "released RPT": (lambda: released_rpt(backbone=released_backbone()), "prefix"),
+}
+
+
+def batch_for(stage: BaseStage, toy_dataset: Path, instances: str) -> Batch:
+    """A batch of training, as the data module serves it."""
+    sequences = SequenceDataModule(str(toy_dataset)).sequences
+    options: dict[str, Any] = {"shuffle": True, "seed": 1, "with_read": stage.needs_read}
+    partners = SameTargetPartners(sequences) if stage.needs_partners else None
+    if instances == "sequence":
+        windows = training_windows(sequences, LENGTH)
+        aligned = int(stage.needs_aligned)
+        return next(iter(WindowLoader(sequences, windows, 16, LENGTH, None, aligned, partners, **options)))
+    return next(iter(InstanceLoader(sequences, sequences.training_instances, 64, LENGTH, partners, **options)))
+
+
+def on_meta(stage: BaseStage, items: int, config: BackboneConfig) -> BaseStage:
+    """A stage whose network is on the meta device, outside a trainer."""
+    stage.backbone = RecurrentBackbone(items, LENGTH, config).to("meta").train()
+    if isinstance(stage, RPT):
+        stage.reference = RecurrentBackbone(items, LENGTH, config).to("meta").eval()
+    stage.randomness = BatchRandomness(1, 0, torch.device("cpu"))
+    stage.randomness.begin(0, 0)
+    stage.randomness.noise = RandomNoise()  # no generator is of the meta device
+    return stage
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_an_update_asks_the_device_for_nothing(name: str, toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, instances = STAGES[name]
+    stage = make()
+    items = SequenceDataModule(str(toy_dataset)).sequences.catalogue_size
+    on_meta(stage, items, stage.backbone_config)
+    monkeypatch.setattr(stage, "log_training", lambda values, batch: None)
+    batch = batch_for(stage, toy_dataset, instances)
+    loss = stage.training_step(batch.to("meta"))
+    loss.backward()
+    assert loss.device.type == "meta"
+    assert all(parameter.grad is not None for parameter in stage.backbone.parameters())
+
+
+def test_what_is_logged_stays_on_the_device(toy_dataset: Path) -> None:
+    """`log_training` reads no value of a tensor, until an error needs it."""
+    stage = SPT()
+    seen: dict[str, Any] = {}
+    stage.log_dict = lambda values, **_: seen.update(values)  # type: ignore[method-assign]
+    stage.log = lambda *_, **__: None  # type: ignore[method-assign]
+
+    class Trainer:
+        global_step, log_every_n_steps, distributed_sampler_kwargs = 0, 1, None
+        optimizers = (torch.optim.SGD([torch.zeros(1)], lr=0.1),)
+
+    stage._trainer = Trainer()  # type: ignore[assignment]
+    batch = batch_for(on_meta(stage, 10, stage.backbone_config), toy_dataset, "prefix")
+    stage.log_training({"loss": torch.empty((), device="meta"), "depth": 4}, batch)
+    assert seen["train/loss"].device.type == "meta"
+    assert seen["train/depth"] == 4.0
