@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from lares_pl import LaresError, SequenceDataModule
 from lares_pl.data.loading.batches import Batch
@@ -36,7 +38,7 @@ LISTED = (Coverage((K, 5)), Gini((K,)), AveragePopularity((K,)), Novelty((K,)))
 class First(RankMetric):
     """A metric of a user's own."""
 
-    def functions(self):
+    def functions(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
         return {"first": lambda ranks: (ranks == 1).float()}
 
 

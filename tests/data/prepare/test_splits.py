@@ -141,7 +141,7 @@ def test_last_k_against_brute_force(tmp_path_factory: pytest.TempPathFactory, ro
         for name in ("validation", "test", "next"):
             assert triples(plain, plain.held_out(name)) if name != "next" else len(plain.held_out(name)) == len(users)
             if name != "next":
-                assert triples(plain, plain.held_out(name)) == triples(data, data.held_out(name))  # type: ignore[arg-type]
+                assert triples(plain, plain.held_out(name)) == triples(data, data.held_out(name))
         assert all(np.array_equal(a, b) for a, b in zip(plain.flat, data.flat, strict=True))
 
 
@@ -174,7 +174,8 @@ def test_training_does_not_depend_on_what_happened_later(tmp_path: Path, k: int)
     for users, items, rows in ((30, 25, 120), (45, 60, 400), (20, 25, 30)):
         later = log(generator, users, items, rows, 100, 200)
         # among, before and behind the rows of the past, whose own order stays
-        mixed = sorted([*enumerate(past), *((generator.integers(-5, 320), row) for row in later)], key=lambda pair: pair[0])
+        placed = [*enumerate(past), *((int(generator.integers(-5, 320)), row) for row in later)]
+        mixed = sorted(placed, key=lambda pair: pair[0])
         read.append(trained_on(prepared(tmp_path, [row for _, row in mixed], split, k_core=k)))
     assert read[0] == read[1] == read[2]
 
