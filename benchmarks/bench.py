@@ -44,7 +44,7 @@ from lares_pl import (
     TransformerBlock,
     prepare,
 )
-from lares_pl.data.dataset.prepared import Instances, TrainingInstances
+from lares_pl.data.dataset.instances import Instances, TrainingInstances
 from lares_pl.data.loading.loaders import InstanceLoader, WindowLoader
 from lares_pl.data.loading.partners import SameTargetPartners
 from lares_pl.data.loading.windows import training_windows

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lares_pl.data.dataset.prepared import Instances, SequenceDataset
+from lares_pl.data.dataset.instances import Instances
+from lares_pl.data.dataset.prepared import SequenceDataset
 from lares_pl.losses.advantages import GroupAdvantage
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.blocks.transformer import TransformerBlock

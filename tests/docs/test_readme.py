@@ -49,9 +49,10 @@ def adaptive_depth(found: dict[str, Any], printed: str) -> None:
 
 def extending(found: dict[str, Any], printed: str) -> None:
     tested = found["tested"]
-    assert 0 <= tested["test/hit@1"] <= tested["test/recall@5"]
-    assert tested["test/hit@1"] <= tested["test/mrr"]
-    assert str(tested["test/hit@1"]) in printed
+    assert 0 <= tested["test/recall@1"] <= tested["test/recall@5"]
+    assert tested["test/recall@1"] <= tested["test/mrr"]
+    assert 0 < tested["test/coverage@10"] <= 1
+    assert str(tested["test/unseen/recall@1"]) in printed
 
 
 def lightning(found: dict[str, Any], printed: str) -> None:
@@ -97,7 +98,7 @@ CHECKS: dict[str, Callable[[dict[str, Any], str], None]] = {
 def test_all_python_code_of_the_pages_is_tested() -> None:
     assert {page for page in PAGES if statements(page)} == set(CHECKS)
     # these run in tests of what they are about
-    files = {"my_block.py", "my_model.py", "my_reward.py", "nearest.py", "my_stop.py"}
+    files = {"my_block.py", "my_model.py", "my_reward.py", "my_metric.py", "nearest.py", "my_stop.py"}
     assert {name for page in PAGES for name in scripts(page)} == files
 
 

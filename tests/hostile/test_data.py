@@ -111,12 +111,14 @@ def described(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def in_range(dataset: SequenceDataset) -> None:
     """Read everything that training, prediction and text read from a dataset."""
-    items, offsets, by_target, of_item = dataset.flat
+    items, offsets, validation, test, by_target, of_item = dataset.flat
     assert offsets[0] == 0
     assert offsets[-1] == len(items)
     assert (np.diff(offsets) >= 0).all()
     assert items.min(initial=1) >= 1
     assert items.max(initial=1) <= dataset.catalogue_size
+    assert len(validation) == len(test) == dataset.users
+    assert ((offsets[:-1] <= validation) & (validation <= test) & (test <= offsets[1:])).all()
     assert by_target.max(initial=0) < len(items)
     assert of_item[-1] == len(by_target)
     assert len(of_item) == dataset.catalogue_size + 2

@@ -5,14 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lares_pl import DotSimilarity, LaresError, NDCGReward, RecallReward
-from lares_pl.evaluation.metrics import ranking_metrics
 from lares_pl.losses.actions import TargetAmongBest, WholeCatalogue
 from lares_pl.losses.advantages import BatchAdvantage, GroupAdvantage
 from lares_pl.losses.alignment import Alignment, alignment_losses, info_nce
@@ -62,20 +58,6 @@ def test_grpo_by_hand() -> None:
 
 def test_step_weights() -> None:
     assert step_weights([2, 1, 0], instances=5).tolist() == pytest.approx([1 / 30, 1 / 30, 1 / 15, 1 / 15])
-
-
-@given(st.lists(st.integers(1, 200), min_size=1, max_size=40))
-def test_metrics_against_a_naive_computation(ranks: list[int]) -> None:
-    metrics = ranking_metrics("val/", (5, 10))
-    half = len(ranks) // 2
-    for part in (ranks[:half], ranks[half:]):
-        metrics.update(torch.tensor(part, dtype=torch.int64))
-    computed = {name: float(value) for name, value in metrics.compute().items()}
-    for k in (5, 10):
-        assert computed[f"val/recall@{k}"] == pytest.approx(np.mean([rank <= k for rank in ranks]), rel=1e-6)
-        gains = [1 / math.log2(1 + rank) if rank <= k else 0.0 for rank in ranks]
-        assert computed[f"val/ndcg@{k}"] == pytest.approx(np.mean(gains), rel=1e-6)
-    assert computed["val/mrr"] == pytest.approx(np.mean([1 / rank for rank in ranks]), rel=1e-6)
 
 
 def test_rewards() -> None:

@@ -61,7 +61,7 @@ def test_metrics_equal_those_of_lares_test(kind: str, runs: Path, toy_dataset: P
 def test_measures_of_steps_equal_those_of_the_states(runs: Path, toy_dataset: Path) -> None:
     stage = load_stage(runs / "seed1" / "spt" / "checkpoints" / "best.ckpt")
     measured = measure(stage, str(toy_dataset), "test", 6, batch_size=1024)
-    ((batch, _),) = batches(stage, str(toy_dataset), "test", 1024)
+    (batch,) = batches(stage, str(toy_dataset), "test", 1024)
     with torch.no_grad():
         (states,) = stage.backbone.rollout(batch.histories, [6], KeyedNoise(batch.histories))
     distance = (states[3] - states[2]).norm(dim=-1) / states[3].norm(dim=-1)
@@ -179,7 +179,7 @@ def test_depths_reach_four_times_the_depth_of_evaluation() -> None:
 def test_equal_values_have_equal_means_for_any_number_of_seeds(seeds: int) -> None:
     ranks = np.arange(1, 101, dtype=np.int32)[:, None]
     nothing = np.zeros((100, 1))
-    measured = Measured(np.zeros(1, dtype=np.int64), ranks, nothing, nothing, nothing, nothing)
+    measured = Measured(np.zeros(1, dtype=np.int64), ranks, nothing, nothing, nothing, nothing, ranks, False)
     finding: Any = SimpleNamespace(measured=measured)
     one, several = (GroupFindings("a", [finding] * number, 0, [0], 8, False, 1, []) for number in (1, seeds))
     for metric in ("ndcg@10", "mrr"):

@@ -64,6 +64,10 @@ def test_tables_hold_what_was_measured(written: Path, runs: Path, toy_dataset: P
     assert summary["sd over seeds"] == pytest.approx(np.std(expected, ddof=1), rel=1e-9)
     assert summary["low"] < summary["mean"] < summary["high"]
     assert set(tables["latency"]["model"]) == {"spt (3 seeds)", "sasrec"}  # RPT has SPT's architecture
+    both = tables["protocols"].query("model == 'spt (3 seeds)'")
+    assert both["items seen before"].tolist() == ["ranked", "left out"]
+    assert both["NDCG@10"].iloc[0] == pytest.approx(np.mean(expected), rel=1e-9)
+    assert both["NDCG@10"].iloc[1] > both["NDCG@10"].iloc[0]
     seeds = tables["seeds"].query("model == 'spt (3 seeds)' and metric == 'NDCG@10'")
     assert seeds["value"].tolist() == expected
     by_depth = tables["quality-by-depth"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,6 @@ from lares_pl.callbacks.tracking import Wandb
 from lares_pl.errors import LaresError
 from lares_pl.evaluation.depths import metrics_by_depth
 from lares_pl.stages.base import BaseStage
-from lares_pl.stages.ranking import CUTOFFS
 
 CHARTS = ("ndcg@10", "recall@10")
 
@@ -26,8 +26,9 @@ CHARTS = ("ndcg@10", "recall@10")
 class DepthSweep(Callback):
     """After a test, computes metrics at depths 1 to `reach` times the mean depth, from one rollout per batch.
 
-    W&B gets the table `depth_sweep/table` and line charts of NDCG@10 and Recall@10, by split; the CSV has the same rows. The
-    sweep is skipped for a model without recurrence, and if there is nowhere to write its results.
+    W&B gets the table `depth_sweep/table` and, by split, line charts of NDCG@10 and Recall@10 if they are among the stage's
+    metrics; the CSV has the same rows. The sweep is skipped for a model without recurrence, and if there is nowhere to write
+    its results.
 
     Args:
         reach: the greatest depth, as a multiple of the mean depth.
@@ -54,7 +55,8 @@ class DepthSweep(Callback):
         for split in self.splits:
             with trainer.precision_plugin.test_step_context():
                 batches, depths = self._batches(trainer, split), range(1, deepest + 1)
-                found = metrics_by_depth(pl_module.backbone, batches, depths, CUTOFFS, pl_module.excluded)
+                make_metrics = partial(pl_module.make_sums, trainer.datamodule.sequences)  # type: ignore[attr-defined]
+                found = metrics_by_depth(pl_module.backbone, batches, depths, make_metrics)
             rows += [{"split": split, **row, "depth": int(row["depth"])} for row in found]
         if trainer.is_global_zero:
             self._keep(rows, loggers)
@@ -78,5 +80,6 @@ class DepthSweep(Callback):
             charts = {
                 f"depth_sweep/{name}": wandb.plot.line(table, "depth", name, "split", f"{name} by depth of reasoning")
                 for name in CHARTS
+                if name in rows[0]
             }
             logger.experiment.log({"depth_sweep/table": table, **charts})

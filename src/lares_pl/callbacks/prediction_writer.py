@@ -16,11 +16,12 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lares_pl.atomic_io import atomic_write, check_free
-from lares_pl.data.dataset.prepared import Instances, SequenceDataset
+from lares_pl.data.dataset.instances import Instances
+from lares_pl.data.dataset.prepared import SequenceDataset
 
 
 class PredictionWriter(Callback):
-    """Gathers the predictions of all processes, batch by batch, and writes one file: one row per user, in dataset order.
+    """Gathers the predictions of all processes, batch by batch, and writes one file: one row per history, in dataset order.
 
     Columns: `user_id`, `item_ids` (best first) and `scores`. The file is written atomically.
 

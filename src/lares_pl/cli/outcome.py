@@ -15,12 +15,10 @@ from lares_pl.atomic_io import write_json
 from lares_pl.callbacks.depth_sweep import DepthSweep
 from lares_pl.callbacks.flop_budget import FlopBudget
 from lares_pl.data.module import SequenceDataModule
-from lares_pl.evaluation.metrics import metric_names
 from lares_pl.runs import BEST, LAST, StageFolder
 from lares_pl.stages.base import BaseStage
 from lares_pl.stages.checkpoint import read_checkpoint
 from lares_pl.stages.loading import load_stage
-from lares_pl.stages.ranking import CUTOFFS
 from lares_pl.stages.rpt import RPT
 
 
@@ -102,7 +100,7 @@ class Outcome:
     def _test_before(self, path: str) -> Mapping[str, float]:
         """Test metrics of the SPT checkpoint under the same conditions, logged nowhere."""
         before = load_stage(path)
-        for name in ("evaluation_depth", "stop", "trajectories", "exclude_seen"):
+        for name in ("evaluation_depth", "stop", "trajectories", "exclude_seen", "metrics"):
             setattr(before, name, getattr(self.model, name))
         trainer: Any = self.trainer
         loggers, callbacks = trainer.loggers, trainer.callbacks
@@ -122,16 +120,24 @@ def metrics_text(report: Mapping[str, Any]) -> str:
     """
     before = report.get("before", {}).get("metrics")
     kept = report.get("initial_weights_kept", False)
-    split = {"val": "validation"}.get(prefix := next(iter(report["metrics"])).split("/")[0], prefix)
+    found: Mapping[str, float] = report["metrics"]
+    split = {"val": "validation"}.get(prefix := next(iter(found)).split("/")[0], prefix)
     lines = [f"{split} metrics at depth {report['depth']}" + (" before and after RPT" if before else "")]
-    order = {f"{prefix}/{name}": index for index, name in enumerate(metric_names(CUTOFFS))}
-    for name, value in sorted(report["metrics"].items(), key=lambda metric: order.get(metric[0], len(order))):
-        label = f"  {name.rpartition('/')[2]:<10}"
-        if before:
-            change = f"  {value / before[name] - 1:+.1%}" if before[name] and not kept else ""
-            lines.append(f"{label} {before[name]:.4f} -> {value:.4f}{change}")
-        else:
-            lines.append(f"{label} {value:.4f}")
+    for protocol, heading in _PROTOCOLS.items():
+        shown = {name: name.removeprefix(f"{prefix}/{protocol}") for name in found if name.startswith(f"{prefix}/{protocol}")}
+        shown = {name: label for name, label in shown.items() if "/" not in label}
+        lines += [heading] if heading and shown else []
+        width = max(10, *map(len, shown.values())) if shown else 0
+        for name, label in shown.items():
+            if before:
+                change = f"  {found[name] / before[name] - 1:+.1%}" if before[name] and not kept else ""
+                lines.append(f"  {label:<{width}} {before[name]:.4f} -> {found[name]:.4f}{change}")
+            else:
+                lines.append(f"  {label:<{width}} {found[name]:.4f}")
     if kept:
         lines.append("no update of RPT improved validation: the best checkpoint holds the weights that RPT started from")
     return "\n".join(lines)
+
+
+# prefixes of metrics and what they are under
+_PROTOCOLS = {"": "", "unseen/": "with items seen before left out", "all/": "with items seen before ranked"}

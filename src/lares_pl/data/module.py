@@ -1,4 +1,4 @@
-"""The LightningDataModule: leave-one-out sequences of a prepared dataset."""
+"""The LightningDataModule: sequences of a prepared dataset, split as it was prepared."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import lightning as L
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
-from lares_pl.data.dataset.prepared import Instances, SequenceDataset, check_dataset
+from lares_pl.data.dataset.instances import Instances
+from lares_pl.data.dataset.prepared import SequenceDataset, check_dataset
 from lares_pl.data.loading.external_histories import read_histories
 from lares_pl.data.loading.loaders import BatchLoader, InstanceLoader, WindowLoader
 from lares_pl.data.loading.partners import SameTargetPartners
@@ -22,7 +23,7 @@ from lares_pl.errors import LaresError
 
 
 class SequenceDataModule(L.LightningDataModule):
-    """Serves leave-one-out sequences: training on every prefix, validation and test once per user.
+    """Serves sequences: training on every prefix of a user's training items, validation and test on the items held out.
 
     A batch has histories and targets, and what else the stage requests: aligned instances, partners, seen items.
 
@@ -101,11 +102,13 @@ class SequenceDataModule(L.LightningDataModule):
         """Read the dataset."""
         if stage == "fit" and len(self.sequences.training_instances) == 0:
             raise LaresError(
-                f"{self.dataset_path}: no training instance. A user's last two items are held out and a target needs an item "
-                "before it, so users train with four items or more, or with exactly two, of which none is held out"
+                f"{self.dataset_path}: no training instance: no user has two training items. With leave-one-out a user's last "
+                "two items are held out, so users train with four items or more, or with exactly two, of which none is held out"
             )
         if stage in ("fit", "validate", "test") and len(self.sequences.held_out("test")) == 0:
-            raise LaresError(f"{self.dataset_path}: nothing to evaluate on: no user has three items or more")
+            raise LaresError(
+                f"{self.dataset_path}: nothing to evaluate on: no item is held out (leave-one-out needs users with three)"
+            )
 
     def decide_instances(self, causal: bool) -> None:
         """Settle how training instances are read, once there is a model.
@@ -143,14 +146,14 @@ class SequenceDataModule(L.LightningDataModule):
         serving = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
         return Shard() if serving is None else Shard(serving["rank"], serving["num_replicas"])
 
-    def _loader(self, instances: Instances, dataset: SequenceDataset | None = None) -> BatchLoader:
-        """Evaluation batches, in order."""
+    def _loader(self, instances: Instances, dataset: SequenceDataset | None = None, with_seen: bool = True) -> BatchLoader:
+        """Batches in order."""
         return InstanceLoader(
             self.sequences if dataset is None else dataset,
             instances,
             self.eval_batch_size,
             self.max_length,
-            with_seen=self._asked("needs_seen"),
+            with_seen=with_seen,
             with_read=self._asked("needs_read"),
             shard=self._shard,
             pin=self._on_cuda,
@@ -192,7 +195,7 @@ class SequenceDataModule(L.LightningDataModule):
             causal: whether the model is causal, so that a user's first L instances can be read in one pass.
         """
         if not causal:
-            return self._loader(self.sequences.training_instances)
+            return self._loader(self.sequences.training_instances, with_seen=False)
         # small batches on a CPU, so that states stay in its cache
         size = self.eval_batch_size if self._on_cuda else min(self.eval_batch_size, 256)
         # with prefix instances, targets after the first L are read with exactly the history that docs/method.md defines
@@ -202,11 +205,11 @@ class SequenceDataModule(L.LightningDataModule):
         return WindowLoader(self.sequences, windows, size, self.max_length, **options)
 
     def val_dataloader(self) -> BatchLoader:
-        """One validation instance per user."""
+        """The validation targets, with leave-one-out one per user."""
         return self._loader(self.sequences.held_out("validation"))
 
     def test_dataloader(self) -> BatchLoader:
-        """One test instance per user."""
+        """The test targets, with leave-one-out one per user."""
         return self._loader(self.sequences.held_out("test"))
 
     def predict_dataloader(self) -> BatchLoader:

@@ -1,103 +1,186 @@
-"""Ranking metrics as torchmetrics, from ranks: sums and counts, reduced once over processes."""
+"""Metrics as choices: integers that are summed over instances, batches and processes, and what follows from the sums."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
 
+from lares_pl.errors import LaresError
 from lares_pl.losses.rewards import ndcg, recall, reciprocal_rank
 
+CUTOFFS = (5, 10, 20, 50)
 _UNIT = 2**30
 
 
-class _RankMetric(Metric):
-    """Mean over instances of a function of the target's rank.
-
-    Values are summed as integer multiples of 2^-30, so that the sum is exact and independent of batches and processes.
-    """
-
-    full_state_update = False
-    higher_is_better = True
-    total: Tensor
-    count: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def value(self, ranks: Tensor) -> Tensor:
-        """Metric of each rank, `[B]` -> `[B]`."""
-        raise NotImplementedError
-
-    def update(self, ranks: Tensor) -> None:
-        """Add ranks (1 is best), `[B]`."""
-        self.total += (self.value(ranks) * _UNIT).round().long().sum()
-        self.count += ranks.numel()
-
-    def compute(self) -> Tensor:
-        """Return the mean over all instances of all processes, float32; 0 if there are none."""
-        mean = int(self.total) / _UNIT / max(int(self.count), 1)
-        return torch.tensor(mean, dtype=torch.float32, device=self.total.device)
-
-
-class Recall(_RankMetric):
-    """Fraction of instances whose target is among the first k.
+class Ranking(NamedTuple):
+    """What evaluation found for B instances.
 
     Args:
-        k: length of the list.
+        ranks: of the targets, 1 is best, `[B]`.
+        targets: `[B]`.
+        lists: the best items of each instance, best first; 0 where no item is left. `[B, k]`, k = 0 if no metric reads them.
     """
 
-    def __init__(self, k: int) -> None:
-        super().__init__()
-        self.k = k
-
-    def value(self, ranks: Tensor) -> Tensor:
-        return recall(ranks, self.k)
+    ranks: Tensor
+    targets: Tensor
+    lists: Tensor
 
 
-class NDCG(_RankMetric):
-    """`1 / log2(1 + rank)` within the first k, else 0.
+@dataclass(frozen=True)
+class Catalogue:
+    """What metrics know about the items.
 
     Args:
-        k: length of the list.
+        items: their number N.
+        popularity: number of training interactions of each, `[N + 1]` int64; empty if no metric reads it.
     """
 
-    def __init__(self, k: int) -> None:
-        super().__init__()
-        self.k = k
+    items: int
+    popularity: Tensor
 
-    def value(self, ranks: Tensor) -> Tensor:
-        return ndcg(ranks, self.k)
+    @cached_property
+    def by_popularity(self) -> Tensor:
+        """Items from the most to the least popular, of equally popular ones the lower index first, `[N]`."""
+        return self.popularity[1:].argsort(descending=True, stable=True) + 1
 
-
-class MRR(_RankMetric):
-    """`1 / rank`."""
-
-    def value(self, ranks: Tensor) -> Tensor:
-        return reciprocal_rank(ranks)
+    def to(self, device: torch.device) -> Catalogue:
+        """The same on another device; itself if it is there."""
+        return self if self.popularity.device == device else Catalogue(self.items, self.popularity.to(device))
 
 
-def ranking_metrics(prefix: str, cutoffs: Sequence[int]) -> MetricCollection:
-    """Make the collection of Recall@K and NDCG@K for each cutoff, and MRR.
+class RankingMetric(ABC):
+    """A metric of validation and test. Your own derives from it, or from `RankMetric` if it is a mean over targets.
+
+    It keeps integers, so that its value does not depend on batches and processes.
+    """
+
+    #: whether it reads the popularity of items
+    reads_popularity = False
+
+    @property
+    def list_length(self) -> int:
+        """Length of the lists that it reads; 0: the ranks of the targets are enough."""
+        return 0
+
+    @abstractmethod
+    def size(self, catalogue: Catalogue) -> int:
+        """How many integers it keeps."""
+
+    @abstractmethod
+    def count(self, ranking: Ranking, catalogue: Catalogue) -> Tensor:
+        """What some instances add to the integers, `[size]` int64."""
+
+    @abstractmethod
+    def results(self, totals: Tensor, catalogue: Catalogue) -> dict[str, float]:
+        """Values by name.
+
+        Args:
+            totals: the integers, summed over all instances of all processes, `[size]`; zeros if there are none.
+            catalogue: the items.
+        """
+
+
+class RankMetric(RankingMetric):
+    """The mean over targets of a function of their rank, or of several functions.
+
+    Values are summed as multiples of 2^-30, so that the sum is exact.
+    """
+
+    @abstractmethod
+    def functions(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
+        """Each function by its name in reports: ranks (1 is best) to values, of the same shape."""
+
+    def size(self, catalogue: Catalogue) -> int:
+        return len(self.functions()) + 1
+
+    def count(self, ranking: Ranking, catalogue: Catalogue) -> Tensor:
+        sums = [(of_ranks(ranking.ranks) * _UNIT).round().long().sum() for of_ranks in self.functions().values()]
+        return torch.stack([*sums, sums[0].new_tensor(len(ranking.ranks))])
+
+    def results(self, totals: Tensor, catalogue: Catalogue) -> dict[str, float]:
+        *sums, number = totals.tolist()
+        return {name: total / _UNIT / max(number, 1) for name, total in zip(self.functions(), sums, strict=True)}
+
+
+def check_cutoffs(metric: RankingMetric, cutoffs: Sequence[int]) -> None:
+    """Check that lists are not empty and no cut-off occurs twice."""
+    if not cutoffs or min(cutoffs) < 1 or len(set(cutoffs)) < len(cutoffs):
+        raise LaresError(f"{type(metric).__name__}: cutoffs must be different numbers from 1 on, got {list(cutoffs)}")
+
+
+@dataclass(frozen=True)
+class Recall(RankMetric):
+    """Share of targets among the first k.
 
     Args:
-        prefix: prefix of each name, such as `val/`.
-        cutoffs: the values of K.
+        cutoffs: the values of k.
     """
-    # compute groups would merge metrics whose states are equal by chance
-    return MetricCollection(_all_metrics(cutoffs), prefix=prefix, compute_groups=False)  # type: ignore[arg-type]
+
+    cutoffs: Sequence[int] = CUTOFFS
+
+    def __post_init__(self) -> None:
+        check_cutoffs(self, self.cutoffs)
+
+    def functions(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
+        return {f"recall@{k}": partial(recall, k=k) for k in self.cutoffs}
 
 
-def metric_names(cutoffs: Sequence[int]) -> tuple[str, ...]:
-    """The names of `ranking_metrics`, in the order of tables."""
-    return tuple(_all_metrics(cutoffs))
+@dataclass(frozen=True)
+class NDCG(RankMetric):
+    """`1 / log2(1 + rank)` of targets among the first k, 0 of others.
+
+    Args:
+        cutoffs: the values of k.
+    """
+
+    cutoffs: Sequence[int] = CUTOFFS
+
+    def __post_init__(self) -> None:
+        check_cutoffs(self, self.cutoffs)
+
+    def functions(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
+        return {f"ndcg@{k}": partial(ndcg, k=k) for k in self.cutoffs}
 
 
-def _all_metrics(cutoffs: Sequence[int]) -> dict[str, Metric]:
-    recalls: dict[str, Metric] = {f"recall@{k}": Recall(k) for k in cutoffs}
-    ndcgs: dict[str, Metric] = {f"ndcg@{k}": NDCG(k) for k in cutoffs}
-    return recalls | ndcgs | {"mrr": MRR()}
+@dataclass(frozen=True)
+class MAP(RankMetric):
+    """Mean average precision: with one target, `1 / rank` if it is among the first k, else 0 (others call this MRR@k).
+
+    Args:
+        cutoffs: the values of k.
+    """
+
+    cutoffs: Sequence[int] = (10,)
+
+    def __post_init__(self) -> None:
+        check_cutoffs(self, self.cutoffs)
+
+    def functions(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
+        return {f"map@{k}": partial(_precision, k=k) for k in self.cutoffs}
+
+
+def _precision(ranks: Tensor, k: int) -> Tensor:
+    return torch.where(ranks <= k, reciprocal_rank(ranks), 0.0)
+
+
+@dataclass(frozen=True)
+class MRR(RankMetric):
+    """`1 / rank` over the whole catalogue."""
+
+    def functions(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
+        return {"mrr": reciprocal_rank}
+
+
+def functions_of(metrics: Sequence[RankMetric]) -> dict[str, Callable[[Tensor], Tensor]]:
+    """The functions of all metrics, in the order of tables."""
+    return {name: of_ranks for metric in metrics for name, of_ranks in metric.functions().items()}
+
+
+#: what stages report unless told otherwise
+DEFAULT_METRICS: tuple[RankMetric, ...] = (Recall(), NDCG(), MRR())

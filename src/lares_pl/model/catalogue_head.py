@@ -160,7 +160,6 @@ class CatalogueHead:
 
     # ------------------------------------------------------------ rankings
 
-    @torch.no_grad()
     def rank(self, states: Tensor, targets: Tensor, excluded: ItemPairs | None = None) -> Tensor:
         """Rank of each target among all items, 1 is best; ties count against the target.
 
@@ -172,25 +171,40 @@ class CatalogueHead:
         Returns:
             `[R]`, int64.
         """
+        return self.rank_both(states, targets, excluded)[1]
+
+    @torch.no_grad()
+    def rank_both(self, states: Tensor, targets: Tensor, excluded: ItemPairs | None) -> tuple[Tensor, Tensor]:
+        """Rank of each target among all items, and among those that are not excluded; arguments as of `rank`.
+
+        Scores are computed and compared once: excluded items then count as if below the target.
+        """
         left, table = self.prepare(states)
         rows_step, classes_step = tile_shape(left, table.most)
-        ranks = torch.empty_like(targets)
+        ranks = torch.zeros(2, len(targets), dtype=torch.int64, device=targets.device)
         for rows in slices(states.shape[0], rows_step):
             chunk, own_items, repeats = left[rows], targets[rows], repeats_of(self.repeats, rows, len(states))
             left_out = None if excluded is None else excluded.within_rows(rows)
             # by the same product as the scores it is compared with, so that ties are ties
             own = (chunk @ table.vectors[table.local_index(own_items)].T).diagonal().float()
             own = table.all_reduce_sum(table.mask_local(with_repeats(own, own_items, repeats), own_items))[:, None]
-            not_below = torch.zeros_like(own_items)
             for part in slices(len(table.vectors), classes_step):
                 scores = tile_of(chunk, table, part, repeats)[0].float()
                 classes = slice(table.start + part.start, table.start + part.stop)
-                _leave_out(scores, classes, left_out)
-                _set(scores, own_items - classes.start, torch.inf)  # counts the target itself, whatever is excluded
+                _leave_out(scores, classes, None)
+                target = own_items - classes.start
+                _set(scores, target, torch.inf)  # counts the target itself, whatever its score
                 # a score that is not a number puts its target last instead of first
-                not_below += scores.shape[1] - torch.lt(scores, own, out=scores).sum(dim=1).long()
-            ranks[rows] = not_below
-        return table.all_reduce_sum(ranks)
+                below = torch.lt(scores, own, out=scores)
+                ranks[0, rows] += below.shape[1] - below.sum(dim=1).long()
+                if left_out is not None:
+                    below[left_out.within_classes(classes)] = 1
+                    _set(below, target, 0)
+                    ranks[1, rows] += below.shape[1] - below.sum(dim=1).long()
+        if excluded is None:
+            ranks[1] = ranks[0]
+        everything, unseen = table.all_reduce_sum(ranks)
+        return everything, unseen
 
     @torch.no_grad()
     def top_k(self, states: Tensor, k: int, excluded: ItemPairs | None = None) -> tuple[Tensor, Tensor]:

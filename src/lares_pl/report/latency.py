@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from lares_pl.data.loading.batches import Batch
-from lares_pl.data.loading.item_pairs import ItemPairs
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.report.measure import Split, batches
 from lares_pl.stages.base import BaseStage
@@ -73,7 +72,7 @@ def time_inference(
     timings = []
     for batch_size in batch_sizes:
         some = list(islice(batches(stage, dataset, split, batch_size, shuffle=True), MOST))
-        some = [pair for pair in some if len(pair[0]) == batch_size and bool(pair[0].valid.all())]
+        some = [batch for batch in some if len(batch) == batch_size and bool(batch.valid.all())]
         if some:
             timings += _time(stage, some, depths, batch_size, budget * len(depths))
     return timings
@@ -81,7 +80,7 @@ def time_inference(
 
 def _time(
     stage: BaseStage,
-    some: Sequence[tuple[Batch, ItemPairs | None]],
+    some: Sequence[Batch],
     depths: Sequence[int],
     batch_size: int,
     budget: float,
@@ -90,10 +89,10 @@ def _time(
     seconds: dict[int, list[float]] = {depth: [] for depth in depths}
     spent, number = 0.0, -WARM_UP
     while number < MOST and (number < FEWEST or spent < budget):
-        batch, excluded = some[number % len(some)]
+        batch = some[number % len(some)]
         for depth, of_depth in seconds.items():
             start = time.perf_counter()
-            _recommend(stage, batch, excluded, depth)
+            _recommend(stage, batch, depth)
             if number >= 0:
                 of_depth.append(time.perf_counter() - start)
                 spent += of_depth[-1]
@@ -101,9 +100,9 @@ def _time(
     return [summarise(of_depth, depth, batch_size) for depth, of_depth in seconds.items()]
 
 
-def _recommend(stage: BaseStage, batch: Batch, excluded: ItemPairs | None, depth: int) -> None:
+def _recommend(stage: BaseStage, batch: Batch, depth: int) -> None:
     backbone = stage.backbone
     (states,) = backbone.rollout(batch.histories, [depth], KeyedNoise(batch.histories))
-    backbone.head(batch.histories).top_k(states[-1], min(TOP, backbone.items), excluded)
+    backbone.head(batch.histories).top_k(states[-1], min(TOP, backbone.items), stage.excluded(batch))
     if batch.targets.is_cuda:
         torch.cuda.synchronize()

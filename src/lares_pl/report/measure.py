@@ -18,18 +18,18 @@ import torch
 from torch import Tensor
 
 from lares_pl.data.loading.batches import Batch
-from lares_pl.data.loading.item_pairs import ItemPairs
 from lares_pl.data.loading.loaders import InstanceLoader
 from lares_pl.data.module import SequenceDataModule
-from lares_pl.evaluation.metrics import metric_names, ranking_metrics
+from lares_pl.evaluation.metrics import DEFAULT_METRICS, Catalogue, Ranking, functions_of
+from lares_pl.evaluation.protocols import MetricSums, own_and_other, seen_items
 from lares_pl.model.reasoning import Reasoning
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.report.distributions import movement, residuals
 from lares_pl.stages.base import BaseStage
-from lares_pl.stages.ranking import CUTOFFS
 
 Split = Literal["test", "val"]
-METRICS = metric_names(CUTOFFS)
+_FUNCTIONS = functions_of(DEFAULT_METRICS)
+METRICS = tuple(_FUNCTIONS)
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Measured:
         cosine: of z_t and z_{t-1}, likewise.
         entropy: of the distribution over the catalogue, nats, `[U, T]`.
         kl: of that distribution from that of the step before, nats, `[U, T]`; NaN at the first step.
+        other_ranks: rank of the target under the protocol that the stage was not evaluated by, `[U, T]` int32.
+        exclude_seen: whether `ranks` are those among unseen items, and `other_ranks` those among all.
     """
 
     depths: np.ndarray
@@ -51,28 +53,28 @@ class Measured:
     cosine: np.ndarray
     entropy: np.ndarray
     kl: np.ndarray
+    other_ranks: np.ndarray
+    exclude_seen: bool
 
     def column(self, depth: int) -> int:
         """Where a depth stands."""
         return int(np.flatnonzero(self.depths == depth)[0])
 
     def metrics(self, depth: int) -> dict[str, float]:
-        """All metrics at a depth, as `lares test` gives them."""
-        metrics = ranking_metrics("", CUTOFFS)
-        metrics.update(torch.from_numpy(self.ranks[:, self.column(depth)]))
-        return {str(name): float(value) for name, value in metrics.compute().items()}
+        """All metrics at a depth under both protocols, as `lares test` gives them."""
+        own, other = (torch.from_numpy(ranks[:, self.column(depth)]) for ranks in (self.ranks, self.other_ranks))
+        metrics = MetricSums(DEFAULT_METRICS, Catalogue(0, torch.empty(0)), self.exclude_seen)
+        metrics.update(Ranking(own, torch.empty(0), torch.empty(0)), other)
+        return {name: float(value) for name, value in metrics.compute().items()}
 
 
 def values_of(metric: str, ranks: np.ndarray) -> np.ndarray:
     """A metric of each rank, float32 of the same shape."""
-    of_ranks: Tensor = ranking_metrics("", CUTOFFS)[metric].value(torch.from_numpy(ranks))  # type: ignore[operator]
-    return of_ranks.float().numpy()
+    return _FUNCTIONS[metric](torch.from_numpy(ranks)).float().numpy()
 
 
-def batches(
-    stage: BaseStage, dataset: str, split: Split, batch_size: int, shuffle: bool = False
-) -> Iterator[tuple[Batch, ItemPairs | None]]:
-    """Users of a split as the stage reads them, on its device, and what is left out of their rankings.
+def batches(stage: BaseStage, dataset: str, split: Split, batch_size: int, shuffle: bool = False) -> Iterator[Batch]:
+    """Users of a split as the stage reads them, on its device, with what they have seen before.
 
     Raises:
         LaresError: if the dataset's catalogue is not the stage's, or nothing is held out.
@@ -81,11 +83,9 @@ def batches(
     stage.take_catalogue(data)
     data.setup("test")
     instances = data.sequences.held_out("test" if split == "test" else "validation")
-    loader = InstanceLoader(data.sequences, instances, batch_size, data.max_length, with_seen=stage.needs_seen, shuffle=shuffle)
+    loader = InstanceLoader(data.sequences, instances, batch_size, data.max_length, with_seen=True, shuffle=shuffle)
     for batch in loader:
-        batch = batch.to(stage.device)
-        seen = None if batch.seen_rows is None or batch.seen_items is None else ItemPairs(batch.seen_rows, batch.seen_items)
-        yield batch, seen
+        yield batch.to(stage.device)
 
 
 class _Part(NamedTuple):
@@ -96,9 +96,10 @@ class _Part(NamedTuple):
     cosine: Tensor
     entropy: Tensor
     kl: Tensor
+    other_ranks: Tensor
 
 
-def _measure_batch(stage: BaseStage, batch: Batch, excluded: ItemPairs | None, deepest: int) -> _Part:
+def _measure_batch(stage: BaseStage, batch: Batch, deepest: int) -> _Part:
     """One rollout; at the depth of evaluation the states are those that `lares test` ranks by, to the last bit.
 
     (The end of a trajectory is computed for its last positions alone, and rounds otherwise than a step on the way.)
@@ -108,9 +109,10 @@ def _measure_batch(stage: BaseStage, batch: Batch, excluded: ItemPairs | None, d
     if 0 < stage.evaluation_depth < deepest:
         states[stage.evaluation_depth - 1] = Reasoning(stage.evaluation_depth)(backbone, batch.histories).states
     head = backbone.head(batch.histories)
-    ranks = torch.stack([head.rank(of_step, batch.targets, excluded) for of_step in states])
+    both = [head.rank_both(of_step, batch.targets, seen_items(batch)) for of_step in states]
+    own, other = zip(*(own_and_other(ranks, stage.exclude_seen) for ranks in both), strict=True)
     moved = movement(states, head)
-    return _Part(ranks.int(), *residuals(states), moved.entropy, moved.kl)
+    return _Part(torch.stack(own).int(), *residuals(states), moved.entropy, moved.kl, torch.stack(other).int())
 
 
 @torch.inference_mode()
@@ -130,8 +132,9 @@ def measure(stage: BaseStage, dataset: str, split: Split, deepest: int, batch_si
         LaresError: if the dataset is not the model's, or the model has no such depth.
     """
     parts = [
-        _Part(*(values[:, batch.valid].T.cpu() for values in _measure_batch(stage, batch, excluded, deepest)))
-        for batch, excluded in batches(stage, dataset, split, batch_size)
+        _Part(*(values[:, batch.valid].T.cpu() for values in _measure_batch(stage, batch, deepest)))
+        for batch in batches(stage, dataset, split, batch_size)
     ]
-    together = (torch.cat(values).numpy() for values in zip(*parts, strict=True))
-    return Measured(np.arange(1, deepest + 1) if deepest else np.zeros(1, dtype=np.int64), *together)
+    together = {name: torch.cat(values).numpy() for name, values in zip(_Part._fields, zip(*parts, strict=True), strict=True)}
+    depths = np.arange(1, deepest + 1) if deepest else np.zeros(1, dtype=np.int64)
+    return Measured(depths, **together, exclude_seen=stage.exclude_seen)

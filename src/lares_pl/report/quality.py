@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
+from lares_pl.evaluation.protocols import other_protocol
 from lares_pl.report.charts import Panel, Series, band_ticks, draw
 from lares_pl.report.machine import device_name, threads
 from lares_pl.report.measure import METRICS
@@ -52,8 +53,8 @@ def summary(study: Study) -> Section:
     main = [NAMES[name] for name in PLOTTED]
     rest = [name for name in NAMES.values() if name not in main]
     text = [
-        f"Each of {study.population.users:,} users has one {study.target} item, which is ranked among all "
-        f"{study.population.sequences.catalogue_size:,} items; ties count against it. Recall@K is the share of "
+        f"{study.population.users:,} {study.target} items, {_targets_of_users(study)}, are ranked among all "
+        f"{study.population.sequences.catalogue_size:,} items; ties count against them. Recall@K is the share of "
         "users whose item is among the first K. NDCG@K averages 1 / log2(1 + rank) over users, with 0 outside the first K; "
         f"MRR averages 1 / rank. In brackets: 95 % bootstrap interval over users ({study.resamples:,} samples). It shows how "
         "much the number would vary with other users from the same population, not between training runs.",
@@ -66,6 +67,7 @@ def summary(study: Study) -> Section:
         text,
         tables=[
             Table("summary", "Recall@10, NDCG@10 and MRR", at_depth, "All cutoffs are in the files.", _wide(at_depth, main)),
+            Table("protocols", "Both protocols", _protocols(study), "Means over seeds."),
             Table(
                 "summary-cutoffs",
                 "Other cutoffs",
@@ -74,6 +76,23 @@ def summary(study: Study) -> Section:
             ),
         ],
     )
+
+
+def _targets_of_users(study: Study) -> str:
+    split = study.population.sequences.split
+    if split is None or split["targets"] == "first":
+        return "one of each user"
+    return "some of them of the same user (the intervals treat all as independent)"
+
+
+def _protocols(study: Study) -> pd.DataFrame:
+    """A row for each group and protocol, that of its evaluation first."""
+    rows: list[dict[str, object]] = []
+    for group in study.groups:
+        for prefix, left_out in (("", group.exclude_seen), (other_protocol(group.exclude_seen), not group.exclude_seen)):
+            means = {NAMES[name]: mean_and_spread(group.by_seed(prefix + name, group.depth))[0] for name in PLOTTED}
+            rows.append({"model": group.label, "items seen before": "left out" if left_out else "ranked", **means})
+    return pd.DataFrame(rows)
 
 
 def _means(at_depth: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:

@@ -46,12 +46,9 @@ class Population:
 
 
 def population(dataset: str, split: Split) -> Population:
-    """The users of a split. Training interactions are all but the last two of each user with three or more items."""
+    """The users of a split."""
     sequences = SequenceDataset.load(dataset)
-    size = sequences.catalogue_size + 1
-    last = sequences.held_out("test").all()
-    held = np.concatenate([sequences.items[last.ends], sequences.items[last.ends - 1]])
-    counts = np.bincount(sequences.items, minlength=size) - np.bincount(held, minlength=size)
+    counts = sequences.training_popularity
     spans = sequences.held_out("test" if split == "test" else "validation").all()
     return Population(sequences, counts[sequences.targets(spans)], spans.ends - spans.starts, counts)
 

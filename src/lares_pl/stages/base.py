@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lares_pl.data.loading.batches import Batch
 from lares_pl.errors import LaresError
+from lares_pl.evaluation.metrics import RankingMetric
 from lares_pl.model.architecture import BackboneConfig
 from lares_pl.model.blocks import compile_block
 from lares_pl.parsing import from_plain
@@ -47,7 +48,7 @@ class BaseStage(RankingModule, ABC):
         backbone: the architecture.
         optimizer: factory of the optimiser.
         scheduler: factory of a learning-rate schedule stepped after every update.
-        exclude_seen: leave items of the history out of rankings and recommendations (the paper ranks them).
+        exclude_seen, metrics: as `RankingModule`.
         init_from: checkpoint whose backbone weights to start from.
         compile_core: compile the core-blocks with `torch.compile` for training.
         on_nonfinite: what to do with an update whose gradient is not finite: `stop` the run, or `skip` and count it.
@@ -62,12 +63,13 @@ class BaseStage(RankingModule, ABC):
         optimizer: OptimizerFactory | Mapping[str, Any] = Adam,
         scheduler: SchedulerFactory | Mapping[str, Any] | None = None,
         exclude_seen: bool = False,
+        metrics: Sequence[RankingMetric] | None = None,
         init_from: str | None = None,
         compile_core: bool = False,
         on_nonfinite: Literal["stop", "skip"] = "stop",
         ema: float = 0.0,
     ) -> None:
-        super().__init__(backbone, init_from, ema, exclude_seen)
+        super().__init__(backbone, init_from, ema, exclude_seen, metrics)
         if on_nonfinite not in ("stop", "skip"):
             raise LaresError(f"on_nonfinite must be stop or skip, got {on_nonfinite}")
         self.optimizer = from_plain(OptimizerFactory, optimizer, "optimizer")

@@ -9,19 +9,22 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
+from lares_pl.data.dataset.ids import unpacked_ids
 from lares_pl.data.module import SequenceDataModule
 from lares_pl.errors import LaresError
 from lares_pl.model.architecture import BackboneConfig
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.embedding import ItemText
 from lares_pl.serialization import class_path_of
-from lares_pl.stages.checkpoint import KEY, read_checkpoint
+from lares_pl.stages.checkpoint import KEY, StageCheckpoint, read_checkpoint
 from lares_pl.stages.compatibility import check_not_compiled
 from lares_pl.stages.distributed import share_values
+from lares_pl.stages.growth import ITEM_TABLE, TEXT_TABLE, grown_table, match_catalogues
 from lares_pl.stages.validation import check_serializable, check_sharding, compare_catalogues, compare_weights
 
 
@@ -32,7 +35,7 @@ class NetworkModule(L.LightningModule):
 
     Args:
         backbone: the architecture.
-        init_from: checkpoint whose backbone weights to start from.
+        init_from: checkpoint whose backbone weights to start from; if it is of another catalogue, items are matched by id.
         ema: decay of an average of the weights, within [0, 1); 0 keeps none. With it `backbone` is the average, and `learner`
             is what updates change.
     """
@@ -94,14 +97,14 @@ class NetworkModule(L.LightningModule):
         Raises:
             LaresError: if the model was made for another catalogue or history length.
         """
-        found = {
+        found: dict[str, Any] = {
             "items": data.sequences.catalogue_size,
             "max_length": data.max_length,
             "fingerprint": data.sequences.catalogue_fingerprint(),
             "item_ids": data.sequences.packed_item_ids,
         }
         if self.backbone_config.embedder.reads_text:
-            found["text"] = self._read_text(data, checkpoint or self.init_from)
+            found["text"] = self._read_text(data, checkpoint or self.init_from, found["fingerprint"])
         if self._catalogue is not None:
             compare_catalogues(self._catalogue, found, data.dataset_path)
         self._catalogue = found
@@ -125,14 +128,16 @@ class NetworkModule(L.LightningModule):
         self._catalogue = catalogue
         self.configure_model()
 
-    def _read_text(self, data: SequenceDataModule, checkpoint: Any) -> dict[str, Any]:
+    def _read_text(self, data: SequenceDataModule, checkpoint: Any, fingerprint: str) -> dict[str, Any]:
         """Size and precision of the item text; the vectors too, unless the network has them or a checkpoint brings them."""
         known: dict[str, Any] | None = None
         if hasattr(self, "backbone"):
             assert self._catalogue is not None
             known = self._catalogue["text"]
         elif checkpoint is not None:
-            known = read_checkpoint(checkpoint).catalogue.get("text")
+            of_model = read_checkpoint(checkpoint).catalogue
+            # text of another catalogue is of no use (`init_from`)
+            known = of_model.get("text") if of_model["fingerprint"] in (None, fingerprint) else None
         if known is not None:
             return known
         vectors = data.sequences.text_vectors()
@@ -175,12 +180,25 @@ class NetworkModule(L.LightningModule):
         if self.init_from is not None:
             assert self._catalogue is not None
             checkpoint = read_checkpoint(self.init_from)
+            weights = checkpoint.backbone_weights()
             if self._catalogue["fingerprint"] != checkpoint.catalogue["fingerprint"]:
-                compare_catalogues(checkpoint.catalogue, self._catalogue, str(checkpoint.path))
+                weights = self._for_this_catalogue(weights, checkpoint)
             try:
-                self.backbone.load_state_dict(checkpoint.backbone_weights())
+                self.backbone.load_state_dict(weights)
             except RuntimeError as error:
                 raise LaresError(f"{self.init_from}: its weights don't fit this architecture: {error}") from error
+
+    def _for_this_catalogue(self, weights: dict[str, Tensor], checkpoint: StageCheckpoint) -> dict[str, Tensor]:
+        """Weights of another catalogue with the items of this one; raises if no item has a known id."""
+        assert self._catalogue is not None
+        old = checkpoint.item_ids
+        change = None if old is None else match_catalogues(old, unpacked_ids(self._catalogue["item_ids"]))
+        if change is None or change.matched == 0:
+            compare_catalogues(checkpoint.catalogue, self._catalogue, str(checkpoint.path))
+            return weights
+        rank_zero_info(f"{checkpoint.path} is of another catalogue: {change}")
+        text = {name: value for name, value in self.backbone.state_dict().items() if name == TEXT_TABLE}
+        return {**weights, ITEM_TABLE: grown_table(weights[ITEM_TABLE], change), **text}
 
     @property
     def learner(self) -> RecurrentBackbone:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import MetricCollection
 
+from lares_pl.data.dataset.prepared import SequenceDataset
 from lares_pl.data.loading.batches import Batch
 from lares_pl.data.loading.item_pairs import ItemPairs
-from lares_pl.evaluation.metrics import metric_names, ranking_metrics
+from lares_pl.evaluation.metrics import DEFAULT_METRICS, Catalogue, RankingMetric
+from lares_pl.evaluation.protocols import MetricSums, seen_items
 from lares_pl.model.architecture import BackboneConfig
 from lares_pl.model.reasoning import Reasoning, StopRule
+from lares_pl.parsing import from_plain
 from lares_pl.stages.memory import trim
 from lares_pl.stages.network import NetworkModule
-
-CUTOFFS = (5, 10, 20, 50)
 
 
 class Ranked(NamedTuple):
@@ -33,12 +34,25 @@ class RankingModule(NetworkModule):
 
     Args:
         backbone, init_from, ema: as `NetworkModule`.
-        exclude_seen: leave items of the history out of rankings and recommendations (the paper ranks them).
+        exclude_seen: leave items of the history out of recommendations, and out of the rankings of the metrics with the short
+            names (the paper ranks them); validation and test report both.
+        metrics: what validation and test report; Recall and NDCG at 5, 10, 20 and 50 and MRR where None.
     """
 
-    def __init__(self, backbone: BackboneConfig, init_from: str | None, ema: float, exclude_seen: bool) -> None:
+    def __init__(
+        self,
+        backbone: BackboneConfig,
+        init_from: str | None,
+        ema: float,
+        exclude_seen: bool,
+        metrics: Sequence[RankingMetric] | None,
+    ) -> None:
         super().__init__(backbone, init_from, ema)
         self.exclude_seen = exclude_seen
+        #: what validation and test report
+        self.metrics: list[RankingMetric] = [
+            from_plain(RankingMetric, metric, "metrics") for metric in (DEFAULT_METRICS if metrics is None else metrics)
+        ]
         #: depth of validation, test and prediction
         self.evaluation_depth = backbone.depth.evaluation_depth
         #: ends reasoning about a history before that depth, once it has arrived
@@ -47,23 +61,13 @@ class RankingModule(NetworkModule):
         self.trajectories = 1
         #: length of the lists that `predict` gives
         self.predict_k = 10
-        self.metrics = torch.nn.ModuleDict({split: ranking_metrics(f"{split}/", CUTOFFS) for split in ("val", "test")})
-
-    def setup(self, stage: str) -> None:
-        """Start with new metrics: training can't add to those that `validate` and `test` leave, made in inference mode."""
-        super().setup(stage)
-        for metrics in self.metrics.values():
-            cast(MetricCollection, metrics).reset()
-
-    @property
-    def needs_seen(self) -> bool:
-        """Whether batches of evaluation must bring the items seen before."""
-        return self.exclude_seen
+        self._sums: MetricSums  # of the validation or test that is running
 
     @property
     def validated_metrics(self) -> tuple[str, ...]:
         """Names that validation logs."""
-        return tuple(f"val/{name}" for name in [*metric_names(CUTOFFS), *(["steps"] if self.stop is not None else [])])
+        names = self.make_sums(self.trainer.datamodule.sequences).names  # type: ignore[attr-defined]
+        return tuple(f"val/{name}" for name in [*names, *(["steps"] if self.stop is not None else [])])
 
     @property
     def needs_read(self) -> bool:
@@ -77,22 +81,46 @@ class RankingModule(NetworkModule):
 
     def excluded(self, batch: Batch) -> ItemPairs | None:
         """Items that are not ranked: those seen before, where they are to be left out."""
-        if not self.exclude_seen:
-            return None
-        assert batch.seen_rows is not None
-        assert batch.seen_items is not None
-        return ItemPairs(batch.seen_rows, batch.seen_items)
+        return seen_items(batch) if self.exclude_seen else None
+
+    def make_sums(self, sequences: SequenceDataset) -> MetricSums:
+        """The sums of this stage's metrics, still without instances.
+
+        Args:
+            sequences: the data that is evaluated on.
+        """
+        read = any(metric.reads_popularity for metric in self.metrics)
+        popularity = torch.from_numpy(sequences.training_popularity) if read else torch.empty(0, dtype=torch.int64)
+        return MetricSums(self.metrics, Catalogue(sequences.catalogue_size, popularity), self.exclude_seen)
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin the sums."""
+        self._sums = self.make_sums(self.trainer.datamodule.sequences).to(self.device)  # type: ignore[attr-defined]
+
+    def on_test_epoch_start(self) -> None:
+        """Begin the sums."""
+        self.on_validation_epoch_start()
 
     def _evaluate(self, batch: Batch, split: str) -> None:
         states, steps = self.reasoning(self.backbone, batch.histories)
-        ranks = self.backbone.head(batch.histories, read=batch.read).rank(states, batch.targets, self.excluded(batch))
-        metrics = cast(MetricCollection, self.metrics[split])
-        metrics.update(ranks[batch.valid])
-        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(batch))
+        self._sums.rank(self.backbone.head(batch.histories, read=batch.read), states, batch)
         if self.stop is not None:
             counted = int(batch.valid.sum())
             mean = steps[batch.valid].sum() / max(counted, 1)
             self.log(f"{split}/steps", mean, on_step=False, on_epoch=True, sync_dist=True, batch_size=counted)
+
+    def _log_metrics(self, split: str) -> None:
+        values = {f"{split}/{name}": value for name, value in self._sums.compute().items()}
+        # they are of all processes already; the greatest of equal values is the value itself
+        self.log_dict(values, sync_dist=True, reduce_fx="max")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics."""
+        self._log_metrics("test")
 
     def validation_step(self, batch: Batch) -> None:
         """Rank validation targets."""

@@ -7,7 +7,7 @@ Deviations from the reference: none in the loss. The noise of evaluation and pru
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from torch.optim import Adam
 from lares_pl.data.loading.batches import Batch
 from lares_pl.data.module import SequenceDataModule
 from lares_pl.errors import LaresError
+from lares_pl.evaluation.metrics import RankingMetric
 from lares_pl.losses.actions import Actions, TargetAmongBest
 from lares_pl.losses.advantages import Advantage, GroupAdvantage
 from lares_pl.losses.rewards import NDCGReward, RecallReward, Reward
@@ -55,7 +56,9 @@ class RPT(BaseStage):
         optimizer: the optimiser.
         scheduler: learning-rate schedule, stepped after every update; None keeps the learning rate.
         ema: decay of an average of the weights that is validated, saved and tested instead of them; 0 keeps none.
-        exclude_seen: leave items of the history out of rankings and recommendations (the paper ranks them).
+        exclude_seen: leave items of the history out of recommendations and of rankings (the paper ranks them). It decides which
+            protocol the short names are of; validation and test report both.
+        metrics: what validation and test report; None: Recall and NDCG at 5, 10, 20 and 50, and MRR.
         compile_core: compile the policy's core-blocks with `torch.compile`, as in SPT.
         on_nonfinite: what to do with an update whose gradient is not finite: `stop` the run, or `skip` and count it.
     """
@@ -76,6 +79,7 @@ class RPT(BaseStage):
         scheduler: SchedulerFactory | None = None,
         ema: float = 0.99,
         exclude_seen: bool = False,
+        metrics: Sequence[RankingMetric] | None = None,
         compile_core: bool = False,
         on_nonfinite: Literal["stop", "skip"] = "stop",
     ) -> None:
@@ -89,7 +93,9 @@ class RPT(BaseStage):
         if dropout is not None:
             backbone = with_dropout(backbone, dropout)
         settings = {**arguments(locals()), "backbone": backbone}
-        super().__init__(settings, backbone, optimizer, scheduler, exclude_seen, init_from, compile_core, on_nonfinite, ema)
+        super().__init__(
+            settings, backbone, optimizer, scheduler, exclude_seen, metrics, init_from, compile_core, on_nonfinite, ema
+        )
         self.group_size = group_size
         self.objective = GroupObjective(
             from_plain(Reward, reward, "reward"),
@@ -194,7 +200,7 @@ class RPT(BaseStage):
     def _prune(self, data: SequenceDataModule, pruning: Pruning) -> KeptSet:
         sequences = data.sequences
         how = (self.evaluation_depth, pruning, data.reads_sequences, data.max_length)
-        mine = pruning_fingerprint(self.reference, (sequences.items, sequences.offsets), *how)
+        mine = pruning_fingerprint(self.reference, (sequences.items, sequences.offsets, sequences.flat.validation), *how)
         fingerprint = self.trainer.strategy.broadcast(mine)  # with a sharded catalogue each process has other weights
         known = self._kept is not None and self._kept.fingerprint == fingerprint
         if self.trainer.strategy.reduce_boolean_decision(known, all=True):

@@ -8,6 +8,7 @@ half of it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
@@ -18,6 +19,7 @@ from torch.optim import Adam
 
 from lares_pl.data.loading.batches import Batch
 from lares_pl.errors import LaresError
+from lares_pl.evaluation.metrics import RankingMetric
 from lares_pl.losses.alignment import Alignment, alignment_losses
 from lares_pl.losses.next_item import FullSoftmax, NextItemLoss, Proposal
 from lares_pl.losses.supervision import StepPerInstance, Supervision
@@ -46,9 +48,12 @@ class SPT(BaseStage):
         optimizer: the optimiser.
         scheduler: learning-rate schedule, stepped after every update; None keeps the learning rate.
         ema: decay of an average of the weights that is validated, saved and tested instead of them; 0 keeps none.
-        exclude_seen: leave items of the history out of rankings and recommendations (the paper ranks them).
+        exclude_seen: leave items of the history out of recommendations and of rankings (the paper ranks them). It decides which
+            protocol the short names are of; validation and test report both.
+        metrics: what validation and test report; None: Recall and NDCG at 5, 10, 20 and 50, and MRR.
         init_from: checkpoint whose backbone weights to start from (in a config also a stage of the same run by name, whose
-            architecture is taken too); to go on with an interrupted run use `--ckpt_path`.
+            architecture is taken too). If it is of another catalogue, items are matched by id, and new ones start from the mean
+            of the table. To go on with an interrupted run use `--ckpt_path`.
         gather_negatives: contrast TLA and SLA with the rows of all processes, so that they do not depend on their number; False
             contrasts each process's own rows.
         compile_core: compile the core-blocks with `torch.compile` for training; measure whether it pays on your device
@@ -68,6 +73,7 @@ class SPT(BaseStage):
         scheduler: SchedulerFactory | None = WarmupCosine,
         ema: float = 0.999,
         exclude_seen: bool = False,
+        metrics: Sequence[RankingMetric] | None = None,
         init_from: str | None = None,
         gather_negatives: bool = True,
         compile_core: bool = False,
@@ -77,7 +83,16 @@ class SPT(BaseStage):
             raise LaresError(f"SPT: alpha and gamma must not be negative, got {alpha} and {gamma}")
         backbone = from_plain(BackboneConfig, backbone, "backbone")
         super().__init__(
-            arguments(locals()), backbone, optimizer, scheduler, exclude_seen, init_from, compile_core, on_nonfinite, ema
+            arguments(locals()),
+            backbone,
+            optimizer,
+            scheduler,
+            exclude_seen,
+            metrics,
+            init_from,
+            compile_core,
+            on_nonfinite,
+            ema,
         )
         self.alpha = alpha
         self.gamma = gamma

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from lares_pl import LaresError, SequenceDataset, Spark, prepare
+from lares_pl import LaresError, SequenceDataset, Spark, TemporalSplit, prepare
 from tests.console import lares
 from tests.data.prepare import test_writers
 
@@ -49,17 +49,22 @@ def contents(folder: Path) -> tuple[Any, ...]:
     described = json.loads((folder / "dataset.json").read_text())
     files = sorted((folder / "sequences").glob("*.parquet")) or [folder / "sequences.parquet"]
     rows = [row for path in files for row in pq.read_table(path).to_pylist()]
-    return rows, data.items.tolist(), pq.read_table(folder / "items.parquet").to_pylist(), described
+    split = [data.flat.validation.tolist(), data.flat.test.tolist()]
+    return rows, data.items.tolist(), split, pq.read_table(folder / "items.parquet").to_pylist(), described
 
 
-@pytest.mark.parametrize("options", [{}, {"k_core": 5, "repeats": "drop", "min_rating": 2.0}], ids=["whole", "filtered"])
+FILTERS: dict[str, Any] = {"k_core": 5, "repeats": "drop", "min_rating": 2.0}
+BY_TIME = TemporalSplit(validation_share=0.7, test_share=0.85, targets="all")
+
+
+@pytest.mark.parametrize("options", [{}, FILTERS, {**FILTERS, "split": BY_TIME}], ids=["whole", "filtered", "by time"])
 def test_spark_and_duckdb_prepare_equal_datasets(log: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     prepare(str(log), str(tmp_path / "duckdb"), **options)
     prepare(str(log), str(tmp_path / "spark"), engine=Spark("local[2]"), **options)
     assert contents(tmp_path / "spark") == contents(tmp_path / "duckdb")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["duckdb", "spark"]
     parts = sorted(path.name for path in (tmp_path / "spark").iterdir())
-    assert parts == ["dataset.json", "flat", "items.parquet", "sequences"]
+    assert parts == ["dataset.json", "flat", "items.parquet", "sequences", *(["split.parquet"] if "split" in options else [])]
 
 
 def test_spark_is_selected_on_the_command_line_and_reports_errors(log: Path, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """A cache of a prepared dataset's sequences as arrays, which all processes of a machine map instead of decoding Parquet each.
 
 The Parquet files are authoritative: the cache is used only if it was made from exactly these files, and is rebuilt otherwise.
-It contains the items of all users, the offset of each user, and all training targets grouped by item, from which partners
-with the same target are drawn.
+It contains the items of all users, the offset and the split of each user, and all training targets grouped by item, from which
+partners with the same target are drawn.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lares_pl.atomic_io import exchange, temporary_folder
+from lares_pl.data.dataset.format import SPLIT
 from lares_pl.errors import LaresError
 
 FOLDER, RECORD = "flat", "made-from.json"
@@ -31,12 +32,16 @@ class Flat(NamedTuple):
     Args:
         items: items of all users, concatenated, `[n]` int32.
         offsets: offset of each user's items, and the total, `[users + 1]` int64.
+        validation: end of each user's training items, where the validation part begins, `[users]` int64.
+        test: where the test part of each user's items begins, `[users]` int64.
         by_target: positions (in `items`) of all training targets, grouped by item, ascending within an item, `[targets]`.
         of_item: offset of each item's positions in `by_target`, and the total, `[N + 2]` int64; entry 0 is padding's.
     """
 
     items: np.ndarray
     offsets: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
     by_target: np.ndarray
     of_item: np.ndarray
 
@@ -56,7 +61,8 @@ def flat_copies(folder: Path, users: int, interactions: int, catalogue: int) -> 
     Raises:
         LaresError: if the sequences have other numbers of users or interactions, or an item outside the catalogue.
     """
-    made_from = {path.name: path.stat().st_size for path in sequence_files(folder)}
+    files = [*sequence_files(folder), *folder.glob(SPLIT)]
+    made_from = {path.name: path.stat().st_size for path in files}
     mapped = _mapped(folder / FOLDER, made_from)
     if mapped is not None and (len(mapped.offsets), len(mapped.items)) == (users + 1, interactions):
         return mapped
@@ -76,11 +82,22 @@ def flat_copies(folder: Path, users: int, interactions: int, catalogue: int) -> 
 
 
 def flat_of(items: np.ndarray, offsets: np.ndarray, catalogue: int) -> Flat:
-    """Build the same arrays in memory, for sequences that are not from a prepared dataset."""
-    of_item = training_counts(items, offsets, catalogue)
+    """Build the same arrays in memory, for sequences that are not from a prepared dataset; the split is leave-one-out."""
+    validation, test = leave_one_out(offsets)
+    of_item = training_counts(items, offsets, validation, catalogue)
     by_target = np.empty(of_item[-1], dtype=np.int64)
-    group_targets(items, offsets, of_item, by_target)
-    return Flat(items, offsets, by_target, of_item)
+    group_targets(items, offsets, validation, of_item, by_target)
+    return Flat(items, offsets, validation, test, by_target, of_item)
+
+
+def leave_one_out(offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the validation and the test part of each user's items begin: at the last two items of three or more.
+
+    Args:
+        offsets: `[users + 1]`.
+    """
+    ends, held = offsets[1:], np.diff(offsets) >= 3
+    return ends - 2 * held, ends - held
 
 
 def _mapped(folder: Path, made_from: dict[str, int]) -> Flat | None:
@@ -146,12 +163,30 @@ def _filled(folder: Path, users: int, interactions: int, catalogue: int, place: 
             f"interactions; there are {user:,}{' or more' if user > users or filled > interactions else ''} and {filled:,}. "
             "Prepare it again"
         )
-    counts = training_counts(items, offsets, catalogue)
+    validation, test = array("validation", users, np.int64), array("test", users, np.int64)
+    validation[:], test[:] = _split(folder, offsets)
+    counts = training_counts(items, offsets, validation, catalogue)
     of_item = array("of_item", len(counts), np.int64)
     of_item[:] = counts
     by_target = array("by_target", int(counts[-1]), np.uint32 if interactions < 1 << 32 else np.int64)
-    group_targets(items, offsets, counts, by_target)
-    return Flat(items, offsets, by_target, of_item)
+    group_targets(items, offsets, validation, counts, by_target)
+    return Flat(items, offsets, validation, test, by_target, of_item)
+
+
+def _split(folder: Path, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the validation and the test part of each user's items begin."""
+    if not (folder / SPLIT).is_file():
+        return leave_one_out(offsets)
+    table = pq.read_table(folder / SPLIT, page_checksum_verification=True)
+    training, before_test = (table[name].to_numpy().astype(np.int64) for name in ("training", "before_test"))
+    if len(training) != len(offsets) - 1:
+        raise LaresError(f"{folder / SPLIT}: a split of {len(training):,} of {len(offsets) - 1:,} users. Prepare it again")
+    wrong = (training < 0) | (before_test < training) | (before_test > np.diff(offsets))
+    if wrong.any():
+        raise LaresError(
+            f"{folder / SPLIT}: row {int(np.argmax(wrong)) + 1} does not split its user's items. Prepare the dataset again"
+        )
+    return offsets[:-1] + training, offsets[:-1] + before_test
 
 
 def _lists(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -176,14 +211,13 @@ def _stretches(offsets: np.ndarray, size: int = 1 << 22) -> Iterator[tuple[int, 
         user = end
 
 
-def _training_places(offsets: np.ndarray) -> np.ndarray:
-    """Positions of the training targets: each user's items from the second on, without the two held out if there are three.
+def _training_places(offsets: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Positions of the training targets: each user's training items from the second on.
 
     Args:
         offsets: of some users, `[users + 1]`.
+        ends: end of their training items, `[users]`.
     """
-    lengths = np.diff(offsets)
-    ends = offsets[1:] - np.where(lengths < 3, 0, 2)
     is_target = np.zeros(int(offsets[-1] - offsets[0]) + 1, dtype=np.int8)
     some = ends > offsets[:-1] + 1
     np.add.at(is_target, offsets[:-1][some] + 1 - offsets[0], 1)
@@ -192,27 +226,28 @@ def _training_places(offsets: np.ndarray) -> np.ndarray:
     return places
 
 
-def training_counts(items: np.ndarray, offsets: np.ndarray, catalogue: int) -> np.ndarray:
+def training_counts(items: np.ndarray, offsets: np.ndarray, ends: np.ndarray, catalogue: int) -> np.ndarray:
     """Offsets of each item's training targets when grouped by item, and the total, `[N + 2]` int64."""
     counts = np.zeros(catalogue + 2, dtype=np.int64)
     for start, end in _stretches(offsets):
-        targets = items[_training_places(offsets[start : end + 1])]
+        targets = items[_training_places(offsets[start : end + 1], ends[start:end])]
         counts[1:] += np.bincount(targets, minlength=catalogue + 1)
     totals: np.ndarray = counts.cumsum()
     return totals
 
 
-def group_targets(items: np.ndarray, offsets: np.ndarray, of_item: np.ndarray, out: np.ndarray) -> None:
+def group_targets(items: np.ndarray, offsets: np.ndarray, ends: np.ndarray, of_item: np.ndarray, out: np.ndarray) -> None:
     """Write the positions of training targets grouped by item, ascending within an item (a counting sort).
 
     Args:
         items, offsets: the sequences.
+        ends: end of each user's training items.
         of_item: the offset of each item, from `training_counts`.
         out: `[targets]`.
     """
     free = of_item[:-1].copy()
     for start, end in _stretches(offsets):
-        places = _training_places(offsets[start : end + 1])
+        places = _training_places(offsets[start : end + 1], ends[start:end])
         targets = items[places]
         order = np.argsort(targets, kind="stable")
         targets, firsts, counts = *(targets[order],), *np.unique(targets[order], return_index=True, return_counts=True)[1:]

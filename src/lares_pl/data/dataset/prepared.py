@@ -1,21 +1,14 @@
-"""A prepared dataset: flat sequences, their leave-one-out split, and the instances cut from them.
-
-An instance is a target position in the flat array of all items; its history is the at most L items of the same user before it.
-Instances are numbered, and a batch computes the ones it needs: no process holds a list of them, and all processes of a machine
-share the memory of the sequences.
-"""
+"""A prepared dataset: flat sequences, whose memory all processes of a machine share, the split, and the catalogue."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,120 +17,9 @@ from torch import Tensor
 
 from lares_pl.data.dataset.format import FORMAT_VERSION
 from lares_pl.data.dataset.ids import packed_ids
+from lares_pl.data.dataset.instances import HeldOut, HistorySpans, Split, TrainingInstances, ranges
 from lares_pl.data.dataset.mmap_cache import Flat, flat_copies, flat_of, sequence_files
 from lares_pl.errors import LaresError
-
-Split = Literal["validation", "test", "next"]
-
-
-@dataclass(frozen=True)
-class HistorySpans:
-    """The spans of some instances' histories in the flat array of items; each target follows its span.
-
-    Args:
-        users: user index of each, `[B]`.
-        starts: position of the user's first item, `[B]`.
-        ends: position of the target; the history is `items[start:end]`, `[B]`.
-    """
-
-    users: np.ndarray
-    starts: np.ndarray
-    ends: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-
-class Instances(ABC):
-    """Instances 0 … n - 1 of a split.
-
-    Attributes:
-        has_target: False if the history is a user's whole sequence and nothing follows it.
-    """
-
-    has_target = True
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """Number of instances n."""
-
-    @abstractmethod
-    def take(self, numbers: np.ndarray) -> HistorySpans:
-        """Some of them, `[B]`."""
-
-    def all(self) -> HistorySpans:
-        """All of them; for small data."""
-        return self.take(np.arange(len(self)))
-
-
-@dataclass(frozen=True)
-class TrainingInstances(Instances):
-    """Every item of a user from the second on, except the last two, with all items before it (docs/method.md, "Instances").
-
-    Users with fewer than three items have nothing held out: all their items are used for training.
-
-    Args:
-        offsets: offset of each user's items, and the total, `[users + 1]`.
-        kept: numbers of the instances to use, ascending; None uses all.
-    """
-
-    offsets: np.ndarray
-    kept: np.ndarray | None = None
-
-    @cached_property
-    def firsts(self) -> np.ndarray:
-        """Number of the first instance of each user, and the total, `[users + 1]`."""
-        lengths = np.diff(self.offsets)
-        counts = np.maximum(np.where(lengths < 3, lengths - 1, lengths - 3), 0)
-        return np.concatenate([[0], counts.cumsum()])
-
-    def __len__(self) -> int:
-        return int(self.firsts[-1]) if self.kept is None else len(self.kept)
-
-    def take(self, numbers: np.ndarray) -> HistorySpans:
-        """Some of them, `[B]`."""
-        numbers = numbers if self.kept is None else self.kept[numbers].astype(np.int64)
-        users = np.searchsorted(self.firsts, numbers, side="right") - 1
-        starts = self.offsets[users]
-        return HistorySpans(users, starts, starts + 1 + numbers - self.firsts[users])
-
-    def keeping(self, kept: np.ndarray) -> TrainingInstances:
-        """Return the instances selected by a mask over all of them."""
-        numbers = np.flatnonzero(kept)
-        return TrainingInstances(self.offsets, numbers.astype(np.uint32) if len(kept) < 1 << 32 else numbers)
-
-
-@dataclass(frozen=True)
-class HeldOut(Instances):
-    """One instance per user: its target is the second to last item (validation), the last (test), or comes after all (next).
-
-    Args:
-        offsets: offset of each user's items, and the total, `[users + 1]`.
-        split: the split.
-        users: the users with an item to hold out, ascending, `[n]`; computed.
-    """
-
-    offsets: np.ndarray
-    split: Split
-    users: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        fewest = 1 if self.split == "next" else 3
-        object.__setattr__(self, "users", np.flatnonzero(np.diff(self.offsets) >= fewest))
-
-    @property
-    def has_target(self) -> bool:  # type: ignore[override]
-        """Whether there is a target to rank."""
-        return self.split != "next"
-
-    def __len__(self) -> int:
-        return len(self.users)
-
-    def take(self, numbers: np.ndarray) -> HistorySpans:
-        """Some of them, `[B]`."""
-        users = self.users[numbers]
-        from_end = {"next": 0, "test": 1, "validation": 2}[self.split]
-        return HistorySpans(users, self.offsets[users], self.offsets[users + 1] - from_end)
 
 
 def check_dataset(path: str | Path | None) -> Path:
@@ -176,10 +58,14 @@ class SequenceDataset:
         user_ids: original ids of the users, or how to read them.
         item_ids: original ids of items 1 … N.
         path: where it was read from, for messages.
+        split: how the items are split, as `dataset.json` states it; None: leave-one-out.
     """
 
-    def __init__(self, flat: Flat, user_ids: pa.Array | None, item_ids: pa.Array, path: str) -> None:
+    def __init__(
+        self, flat: Flat, user_ids: pa.Array | None, item_ids: pa.Array, path: str, split: dict[str, Any] | None = None
+    ) -> None:
         self.flat = flat
+        self.split = split
         self.items = flat.items
         self.offsets = flat.offsets
         self.item_ids = item_ids
@@ -223,7 +109,7 @@ class SequenceDataset:
             if catalogue["item_id"].null_count:
                 raise LaresError(f"{folder}: items.parquet has items without an id. Prepare the dataset again")
             flat = flat_copies(folder, users, interactions, items)
-            return SequenceDataset(flat, None, catalogue["item_id"].combine_chunks(), str(folder))
+            return SequenceDataset(flat, None, catalogue["item_id"].combine_chunks(), str(folder), description.get("split"))
 
     @cached_property
     def user_ids(self) -> pa.Array:
@@ -281,16 +167,28 @@ class SequenceDataset:
                 row += len(part)
         return vectors
 
+    @cached_property
+    def training_popularity(self) -> np.ndarray:
+        """Number of training interactions of each item, `[N + 1]` int64."""
+        size = self.catalogue_size + 1
+        held, _ = ranges(self.flat.validation, self.offsets[1:])
+        popularity: np.ndarray = np.bincount(self.items, minlength=size) - np.bincount(self.items[held], minlength=size)
+        return popularity
+
     # ------------------------------------------------------------ instances
 
     @cached_property
     def training_instances(self) -> TrainingInstances:
         """The training instances."""
-        return TrainingInstances(self.offsets)
+        return TrainingInstances(self.offsets, self.flat.validation)
 
     def held_out(self, split: Split) -> HeldOut:
-        """The instances of a split, one per user."""
-        return HeldOut(self.offsets, split)
+        """The instances of a split; for `next` the histories of all users, whole."""
+        flat, ends = self.flat, self.offsets[1:]
+        if split == "next":
+            return HeldOut(self.offsets, ends, ends + 1, first_only=True, has_target=False)
+        begins, ends = (flat.validation, flat.test) if split == "validation" else (flat.test, ends)
+        return HeldOut(self.offsets, begins, ends, first_only=self.split is not None and self.split["targets"] == "first")
 
     def targets(self, spans: HistorySpans) -> np.ndarray:
         """Target item of each instance, `[B]`."""

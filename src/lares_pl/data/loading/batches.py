@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lares_pl.data.dataset.instances import ranges
 from lares_pl.data.loading.histories import Histories
 from lares_pl.data.loading.item_pairs import ItemPairs, items_read
 
@@ -82,10 +83,3 @@ def cut_histories(items: np.ndarray, starts: np.ndarray, ends: np.ndarray, max_l
     starts = np.maximum(starts, ends - max_length)
     index, lengths = ranges(starts, ends)
     return Histories(torch.from_numpy(items[index].astype(np.int64)), torch.from_numpy(lengths), int(lengths.max(initial=0)))
-
-
-def ranges(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Concatenate the ranges [start, end); also return their lengths."""
-    lengths = ends - starts
-    shift = starts - np.concatenate([[0], lengths.cumsum()])[:-1]
-    return np.arange(lengths.sum()) + np.repeat(shift, lengths), lengths

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lares_pl.data.dataset.prepared import HistorySpans, Instances, SequenceDataset
-from lares_pl.data.loading.batches import Batch, cut_histories, ranges
+from lares_pl.data.dataset.instances import HistorySpans, Instances, ranges
+from lares_pl.data.dataset.prepared import SequenceDataset
+from lares_pl.data.loading.batches import Batch, cut_histories
 from lares_pl.data.loading.histories import Histories
 from lares_pl.data.loading.instance_rng import InstanceDraws
 from lares_pl.data.loading.partners import SameTargetPartners

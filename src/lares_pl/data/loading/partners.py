@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lares_pl.data.dataset.prepared import HistorySpans, SequenceDataset
+from lares_pl.data.dataset.instances import HistorySpans
+from lares_pl.data.dataset.prepared import SequenceDataset
 from lares_pl.data.loading.instance_rng import InstanceDraws
 
 

@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lares_pl.atomic_io import atomic_folder, check_folder
-from lares_pl.data.dataset.format import FORMAT_VERSION
+from lares_pl.data.dataset.format import FORMAT_VERSION, SPLIT
 from lares_pl.data.dataset.mmap_cache import FOLDER, flat_copies
 from lares_pl.data.prepare.columns import Columns
 from lares_pl.data.prepare.engines import DuckDB, Engine
 from lares_pl.data.prepare.readers import source_files
 from lares_pl.data.prepare.source import Format, Source
+from lares_pl.data.prepare.splits import DataSplit, LeaveOneOut
 from lares_pl.data.prepare.sql_pipeline import Filters, index_log
 from lares_pl.data.prepare.text import ItemDescriptions, TextOptions, describe_items
 from lares_pl.errors import LaresError
@@ -36,6 +37,7 @@ def prepare(
     repeats: Literal["keep", "drop"] = "keep",
     item_text: str | None = None,
     text: TextOptions = TextOptions(),
+    split: DataSplit = LeaveOneOut(),
     engine: Engine = DuckDB(),
     overwrite: bool = False,
 ) -> None:
@@ -64,6 +66,7 @@ def prepare(
         item_text: table with text of the items (CSV, TSV, Parquet, RecBole .item), or a .npy of vectors whose row number is
             the item id.
         text: how item text is read and encoded.
+        split: rule by which items are held out: lares_pl.LeaveOneOut, lares_pl.LastK or lares_pl.TemporalSplit.
         engine: engine that filters and sorts: DuckDB on this machine, or lares_pl.Spark on a cluster.
         overwrite: replace an existing dataset.
 
@@ -73,6 +76,7 @@ def prepare(
     Example:
         lares prepare interactions.csv --columns.user customer --columns.item sku --columns.time bought_at --k_core 5
         lares prepare ml-100k.inter --output prepared/ml-100k
+        lares prepare log.csv --split lares_pl.TemporalSplit --split.validation_share 0.8 --split.test_share 0.9
         lares prepare u.data --separator tab --header user_id,item_id,rating,timestamp
         lares prepare excel.csv --separator ';' --encoding cp1252 --columns.time_format '%d.%m.%Y %H:%M'
     """
@@ -85,7 +89,7 @@ def prepare(
         with engine.open(folder) as session:
             known = session.read(log, columns, ratings=min_rating is not None)
             try:
-                summary = index_log(session, known, filters)
+                summary, parts = index_log(session, known, filters, split)
             except LaresError as error:
                 raise LaresError(f"{source}: {error}") from error
             catalogue = session.fetch("SELECT item_id, count FROM items ORDER BY item")
@@ -96,6 +100,8 @@ def prepare(
                 files.append(Path(item_text))
             session.write_sequences(folder, "time" in known)
         _write_items(catalogue, descriptions, folder / "items.parquet")
+        if parts is not None:
+            pq.write_table(pa.table(parts._asdict()), folder / SPLIT, compression="zstd", write_page_checksum=True)
         flat_copies(folder, summary.users, summary.interactions, summary.items)
         sources = [{"path": str(path.resolve()), "sha256": _checksum(path)} for path in files]
         used = {"k_core": k_core, "min_rating": min_rating, "repeats": repeats}
@@ -109,6 +115,7 @@ _OURS = (
     "items.parquet",
     "sequences.parquet",
     "sequences",
+    SPLIT,
     FOLDER,
     f".{FOLDER}.tmp.*",
 )  # .tmp: of killed processes

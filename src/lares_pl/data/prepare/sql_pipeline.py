@@ -8,8 +8,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 from lares_pl.data.dataset.ids import zero_fraction
 from lares_pl.data.prepare.engines import Session
+from lares_pl.data.prepare.splits import DataSplit, LeaveOneOut, Parts
+from lares_pl.data.prepare.temporal import put_aside, take_back
 from lares_pl.errors import LaresError
 
 
@@ -43,10 +47,11 @@ class Summary:
     removed: dict[str, int] = field(default_factory=dict)
     order: str = ""
     text: dict[str, Any] = field(default_factory=dict)
+    split: dict[str, Any] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
-        """Return the summary as written to `dataset.json`."""
-        return asdict(self)
+        """Return the summary as written to `dataset.json`; without a split it is leave-one-out."""
+        return {key: value for key, value in asdict(self).items() if key != "split" or value}
 
     def __str__(self) -> str:
         rows = [
@@ -56,7 +61,8 @@ class Summary:
             ("mean length", f"{self.mean_length:.2f}"),
             ("density", f"{self.density:.4%}"),
             ("training instances", f"{self.training_instances:,}"),
-            ("too short to hold out", f"{self.short_users:,} users (they train only: {self.short_user_instances:,} instances)"),
+            self._short(),
+            *self._of_split(),
             *((f"removed by {name}", f"{count:,} rows") for name, count in self.removed.items()),
             ("order", self.order),
         ]
@@ -67,8 +73,29 @@ class Summary:
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
 
+    def _of_split(self) -> list[tuple[str, str]]:
+        named = {
+            "rule": "split",
+            "k": "k",
+            "validation_time": "validation from",
+            "test_time": "test from",
+            "validation_targets": "validation targets",
+            "test_targets": "test targets",
+            "new_users": "users without training rows",
+            "new_items": "items left out as new",
+            "new_item_rows": "rows left out with them",
+        }
+        shown = {name: self.split[name] for name in named if name in self.split}
+        return [(named[name], f"{value:,}" if name.endswith(("s", "k")) else str(value)) for name, value in shown.items()]
 
-def index_log(session: Session, known: set[str], filters: Filters) -> Summary:
+    def _short(self) -> tuple[str, str]:
+        name = "without a held-out item" if self.split else "too short to hold out"
+        return name, f"{self.short_users:,} users (they train only: {self.short_user_instances:,} instances)"
+
+
+def index_log(
+    session: Session, known: set[str], filters: Filters, split: DataSplit = LeaveOneOut()
+) -> tuple[Summary, Parts | None]:
     """Turn the table `log` into `coded` (`u`, `i`, `moment`, `place`), `users` (`user_id`, `u`) and `items` (`item_id`, `i`,
     `item`, `count`), filtered.
 
@@ -76,9 +103,13 @@ def index_log(session: Session, known: set[str], filters: Filters) -> Summary:
         session: of the engine, with the table `log`.
         known: which of `time` and `rating` the log has.
         filters: the filters.
+        split: the split.
+
+    Returns:
+        The numbers, and how the users are split; None: leave-one-out.
 
     Raises:
-        LaresError: if a minimum rating is set and the interactions have no ratings, or if nothing is left.
+        LaresError: if a minimum rating is set and the interactions have no ratings, if nothing is left, or nothing to hold out.
     """
     if filters.k_core < 0:
         raise LaresError(f"--k_core must not be negative, got {filters.k_core}")
@@ -94,7 +125,12 @@ def index_log(session: Session, known: set[str], filters: Filters) -> Summary:
         rows = left
 
     rated = "" if filters.min_rating is None else f"WHERE rating >= {filters.min_rating!r}"
-    numbered = "SELECT {0}_id, row_number() OVER (ORDER BY min(place)) - 1 AS {1} FROM log {2} GROUP BY {0}_id"
+    times = split.times(session, known, rated)
+    # users with training interactions first, in an order in which later rows don't count
+    first = (
+        "min(place)" if times is None else f"min(CASE WHEN moment < {times.validation!r} THEN place END) NULLS LAST, min(place)"
+    )
+    numbered = f"SELECT {{0}}_id, row_number() OVER (ORDER BY {first}) - 1 AS {{1}} FROM log {{2}} GROUP BY {{0}}_id"
     session.make("users", numbered.format("user", "u", rated))
     session.make("found", numbered.format("item", "i", rated))
     session.make("coded", f"SELECT u, i, moment, place FROM log JOIN users USING (user_id) JOIN found USING (item_id) {rated}")
@@ -107,6 +143,8 @@ def index_log(session: Session, known: set[str], filters: Filters) -> Summary:
         first = "row_number() OVER (PARTITION BY u, i ORDER BY moment, place)"
         session.make("coded", f"SELECT u, i, moment, place FROM (SELECT *, {first} AS nth FROM coded) AS seen WHERE nth = 1")
         removed("repeats")
+    if times is not None:
+        rows -= put_aside(session, times)
     if filters.k_core > 1:
         while _core_step(session, filters.k_core):
             pass
@@ -120,8 +158,15 @@ def index_log(session: Session, known: set[str], filters: Filters) -> Summary:
         f"SELECT item_id, i, count, row_number() OVER (ORDER BY first) AS item "
         f"FROM (SELECT i, {first} AS first, count(*) AS count FROM coded GROUP BY i) AS seen JOIN found USING (i)",
     )
+    if times is not None:
+        summary.split = take_back(session)
+        rows = session.number("SELECT count(*) FROM coded")
     _count(session, summary, rows)
-    return summary
+    parts = split.parts(session, times)
+    if parts is not None:
+        summary.split = {**split.plain(times), **summary.split}
+        _count_parts(session, summary, parts)
+    return summary, parts
 
 
 def _spell(session: Session, table: str, of: str, number: str) -> None:
@@ -160,3 +205,20 @@ def _count(session: Session, summary: Summary, rows: int) -> None:
     summary.short_users = int(counted["short_users"])
     summary.short_user_instances = int(counted["short_user_instances"])
     summary.training_instances = int(counted["others"]) + summary.short_user_instances
+
+
+def _count_parts(session: Session, summary: Summary, parts: Parts) -> None:
+    """Set the counts that depend on the split."""
+    lengths = session.fetch("SELECT count(*) AS n FROM coded GROUP BY u ORDER BY u")["n"].to_numpy().astype(np.int64)
+    held = {"validation": (parts.training, parts.before_test), "test": (parts.before_test, lengths)}
+    targets = {}
+    for name, (begin, end) in held.items():
+        counts = np.maximum(end - np.maximum(begin, 1), 0)
+        targets[name] = np.minimum(counts, begin > 0) if summary.split["targets"] == "first" else counts
+        if not targets[name].any():
+            raise LaresError(f"--split leaves no target for {name}; choose other times, shares or a smaller k")
+    instances = np.maximum(parts.training - 1, 0)
+    without = sum(targets.values()) == 0
+    summary.training_instances = int(instances.sum())
+    summary.short_users, summary.short_user_instances = int(without.sum()), int(instances[without].sum())
+    summary.split |= {f"{name}_targets": int(counts.sum()) for name, counts in targets.items()}
