@@ -66,7 +66,8 @@ class RankingModule(NetworkModule):
     @property
     def validated_metrics(self) -> tuple[str, ...]:
         """Names that validation logs."""
-        names = self.make_sums(self.trainer.datamodule.sequences).names  # type: ignore[attr-defined]
+        any_catalogue = Catalogue(1, torch.zeros(2, dtype=torch.int64))  # names do not depend on it
+        names = MetricSums(self.metrics, any_catalogue, self.exclude_seen).names
         return tuple(f"val/{name}" for name in [*names, *(["steps"] if self.stop is not None else [])])
 
     @property
