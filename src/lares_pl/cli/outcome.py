@@ -15,6 +15,7 @@ from lares_pl.atomic_io import write_json
 from lares_pl.callbacks.depth_sweep import DepthSweep
 from lares_pl.callbacks.flop_budget import FlopBudget
 from lares_pl.data.module import SequenceDataModule
+from lares_pl.evaluation.metrics import DEFAULT_METRICS, functions_of
 from lares_pl.runs import BEST, LAST, StageFolder
 from lares_pl.stages.base import BaseStage
 from lares_pl.stages.checkpoint import read_checkpoint
@@ -123,9 +124,11 @@ def metrics_text(report: Mapping[str, Any]) -> str:
     found: Mapping[str, float] = report["metrics"]
     split = {"val": "validation"}.get(prefix := next(iter(found)).split("/")[0], prefix)
     lines = [f"{split} metrics at depth {report['depth']}" + (" before and after RPT" if before else "")]
+    order = {name: place for place, name in enumerate(functions_of(DEFAULT_METRICS))}  # recorded names are sorted as text
     for protocol, heading in _PROTOCOLS.items():
         shown = {name: name.removeprefix(f"{prefix}/{protocol}") for name in found if name.startswith(f"{prefix}/{protocol}")}
         shown = {name: label for name, label in shown.items() if "/" not in label}
+        shown = dict(sorted(shown.items(), key=lambda metric: order.get(metric[1], len(order))))
         lines += [heading] if heading and shown else []
         width = max(10, *map(len, shown.values())) if shown else 0
         for name, label in shown.items():
