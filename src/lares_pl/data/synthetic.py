@@ -24,6 +24,21 @@ from lares_pl.atomic_io import write_text
 from lares_pl.errors import LaresError
 
 
+def best_ndcg(probabilities: np.ndarray, k: int = 10) -> np.ndarray:
+    """Expected NDCG@k, over what may come next, of ranking by the true probabilities.
+
+    Args:
+        probabilities: of every next item, `[users, items]`.
+        k: length of the lists.
+
+    Returns:
+        `[users]`.
+    """
+    best = -np.sort(-probabilities, axis=1)[:, :k]
+    expected: np.ndarray = (best / np.log2(np.arange(2, k + 2))).sum(axis=1)
+    return expected
+
+
 @dataclass(frozen=True)
 class Process:
     """The generating process.
@@ -128,8 +143,7 @@ class Process:
         """Expected NDCG@k, over what may come last, of ranking by the true probabilities; averaged over users."""
         items, lengths = self.sample()
         probabilities = self.next_item_probabilities(items, lengths - 1)
-        best = -np.sort(-probabilities, axis=1)[:, :k]
-        return float((best / np.log2(np.arange(2, k + 2))).sum(axis=1).mean())
+        return float(best_ndcg(probabilities, k).mean())
 
 
 def synthetic(output: str = "synthetic.tsv", users: int = 3000, seed: int = 0, overwrite: bool = False) -> None:

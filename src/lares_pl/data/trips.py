@@ -20,6 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lares_pl.data.synthetic import best_ndcg
+
 
 @dataclass(frozen=True)
 class Trips:
@@ -110,6 +112,4 @@ class Trips:
 
     def best_ndcg(self, items: np.ndarray, lengths: np.ndarray, k: int = 10) -> np.ndarray:
         """Expected NDCG@k of each user, over what may come last, of ranking by the true probabilities, `[users]`."""
-        best = -np.sort(-self.next_item_probabilities(items, lengths - 1), axis=1)[:, :k]
-        expected: np.ndarray = (best / np.log2(np.arange(2, k + 2))).sum(axis=1)
-        return expected
+        return best_ndcg(self.next_item_probabilities(items, lengths - 1), k)

@@ -115,41 +115,61 @@ def check_cutoffs(metric: RankingMetric, cutoffs: Sequence[int]) -> None:
 
 
 @dataclass(frozen=True)
-class Recall(RankMetric):
+class CutoffMetric(RankMetric):
+    """The mean over targets of a function of their rank and of the length k of the list, for several k.
+
+    Args:
+        cutoffs: the values of k.
+    """
+
+    cutoffs: Sequence[int] = CUTOFFS
+
+    def __post_init__(self) -> None:
+        check_cutoffs(self, self.cutoffs)
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """Its name in reports, without k."""
+
+    @abstractmethod
+    def value(self, ranks: Tensor, k: int) -> Tensor:
+        """The function: ranks (1 is best) to values, of the same shape."""
+
+    def functions(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
+        return {f"{self.label}@{k}": partial(self.value, k=k) for k in self.cutoffs}
+
+
+@dataclass(frozen=True)
+class Recall(CutoffMetric):
     """Share of targets among the first k.
 
     Args:
         cutoffs: the values of k.
     """
 
-    cutoffs: Sequence[int] = CUTOFFS
+    label = "recall"
 
-    def __post_init__(self) -> None:
-        check_cutoffs(self, self.cutoffs)
-
-    def functions(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
-        return {f"recall@{k}": partial(recall, k=k) for k in self.cutoffs}
+    def value(self, ranks: Tensor, k: int) -> Tensor:
+        return recall(ranks, k)
 
 
 @dataclass(frozen=True)
-class NDCG(RankMetric):
+class NDCG(CutoffMetric):
     """`1 / log2(1 + rank)` of targets among the first k, 0 of others.
 
     Args:
         cutoffs: the values of k.
     """
 
-    cutoffs: Sequence[int] = CUTOFFS
+    label = "ndcg"
 
-    def __post_init__(self) -> None:
-        check_cutoffs(self, self.cutoffs)
-
-    def functions(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
-        return {f"ndcg@{k}": partial(ndcg, k=k) for k in self.cutoffs}
+    def value(self, ranks: Tensor, k: int) -> Tensor:
+        return ndcg(ranks, k)
 
 
 @dataclass(frozen=True)
-class MAP(RankMetric):
+class MAP(CutoffMetric):
     """Mean average precision: with one target, `1 / rank` if it is among the first k, else 0 (others call this MRR@k).
 
     Args:
@@ -157,16 +177,10 @@ class MAP(RankMetric):
     """
 
     cutoffs: Sequence[int] = (10,)
+    label = "map"
 
-    def __post_init__(self) -> None:
-        check_cutoffs(self, self.cutoffs)
-
-    def functions(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
-        return {f"map@{k}": partial(_precision, k=k) for k in self.cutoffs}
-
-
-def _precision(ranks: Tensor, k: int) -> Tensor:
-    return torch.where(ranks <= k, reciprocal_rank(ranks), 0.0)
+    def value(self, ranks: Tensor, k: int) -> Tensor:
+        return torch.where(ranks <= k, reciprocal_rank(ranks), 0.0)
 
 
 @dataclass(frozen=True)
