@@ -120,5 +120,6 @@ class StepPerInstance(Supervision):
             of_rows = torch.rand(rows, 2, generator=generator).to(trajectory.device)
         drawn = (of_rows[:, 0] * steps).long().clamp(max=steps - 1)
         chosen = torch.where(of_rows[:, 1] < self.last_probability, steps - 1, drawn)
-        states = trajectory[chosen, torch.arange(rows, device=trajectory.device)]
+        places = chosen * rows + torch.arange(rows, device=trajectory.device)
+        states = trajectory.flatten(0, 1).index_select(0, places)  # its gradient is one scattering, indexing's sorts first
         return SupervisedStates(states[None], trajectory.new_ones(1))

@@ -74,8 +74,16 @@ class Layout(ABC):
         """States of some tokens, counted over all histories without padding: `[*shape, d]`, `[R]` -> `[R, d]`."""
 
     @abstractmethod
-    def shifted(self, x: Tensor, back: int) -> Tensor:
-        """The state `back` positions earlier in the same history, 0 where there is none: `[*shape, d]` -> `[*shape, d]`."""
+    def causal_filter(self, x: Tensor, weight: Tensor) -> Tensor:
+        """`sum_k weight_k * x_(t - k)` within each history, where nothing stands before it.
+
+        Args:
+            x: `[*shape, d]`.
+            weight: of the own state and those before it, `[K, d]`.
+
+        Returns:
+            `[*shape, d]`.
+        """
 
     @abstractmethod
     def prefix(self, rows: int, tokens: int) -> Layout:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lares_pl.data.loading.histories import Histories
-from lares_pl.model.attention import PackedRows, packed_rows
+from lares_pl.model.attention import PackedRows, causal_attention, packed_rows
+from lares_pl.model.causal_filter import causal_filter
 from lares_pl.model.layout import Layout, never_compiled
 
 
@@ -29,6 +29,7 @@ class PackedLayout(Layout):
         starts = ends - lengths
         self._positions = torch.arange(tokens, device=lengths.device) - starts[self._row]
         self._slot = self._row * longest + self._positions  # [M] -> index into [R * longest]
+        self._reaches: dict[int, Tensor] = {}  # of filters by width
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -50,9 +51,12 @@ class PackedLayout(Layout):
     def at(self, x: Tensor, tokens: Tensor) -> Tensor:
         return x.index_select(0, tokens)
 
-    def shifted(self, x: Tensor, back: int) -> Tensor:
-        earlier = F.pad(x, (0, 0, back, 0))[: x.shape[0]]
-        return torch.where((self._positions >= back)[:, None], earlier, 0)
+    def causal_filter(self, x: Tensor, weight: Tensor) -> Tensor:
+        width = len(weight)
+        if width not in self._reaches:
+            backs = torch.arange(1, width, device=x.device)
+            self._reaches[width] = (self._positions >= backs[:, None])[..., None]
+        return causal_filter(x, weight, self._reaches[width])
 
     def prefix(self, rows: int, tokens: int) -> Layout:
         # keep `longest`: the slots stay valid and nothing has to be asked of the device
@@ -70,9 +74,12 @@ class PackedLayout(Layout):
 
     @never_compiled
     def causal_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, p: float) -> Tensor:
-        if q.device.type != "cpu" or self._full:
+        if self._full:
             return super().causal_attention(q, k, v, heads, p)
-        return self._packed_rows.causal_attention(q, k, v, heads, p)
+        if q.device.type == "cpu":
+            return self._packed_rows.causal_attention(q, k, v, heads, p)
+        q, k, v = self.pad(torch.cat([q, k, v], dim=-1)).chunk(3, dim=-1)  # one copy each way instead of three
+        return self.unpad(causal_attention(q, k, v, heads, p))
 
     @cached_property
     def _packed_rows(self) -> PackedRows:

@@ -46,8 +46,11 @@ class PaddedLayout(Layout):
         rows = torch.searchsorted(ends, tokens, right=True)
         return x[rows, tokens - (ends - self.lengths)[rows]]
 
-    def shifted(self, x: Tensor, back: int) -> Tensor:
-        return F.pad(x, (0, 0, back, 0))[:, : x.shape[1]]
+    def causal_filter(self, x: Tensor, weight: Tensor) -> Tensor:
+        filtered = x * weight[0]
+        for back, of_channels in enumerate(weight[1:], start=1):
+            filtered = filtered + F.pad(x, (0, 0, back, 0))[:, : x.shape[1]] * of_channels
+        return filtered
 
     def prefix(self, rows: int, tokens: int) -> Layout:
         return PaddedLayout(self.lengths[:rows], self.longest)

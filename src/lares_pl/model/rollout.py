@@ -117,3 +117,10 @@ def _places(histories: Sequence[Histories], reads: Sequence[Tensor | None]) -> t
         places.append(own + start if start else own)
         start += part.tokens
     return torch.cat(places), [len(own) for own in places]
+
+
+def step_residual(trajectory: Tensor) -> Tensor:
+    """Mean of `|z_T - z_(T-1)| / |z_T|` over user states `[T, B, d]`, T at least 2."""
+    last, before = trajectory[-1].detach(), trajectory[-2].detach()
+    residual: Tensor = ((last - before).norm(dim=-1) / last.norm(dim=-1).clamp(min=1e-12)).mean()
+    return residual

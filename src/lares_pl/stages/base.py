@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -27,16 +27,17 @@ from lares_pl.serialization import to_plain
 from lares_pl.stages.averaging import update_average
 from lares_pl.stages.checkpoint import KEY
 from lares_pl.stages.compatibility import check_trainer
-from lares_pl.stages.distributed import average_gradients, clip, total_norm
+from lares_pl.stages.distributed import average_gradients, clip
+from lares_pl.stages.gradient_check import GradientCheck, Update
 from lares_pl.stages.interruption import rewind
+from lares_pl.stages.optimizers import OptimizerFactory, fused, options_of
 from lares_pl.stages.plateau import PlateauSteps, plateau_config
 from lares_pl.stages.randomness import BatchRandomness
 from lares_pl.stages.ranking import RankingModule
-from lares_pl.stages.resuming import apply_settings, note_saved, options_of
+from lares_pl.stages.resuming import apply_settings, note_saved
 from lares_pl.stages.schedules import WarmupCosine
 from lares_pl.stages.validation import check_optimizer, not_finite
 
-OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 
@@ -46,7 +47,7 @@ class BaseStage(RankingModule, ABC):
     Args:
         settings: all constructor arguments of the stage, for the checkpoint.
         backbone: the architecture.
-        optimizer: factory of the optimiser.
+        optimizer: factory of the optimiser; it updates all parameters in one kernel where it can (`fused`).
         scheduler: factory of a learning-rate schedule stepped after every update.
         exclude_seen, metrics: as `RankingModule`.
         init_from: checkpoint whose backbone weights to start from.
@@ -80,10 +81,11 @@ class BaseStage(RankingModule, ABC):
         self.save_hyperparameters(to_plain({key: value for key, value in settings.items() if key != "init_from"}), logger=False)
         #: what training draws from, from its setup on
         self.randomness: BatchRandomness
+        self._gradients = GradientCheck(waits=True)
         self._seed: int | None = None  # of the run that a checkpoint is of
         self._since = (0.0, 0)  # time and number of instances at the last report of speed
         #: logged values and instances of the last batch
-        self._latest: tuple[Mapping[str, Tensor | float | int], Tensor] = ({}, torch.empty(0))
+        self._latest: tuple[dict[str, Tensor | float | int], Tensor] = ({}, torch.empty(0))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a reader needs to rebuild this stage without its data."""
@@ -145,6 +147,7 @@ class BaseStage(RankingModule, ABC):
             for block in self.learner.core_blocks:
                 compile_block(block)
         self._since = (time.perf_counter(), 0)
+        self._gradients = GradientCheck(waits=self.device.type == "cpu")
 
     def on_train_start(self) -> None:
         """Save after exceptions from now on."""
@@ -167,7 +170,9 @@ class BaseStage(RankingModule, ABC):
             LaresError: if an optimiser is to update all parameters in one kernel where some are sharded.
         """
         # a callback such as BaseFinetuning freezes some before, and adds them to the optimiser later
-        optimizer = self.optimizer([parameter for parameter in self.learner.parameters() if parameter.requires_grad])
+        parameters = [parameter for parameter in self.learner.parameters() if parameter.requires_grad]
+        alone = self.device_mesh is not None or self._scaled  # sharded parameters, or a scaler, which clips after unscaling
+        optimizer = (self.optimizer if alone else fused(self.optimizer))(parameters)
         if self.device_mesh is not None:
             check_optimizer(optimizer)
         if self.scheduler is None:
@@ -231,20 +236,28 @@ class BaseStage(RankingModule, ABC):
         Raises:
             LaresError: with the update, the parts of the loss and the instances, where the run is to stop.
         """
-        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+        if self._scaled:
             return  # with float16 the scaler skips such updates and lowers its scale: they are part of the method
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if self.device_mesh is not None:
             average_gradients(parameters, self.device_mesh)
-        if bool(total_norm(p.grad for p in parameters if p.grad is not None).isfinite()):
-            return
-        if self.on_nonfinite == "skip":
-            self.skipped_updates += 1
-            for parameter in self.parameters():
-                parameter.grad = None
-            return
-        where = f"update {self.trainer.global_step + 1} (epoch {self.trainer.current_epoch})"
-        raise not_finite(f"{type(self).__name__}: the gradient of {where}", *self._latest)
+        update = Update(self.trainer.global_step + 1, self.trainer.current_epoch, *self._latest)
+        self._left_out(self._gradients.check(parameters, optimizer, update))
+
+    @property
+    def _scaled(self) -> bool:
+        """Whether a scaler of float16 gradients decides about updates."""
+        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
+
+    def _left_out(self, update: Update | None) -> None:
+        """Count an update whose gradient was not finite, or stop the run."""
+        if update is not None and self.on_nonfinite == "stop":
+            raise not_finite(type(self).__name__, update)
+        self.skipped_updates += update is not None
+
+    def on_train_epoch_end(self) -> None:
+        """Name the epoch's last update if it was left out."""
+        self._left_out(self._gradients.last())
 
     def configure_gradient_clipping(
         self,
@@ -284,10 +297,3 @@ class BaseStage(RankingModule, ABC):
 def arguments(local: Mapping[str, Any]) -> dict[str, Any]:
     """A constructor's arguments from its `locals()`."""
     return {key: value for key, value in local.items() if key not in ("self", "__class__")}
-
-
-def step_residual(trajectory: Tensor) -> Tensor:
-    """Mean of `|z_T - z_(T-1)| / |z_T|` over user states `[T, B, d]`, T at least 2."""
-    last, before = trajectory[-1].detach(), trajectory[-2].detach()
-    residual: Tensor = ((last - before).norm(dim=-1) / last.norm(dim=-1).clamp(min=1e-12)).mean()
-    return residual

@@ -19,7 +19,7 @@ from lares_pl.losses.rewards import RecallReward, Reward
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.catalogue_head import CatalogueHead
 from lares_pl.model.recurrence import Noise
-from lares_pl.stages.base import step_residual
+from lares_pl.model.rollout import step_residual
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from lares_pl.model.recurrence import RandomNoise, keyed_uniform
+from lares_pl.model.recurrence import RandomNoise
 
 
 class BatchRandomness:
@@ -28,23 +27,12 @@ class BatchRandomness:
     def __init__(self, seed: int, rank: int, device: torch.device) -> None:
         self.seed = seed
         self.rank = rank
-        self._epoch = 0
         self.draws = torch.Generator()
         self._of_noise = torch.Generator(device)
         self.noise = RandomNoise(self._of_noise)
 
-    def of_instances(self, instances: Tensor, count: int) -> Tensor:
-        """Uniform draws from (0, 1) that belong to each training instance in this epoch, `[B, count]`, whatever its batch.
-
-        Args:
-            instances: numbers of the instances, `[B]`.
-            count: draws per instance.
-        """
-        return keyed_uniform(instances, torch.full_like(instances, self._epoch), count, self.seed)
-
     def begin(self, epoch: int, batch: int) -> None:
         """Seed all generators for this batch, including PyTorch's global ones, which dropout uses."""
-        self._epoch = epoch
         self.draws.manual_seed(self._mixed(epoch, batch, 0))
         self._of_noise.manual_seed(self._mixed(epoch, batch, 1, self.rank))
         torch.manual_seed(self._mixed(epoch, batch, 2, self.rank))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
 
 from lares_pl.errors import LaresError
+from lares_pl.stages.optimizers import options_of
 
 _ANEW = "start a new run from its weights (--model.init_from)"
 
@@ -113,12 +113,6 @@ def changed_settings(before: Any, now: Any, key: str = "") -> list[str]:
         inner = {name: f"{key}.{name}" if key and name != "init_args" else key or name for name in {**before, **now}}
         return [line for name, path in inner.items() for line in changed_settings(before.get(name), now.get(name), path)]
     return [] if before == now else [f"{key} {before} -> {now}"]
-
-
-def options_of(factory: Callable[..., Optimizer]) -> dict[str, Any]:
-    """Return the options that an optimiser gives its parameters, with its defaults."""
-    (group,) = factory([torch.nn.Parameter(torch.zeros(1))]).param_groups
-    return {key: value for key, value in group.items() if key != "params"}
 
 
 def apply_options(checkpoint: dict[str, Any], before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -25,10 +25,11 @@ from lares_pl.losses.advantages import Advantage, GroupAdvantage
 from lares_pl.losses.rewards import NDCGReward, RecallReward, Reward
 from lares_pl.model.architecture import BackboneConfig, with_dropout
 from lares_pl.parsing import from_plain
-from lares_pl.stages.base import BaseStage, OptimizerFactory, SchedulerFactory, arguments
+from lares_pl.stages.base import BaseStage, SchedulerFactory, arguments
 from lares_pl.stages.checkpoint import KEY, read_checkpoint
 from lares_pl.stages.distributed import all_gather_rows, row_weight
 from lares_pl.stages.group_loss import GroupObjective, group_loss
+from lares_pl.stages.optimizers import OptimizerFactory
 from lares_pl.stages.pruning import KeptSet, Pruning, kept_instances, pruning_fingerprint
 from lares_pl.stages.starting_point import StartingPoint
 
@@ -172,6 +173,7 @@ class RPT(BaseStage):
 
     def on_train_epoch_end(self) -> None:
         """Warn if no group had rewards that differ."""
+        super().on_train_epoch_end()
         if self._groups and self._groups == int(self._equal_groups):
             rank_zero_warn(
                 f"epoch {self.trainer.current_epoch}: in each of its {self._groups:,} groups all trajectories had the same "

@@ -24,9 +24,11 @@ from lares_pl.losses.alignment import Alignment, alignment_losses
 from lares_pl.losses.next_item import FullSoftmax, NextItemLoss, Proposal
 from lares_pl.losses.supervision import StepPerInstance, Supervision
 from lares_pl.model.architecture import BackboneConfig
+from lares_pl.model.rollout import step_residual
 from lares_pl.parsing import from_plain
-from lares_pl.stages.base import BaseStage, OptimizerFactory, SchedulerFactory, arguments, step_residual
+from lares_pl.stages.base import BaseStage, SchedulerFactory, arguments
 from lares_pl.stages.distributed import all_gather_rows, row_weight
+from lares_pl.stages.optimizers import OptimizerFactory
 from lares_pl.stages.schedules import WarmupCosine
 
 
@@ -157,8 +159,7 @@ class SPT(BaseStage):
     def _next_item_loss(self, trajectory: Tensor, batch: Batch) -> Tensor:
         """The loss of the targets at the supervised steps of a trajectory `[T, R, d]`, mean over instances."""
         draws = self.randomness.draws
-        of_rows = self.randomness.of_instances(batch.instances, 2)
-        states, weights = self.supervision(trajectory, draws, of_rows)
+        states, weights = self.supervision(trajectory, draws, batch.draws)
         steps, rows, _ = states.shape
         head = self.learner.head(batch.histories, batch.target_positions, batch.read).repeat(steps, rows)
         shares = (weights / rows).repeat_interleave(rows, output_size=steps * rows)

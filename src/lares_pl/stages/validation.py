@@ -12,26 +12,26 @@ from lares_pl.errors import LaresError
 from lares_pl.model.architecture import BackboneConfig
 from lares_pl.parsing import from_plain
 from lares_pl.serialization import to_plain
+from lares_pl.stages.gradient_check import Update
 
 if TYPE_CHECKING:
     from lightning import Trainer
     from torch.distributed.device_mesh import DeviceMesh
 
 
-def not_finite(what: str, values: Mapping[str, Tensor | float], instances: Tensor) -> LaresError:
+def not_finite(stage: str, update: Update) -> LaresError:
     """Build the error for a non-finite gradient.
 
     Args:
-        what: the gradient, with its update.
-        values: the parts of the loss of its last batch.
-        instances: the training instances of that batch.
+        stage: class of the stage.
+        update: the update.
     """
-    parts = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
-    listed = ", ".join(map(str, instances[:10].tolist())) + (", …" if len(instances) > 10 else "")
+    parts = ", ".join(f"{name} {float(value):.4g}" for name, value in update.values.items())
+    listed = ", ".join(map(str, update.instances[:10].tolist())) + (", …" if len(update.instances) > 10 else "")
     return LaresError(
-        f"{what} is not finite. Its last batch had {parts}; training instances {listed}. The weights are those before this "
-        "update. Lower the learning rate, clip gradients (trainer.gradient_clip_val), or skip such updates "
-        "(model.on_nonfinite: skip)"
+        f"{stage}: the gradient of update {update.number} (epoch {update.epoch}) is not finite. Its last batch had {parts}; "
+        f"training instances {listed}. The weights are those before this update. Lower the learning rate, clip gradients "
+        "(trainer.gradient_clip_val), or skip such updates (model.on_nonfinite: skip)"
     )
 
 

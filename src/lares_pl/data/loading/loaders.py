@@ -73,6 +73,9 @@ class BatchLoader(ABC):
                 batch = self.cut(indices[start : start + size], draws)
                 if self.with_read:
                     batch.note_read()
+                if self.sampler.shuffle:
+                    of_instances = [draws.uniform(batch.instances.numpy(), purpose) for purpose in (2, 3)]
+                    batch.draws = torch.from_numpy(np.stack(of_instances, axis=1)).float()
                 served += 1
                 self._served = served
                 yield batch.pin_memory() if self.pin else batch

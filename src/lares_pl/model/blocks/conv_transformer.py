@@ -34,10 +34,7 @@ class CausalFilter(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """`[*layout.shape, d]` -> `[*layout.shape, d]`."""
-        filtered = x * self.weight[0]
-        for back, weight in enumerate(self.weight[1:], start=1):
-            filtered = filtered + layout.shifted(x, back) * weight
-        y: Tensor = self.norm(x + self.dropout(filtered))
+        y: Tensor = self.norm(x + self.dropout(layout.causal_filter(x, self.weight)))
         return y
 
 

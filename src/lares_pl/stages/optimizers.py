@@ -1,0 +1,37 @@
+"""How a stage makes its optimiser: all parameters in one kernel where the optimiser can."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from lares_pl.serialization import class_of
+
+OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], Optimizer]
+
+
+def options_of(factory: OptimizerFactory) -> dict[str, Any]:
+    """Return the options that an optimiser gives its parameters, with its defaults."""
+    (group,) = factory([torch.nn.Parameter(torch.zeros(1))]).param_groups
+    return {key: value for key, value in group.items() if key != "params"}
+
+
+def fused(factory: OptimizerFactory) -> OptimizerFactory:
+    """The same optimiser with `fused=True`, if its class has that option and none of its options say how it computes.
+
+    PyTorch's own default updates parameter by parameter on a CPU, which takes Adam three times as long.
+    """
+    made_by: Callable[..., Any] = class_of(factory)
+    if "fused" not in inspect.signature(made_by).parameters:
+        return factory
+    chosen = options_of(factory)
+    is_chosen = chosen["fused"] is not None or chosen.get("foreach") is not None
+    if is_chosen or chosen.get("capturable") or chosen.get("differentiable"):
+        return factory
+    make: Callable[..., Optimizer] = factory
+    return partial(make, fused=True)
