@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -204,9 +205,11 @@ def _spend(rank: int, port: str, dataset: str, folder: Path) -> None:
     (folder / f"{rank}.json").write_text(json.dumps(outcome))
 
 
-@pytest.mark.slow
-def test_a_compiled_core_stays_compiled_and_has_the_same_cost(toy_dataset: Path, tmp_path: Path) -> None:
+def test_compiled_steps_stay_compiled_and_padding_is_counted(
+    toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A counted update is not compiled, in any order; the others are."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     counters = torch._dynamo.utils.counters
     costs = []
     for compile_core, every in ((False, 3), (True, 3), (True, 1)):
@@ -218,5 +221,5 @@ def test_a_compiled_core_stays_compiled_and_has_the_same_cost(toy_dataset: Path,
         fit.fit(released_spt(compile_core=compile_core), data(toy_dataset))
         assert (counters["stats"]["unique_graphs"] > 0) == (compile_core and every > 1)
         costs.append(cost.flops or 0.0)
-    assert costs[0] == pytest.approx(costs[1])
+    assert 0 < costs[0] < costs[1]
     assert costs[2] > 0

@@ -25,10 +25,15 @@ NO_KERNEL = frozenset(
 
 
 class LaunchCounter(TorchDispatchMode):
-    """Counts operations whose result is on the meta device, by name."""
+    """Counts operations whose result is on a device, by name.
 
-    def __init__(self) -> None:
+    Args:
+        device: its type.
+    """
+
+    def __init__(self, device: str = "meta") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.device = device
         self.launches: Counter[str] = Counter()
 
     @property
@@ -41,7 +46,7 @@ class LaunchCounter(TorchDispatchMode):
         result = function(*arguments, **(options or {}))
         name = function.overloadpacket.__name__
         first = result[0] if isinstance(result, (tuple, list)) and result else result
-        on_device = isinstance(first, Tensor) and first.device.type == "meta"
+        on_device = isinstance(first, Tensor) and first.device.type == self.device
         in_place = first is None and ("_foreach_" in name or "_fused_" in name)
         if in_place or (on_device and name not in NO_KERNEL):
             self.launches[name] += 1

@@ -7,22 +7,13 @@ A block is called as `block(x, layout)` and need not know which of the two it ge
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from functools import cached_property
-from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from lares_pl.model.attention import causal_attention
 from lares_pl.model.dropout import dropout
-
-Attention = TypeVar("Attention", bound=Callable[..., Tensor])
-
-
-def never_compiled(attention: Attention) -> Attention:
-    """Left out where the block around it is compiled: its shapes are the batch's, and each would be compiled anew."""
-    return cast(Attention, torch.compiler.disable(attention))
 
 
 class Layout(ABC):
@@ -47,6 +38,10 @@ class Layout(ABC):
         """True at real tokens of the padded form, `[R, longest]`."""
         return torch.arange(self.longest, device=self.lengths.device) < self.lengths[:, None]
 
+    def prepare(self) -> None:
+        """Make now what is otherwise made when it is first asked for; a program that is being compiled can't."""
+        _ = self.mask, self._mask_of_keys
+
     @property
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
@@ -70,8 +65,12 @@ class Layout(ABC):
         """State at the last real position of each history: `[*shape, d]` -> `[R, d]`."""
 
     @abstractmethod
-    def at(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """States of some tokens, counted over all histories without padding: `[*shape, d]`, `[R]` -> `[R, d]`."""
+    def places(self, tokens: Tensor) -> Tensor:
+        """Where the states of some tokens stand in `x.flatten(0, -2)`; tokens are counted over all histories without padding.
+
+        Args:
+            tokens: `[R]`.
+        """
 
     @abstractmethod
     def causal_filter(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -117,7 +116,6 @@ class Layout(ABC):
     def real(self, x: Tensor) -> Tensor:
         """States of real tokens only: `[*shape, d]` -> `[M, d]`."""
 
-    @never_compiled
     def causal_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, p: float) -> Tensor:
         """Scaled dot-product attention of each token over itself and the tokens before it; padding is never attended to.
 
@@ -131,7 +129,6 @@ class Layout(ABC):
         """
         return self.unpad(causal_attention(self.pad(q), self.pad(k), self.pad(v), heads, p, self._mask_of_keys))
 
-    @never_compiled
     def last_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, p: float) -> Tensor:
         """Attention of the last token of each history over the whole of it.
 

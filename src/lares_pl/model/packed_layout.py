@@ -10,7 +10,7 @@ from torch import Tensor
 from lares_pl.data.loading.histories import Histories
 from lares_pl.model.attention import PackedRows, causal_attention, packed_rows
 from lares_pl.model.causal_filter import causal_filter
-from lares_pl.model.layout import Layout, never_compiled
+from lares_pl.model.layout import Layout
 
 
 class PackedLayout(Layout):
@@ -20,16 +20,27 @@ class PackedLayout(Layout):
         super().__init__(lengths, longest)
         self.tokens = tokens
         self._full = tokens == self.rows * longest
-        ends = lengths.cumsum(0)
-        self._last = ends - 1
-        if self._full:
-            self._row = torch.arange(self.rows, device=lengths.device).repeat_interleave(longest)
-        else:
-            self._row = torch.repeat_interleave(lengths, output_size=tokens)
-        starts = ends - lengths
-        self._positions = torch.arange(tokens, device=lengths.device) - starts[self._row]
-        self._slot = self._row * longest + self._positions  # [M] -> index into [R * longest]
         self._reaches: dict[int, Tensor] = {}  # of filters by width
+
+    @cached_property
+    def _last(self) -> Tensor:
+        return self.lengths.cumsum(0) - 1
+
+    @cached_property
+    def _row(self) -> Tensor:
+        if self._full:
+            return torch.arange(self.rows, device=self.lengths.device).repeat_interleave(self.longest)
+        return torch.repeat_interleave(self.lengths, output_size=self.tokens)
+
+    @cached_property
+    def _positions(self) -> Tensor:
+        starts = self._last - self.lengths + 1
+        return torch.arange(self.tokens, device=self.lengths.device) - starts[self._row]
+
+    @cached_property
+    def _slot(self) -> Tensor:
+        """Index into `[R * longest]`, `[M]`."""
+        return self._row * self.longest + self._positions
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -48,8 +59,8 @@ class PackedLayout(Layout):
     def last(self, x: Tensor) -> Tensor:
         return x.index_select(0, self._last)
 
-    def at(self, x: Tensor, tokens: Tensor) -> Tensor:
-        return x.index_select(0, tokens)
+    def places(self, tokens: Tensor) -> Tensor:
+        return tokens
 
     def causal_filter(self, x: Tensor, weight: Tensor) -> Tensor:
         width = len(weight)
@@ -60,7 +71,11 @@ class PackedLayout(Layout):
 
     def prefix(self, rows: int, tokens: int) -> Layout:
         # keep `longest`: the slots stay valid and nothing has to be asked of the device
-        return PackedLayout(self.lengths[:rows], self.longest, tokens)
+        layout = PackedLayout(self.lengths[:rows], self.longest, tokens)
+        known = {"_last": rows, "_row": tokens, "_positions": tokens, "_slot": tokens}
+        layout.__dict__ |= {name: self.__dict__[name][:size] for name, size in known.items() if name in self.__dict__}
+        layout._reaches = {width: reaches[:, :tokens] for width, reaches in self._reaches.items()}
+        return layout
 
     def suffix(self, rows: int, tokens: int) -> Layout:
         return PackedLayout(self.lengths[self.rows - rows :], self.longest, tokens)
@@ -72,7 +87,6 @@ class PackedLayout(Layout):
         tokens = rows[self._row].nonzero()[:, 0]
         return PackedLayout(self.lengths[rows], self.longest, len(tokens)), tokens
 
-    @never_compiled
     def causal_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, p: float) -> Tensor:
         if self._full:
             return super().causal_attention(q, k, v, heads, p)

@@ -41,10 +41,10 @@ class PaddedLayout(Layout):
     def last(self, x: Tensor) -> Tensor:
         return x[torch.arange(self.rows, device=x.device), self.lengths - 1]
 
-    def at(self, x: Tensor, tokens: Tensor) -> Tensor:
+    def places(self, tokens: Tensor) -> Tensor:
         ends = self.lengths.cumsum(0)
         rows = torch.searchsorted(ends, tokens, right=True)
-        return x[rows, tokens - (ends - self.lengths)[rows]]
+        return rows * self.longest + tokens - (ends - self.lengths)[rows]
 
     def causal_filter(self, x: Tensor, weight: Tensor) -> Tensor:
         filtered = x * weight[0]
@@ -72,6 +72,21 @@ class PaddedLayout(Layout):
 
     def real(self, x: Tensor) -> Tensor:
         return x[self.mask]
+
+
+class StaticLayout(PaddedLayout):
+    """Padded to one width, for causal blocks to which padding does not matter: shapes follow from the number of histories."""
+
+    _mask_of_keys = None  # histories are left-aligned, so that no real token sees padding
+
+    def prefix(self, rows: int, tokens: int) -> Layout:
+        return StaticLayout(self.lengths[:rows], self.longest)
+
+    def suffix(self, rows: int, tokens: int) -> Layout:
+        return StaticLayout(self.lengths[self.rows - rows :], self.longest)
+
+    def repeat(self, times: int) -> Layout:
+        return StaticLayout(self.lengths.repeat(times), self.longest)
 
 
 def padded(histories: Histories, width: int) -> PaddedLayout:

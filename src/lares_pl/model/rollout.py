@@ -6,30 +6,39 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lares_pl.data.loading.histories import Histories
 from lares_pl.errors import LaresError
-from lares_pl.model.blocks import last_states
 from lares_pl.model.layout import Layout
 from lares_pl.model.recurrence import Noise, RandomNoise
+
+
+class Steps(Protocol):
+    """One reasoning step, of all positions or of the last ones."""
+
+    def step(self, state: Tensor, context: Tensor, layout: Layout) -> Tensor: ...
+
+    def last_step(self, state: Tensor, context: Tensor, layout: Layout) -> Tensor: ...
 
 
 class Recurrent(Protocol):
     """What a rollout asks of a backbone."""
 
     training: bool
-    core_blocks: nn.ModuleList
+
+    @property
+    def steps(self) -> Steps: ...
 
     def check_depth(self, depth: int) -> None: ...
 
     def check_causal(self) -> None: ...
 
+    def fitted(self, histories: Histories) -> Histories: ...
+
     def encode(self, histories: Histories) -> tuple[Tensor, Layout]: ...
 
     def initial_state(self, histories: Sequence[Histories], sources: Sequence[Noise], like: Tensor) -> Tensor: ...
-
-    def before_last_block(self, state: Tensor, context: Tensor, layout: Layout) -> Tensor: ...
 
 
 def rollout(
@@ -46,7 +55,8 @@ def rollout(
     backbone.check_depth(max(depths))
     count = len(depths)
     shared = isinstance(histories, Histories)
-    each = [histories] * count if isinstance(histories, Histories) else list(histories)
+    given = [histories] * count if isinstance(histories, Histories) else list(histories)
+    each = [backbone.fitted(part) for part in given]
     sources = list(noise) if isinstance(noise, Sequence) else [noise or RandomNoise()] * count
     reads = [read] * count if read is None or isinstance(read, Tensor) else list(read)
     if any(tokens is not None for tokens in reads):
@@ -59,12 +69,13 @@ def rollout(
         context, layout = context.repeat(count, *[1] * (context.ndim - 1)), layout.repeat(count)
     else:
         context, layout = backbone.encode(Histories.concatenate([each[r] for r in order]))
-    places, counts = _places([each[r] for r in order], [reads[r] for r in order])
-    counts_of = dict(zip(order, counts, strict=True))
+    tokens, read_of_each = _read([each[r] for r in order], [reads[r] for r in order])
+    places = layout.places(tokens)
+    counts_of = dict(zip(order, read_of_each, strict=True))
 
     trajectories: list[list[Tensor]] = [[] for _ in range(count)]
     if min(depths) == 0:
-        for r, state in zip(order, layout.at(context, places).split(counts), strict=True):
+        for r, state in zip(order, _at(context, places).split(read_of_each), strict=True):
             if depths[r] == 0:
                 trajectories[r].append(state)
 
@@ -78,33 +89,43 @@ def rollout(
         """Histories and tokens of some trajectories."""
         return sum(len(each[r]) for r in some), sum(each[r].tokens for r in some)
 
+    steps = backbone.steps
     active = [r for r in order if depths[r] > 0]
     if 0 < len(active) < count:
         layout = layout.prefix(*size_of(active))
         context, state = context[: layout.shape[0]], state[: layout.shape[0]]
     for t in range(1, max(depths) + 1):
-        x = backbone.before_last_block(state, context, layout)
         still_active = [r for r in active if depths[r] > t]
         whole = [r for r in active if depths[r] > t or reads[r] is not None]
         ending = active[len(whole) :]  # of these nothing but the last positions is asked for any more
         states = []
         if whole:
-            layout_of_whole = layout.prefix(*size_of(whole)) if ending else layout
-            state = backbone.core_blocks[-1](x[: layout_of_whole.shape[0]], layout_of_whole)
-            states.append(layout_of_whole.at(state, places[: sum(counts_of[r] for r in whole)]))
+            going_on = layout.prefix(*size_of(whole)) if ending else layout
+            count_of_whole = going_on.shape[0]
+            after = steps.step(state[:count_of_whole], context[:count_of_whole], going_on)
+            states.append(_at(after, places[: sum(counts_of[r] for r in whole)]))
         if ending:
             ended = layout.suffix(*size_of(ending)) if whole else layout
-            states.append(last_states(backbone.core_blocks[-1], x[x.shape[0] - ended.shape[0] :], ended))
+            before = state.shape[0] - ended.shape[0]
+            states.append(steps.last_step(state[before:], context[before:], ended))
+        if whole:
+            state = after
         for r, of_step in zip(active, torch.cat(states).split([counts_of[r] for r in active]), strict=True):
             trajectories[r].append(of_step)
         if 0 < len(still_active) < len(active):
             layout = layout.prefix(*size_of(still_active))
             context, state = context[: layout.shape[0]], state[: layout.shape[0]]
         active = still_active
-    return [torch.stack(states) for states in trajectories]
+    counts = [len(part) if tokens is None else len(tokens) for part, tokens in zip(given, reads, strict=True)]
+    return [torch.stack(states)[:, :rows] for states, rows in zip(trajectories, counts, strict=True)]
 
 
-def _places(histories: Sequence[Histories], reads: Sequence[Tensor | None]) -> tuple[Tensor, list[int]]:
+def _at(x: Tensor, places: Tensor) -> Tensor:
+    """States at some places: `[*shape, d]`, `[R]` -> `[R, d]`."""
+    return x.flatten(0, -2).index_select(0, places)
+
+
+def _read(histories: Sequence[Histories], reads: Sequence[Tensor | None]) -> tuple[Tensor, list[int]]:
     """Tokens to read, counted over all histories of all trajectories, and how many they are of each trajectory.
 
     Args:

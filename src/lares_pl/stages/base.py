@@ -21,7 +21,6 @@ from lares_pl.data.loading.batches import Batch
 from lares_pl.errors import LaresError
 from lares_pl.evaluation.metrics import RankingMetric
 from lares_pl.model.architecture import BackboneConfig
-from lares_pl.model.blocks import compile_block
 from lares_pl.parsing import from_plain
 from lares_pl.serialization import to_plain
 from lares_pl.stages.averaging import update_average
@@ -144,8 +143,7 @@ class BaseStage(RankingModule, ABC):
     def on_fit_start(self) -> None:
         """Compile what is to be compiled."""
         if self.compile_core:
-            for block in self.learner.core_blocks:
-                compile_block(block)
+            self.learner.compile_steps(self.device)
         self._since = (time.perf_counter(), 0)
         self._gradients = GradientCheck(waits=self.device.type == "cpu")
 
@@ -154,7 +152,9 @@ class BaseStage(RankingModule, ABC):
         note_saved(self.trainer, 0)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Randomness of this batch."""
+        """Randomness of this batch; what compiled steps gave for the one before is no longer needed."""
+        if self.compile_core:
+            torch.compiler.cudagraph_mark_step_begin()
         self.randomness.begin(self.trainer.current_epoch, batch_idx)
 
     # ------------------------------------------------------------ training

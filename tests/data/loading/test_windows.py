@@ -287,18 +287,3 @@ def test_options_without_effect_are_refused(toy_dataset: Path, tmp_path: Path) -
         trainer(tmp_path).fit(released_spt(alpha=0.0, gamma=0.0), aligning)
     with pytest.raises(LaresError, match="auto, prefix or sequence"):
         SequenceDataModule(str(toy_dataset), instances="window")  # type: ignore[arg-type]
-
-
-@pytest.mark.slow
-def test_a_compiled_core_trains_and_is_not_recompiled_for_each_batch(toy_dataset: Path, tmp_path: Path) -> None:
-    torch._dynamo.reset()
-    counters = torch._dynamo.utils.counters
-    counters.clear()
-    data = SequenceDataModule(str(toy_dataset), max_length=6, batch_size=8, instances="sequence")
-    model = released_spt(compile_core=True)
-    trainer(tmp_path, max_steps=6, limit_val_batches=2).fit(model, data)
-    graphs = counters["stats"]["unique_graphs"]
-    assert 0 < graphs < 20
-    trainer(tmp_path, max_steps=6, limit_val_batches=2).fit(model, data)
-    assert counters["stats"]["unique_graphs"] <= graphs + 4
-    assert not any("_orig_mod" in name for name in model.state_dict())

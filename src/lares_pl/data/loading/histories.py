@@ -43,6 +43,14 @@ class Histories:
         """The same histories in page-locked memory."""
         return Histories(self.items.pin_memory(), self.lengths.pin_memory(), self.longest)
 
+    def filled(self, multiple: int) -> Histories:
+        """The same histories, and as many of one item after them as their number lacks to a multiple."""
+        missing = -len(self) % multiple
+        if missing == 0:
+            return self
+        more = self.items.new_ones(missing)
+        return Histories(torch.cat([self.items, more]), torch.cat([self.lengths, more]), self.longest)
+
     @staticmethod
     def from_lists(histories: Sequence[Sequence[int]]) -> Histories:
         """Pack plain lists of item indices.

@@ -22,7 +22,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
@@ -77,14 +76,6 @@ def last_states(block: nn.Module, x: Tensor, layout: Layout) -> Tensor:
     if shortcut is not None:
         return shortcut(x, layout)
     return layout.last(block(x, layout))
-
-
-def compile_block(block: nn.Module) -> None:
-    """Compile a block in place with `torch.compile`, for batches that differ in their numbers of tokens."""
-    block.compile(dynamic=True)
-    shortcut: Callable[[Tensor, Layout], Tensor] | None = getattr(block, "last", None)
-    if shortcut is not None:
-        block.__dict__["last"] = torch.compile(shortcut, dynamic=True)
 
 
 def padding_matters(block: nn.Module) -> bool:

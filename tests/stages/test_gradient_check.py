@@ -1,0 +1,91 @@
+"""A gradient that is not finite never reaches the weights, whether or not the host waits for the device."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
+
+from lares_pl import SPT, LaresError
+from lares_pl.stages.gradient_check import GradientCheck, Update
+from lares_pl.stages.optimizers import fused
+from tests.training import FAST, SMALL, data, trainer
+
+
+def update(number: int) -> Update:
+    return Update(number, 0, {}, torch.empty(0))
+
+
+@pytest.mark.parametrize("waits", [True, False])
+@pytest.mark.parametrize("factory", [partial(Adam, lr=0.1), partial(AdamW, lr=0.1), partial(SGD, lr=0.1, momentum=0.9)])
+def test_weights_and_state_are_those_without_the_update(factory: Any, waits: bool) -> None:
+    results = []
+    for gradients in ([1.0, torch.nan, 2.0, torch.inf], [1.0, 2.0]):
+        weight = torch.nn.Parameter(torch.ones(3))
+        optimizer = fused(factory)([weight])
+        check = GradientCheck(waits)
+        found = []
+        for number, value in enumerate(gradients, start=1):
+            weight.grad = torch.tensor([1.0, value, 3.0])
+            found.append(check.check([weight], optimizer, update(number)))
+            optimizer.step()
+        found.append(check.last())
+        named = [failed.number for failed in found if failed is not None]
+        assert named == ([2, 4] if len(gradients) == 4 else [])
+        results.append(weight.detach())
+    assert torch.equal(*results)
+
+
+def test_an_optimizer_that_can_not_skip_waits() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = fused(RMSprop)([weight])
+    weight.grad = torch.tensor([1.0, torch.nan])
+    failed = GradientCheck(waits=False).check([weight], optimizer, update(7))
+    assert failed is not None
+    assert failed.number == 7
+    optimizer.step()
+    assert torch.equal(weight, torch.ones(2))
+
+
+class Poisoned(SPT):
+    """Returns a NaN loss at its third batch; its host never waits, as on a card."""
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self._gradients = GradientCheck(waits=False)
+
+    def training_step(self, batch: Any) -> torch.Tensor:
+        loss = super().training_step(batch)
+        return loss * torch.nan if self.trainer.fit_loop.epoch_loop.total_batch_idx == 2 else loss
+
+
+@pytest.mark.parametrize("updates", [3, 5])  # the last of training; one in the middle
+def test_a_stage_names_the_update_after_the_fact(updates: int, toy_dataset: Path, tmp_path: Path) -> None:
+    model = Poisoned(SMALL, optimizer=FAST)
+    with pytest.raises(LaresError, match=r"gradient of update 3 \(epoch 0\) is not finite.*training instances \d+, \d+"):
+        trainer(tmp_path, max_steps=updates).fit(model, data(toy_dataset, batch_size=32))
+    assert all(bool(value.isfinite().all()) for value in model.backbone.state_dict().values())
+    model = Poisoned(SMALL, optimizer=FAST, on_nonfinite="skip")
+    trainer(tmp_path, max_steps=updates).fit(model, data(toy_dataset, batch_size=32))
+    assert model.skipped_updates == 1
+
+
+@pytest.mark.parametrize(
+    ("factory", "expected"),
+    [
+        (Adam, True),
+        (partial(Adam, lr=0.1), True),
+        (partial(SGD, lr=0.1), True),
+        (partial(Adam, fused=False), False),
+        (partial(Adam, foreach=True), None),
+        (partial(Adam, capturable=True), None),
+        (RMSprop, None),
+    ],
+)
+def test_optimizers_are_fused_unless_told_otherwise(factory: Any, expected: bool | None) -> None:
+    optimizer: Optimizer = fused(factory)([torch.nn.Parameter(torch.zeros(1))])
+    assert optimizer.param_groups[0].get("fused") is expected
