@@ -5,7 +5,7 @@ OLDEST := .venv-oldest
 RUN := $(VENV)/bin
 DATA ?=
 
-.PHONY: demo test test-clone test-oldest bench docs lint unit clean
+.PHONY: demo test test-clone test-oldest test-gpu bench docs lint unit clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -43,6 +43,10 @@ test-clone: $(VENV)/.installed  ## the quickest tests in a clone of the last com
 
 test-oldest: $(OLDEST)/.installed  ## the quick tests with the oldest versions that pyproject.toml allows
 	$(OLDEST)/bin/python -m pytest -n 2 -m "not slow"
+
+# in the environment of PYTHON, which brings a torch for CUDA; the tests need what `pip install -e '.[test]'` installs
+test-gpu:  ## golden values, no waiting, compiled steps and memory on a CUDA device; skipped without one
+	$(PYTHON) -m pytest tests/gpu tests/test_golden.py
 
 bench: $(VENV)/.installed  ## the slow side against ours: CPU seconds, peak memory, ratios
 	$(RUN)/python benchmarks/bench.py $(DATA)

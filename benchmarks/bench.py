@@ -1,11 +1,12 @@
 """The slow side against ours: seconds in one process, peak memory in a process each; ratios as a table.
 
-    python benchmarks/bench.py [DATASET] [--config FILE] [--case NAME …] [--device cuda] [--json FILE]
+    python benchmarks/bench.py [DATASET] [--config FILE] [--case NAME …] [--device cuda] [--compile] [--json FILE]
 
 DATASET is a prepared dataset; by default Beauty is prepared from LARES_DATA_DIR. FILE is the `config.yaml` of a run, whose
 architecture (of the transformer family) is measured instead of the paper's. On a CPU: CPU seconds of one thread, resident
 memory. On CUDA: seconds between synchronised ends, memory allocated on the device. For steps also our tokens and
-floating-point operations (of matrix products) per second. Medians of ratios.
+floating-point operations (of matrix products) per second. On CUDA also, of our side, how many kernels ran, how many launches
+the host made, and the share of time in which the card was busy. Medians of ratios.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
+import device_profile
 from lares_pl import (
     AddInjection,
     BackboneConfig,
@@ -54,11 +56,13 @@ from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.parsing import from_plain
 from lares_pl.serialization import class_of
 from lares_pl.stages.group_loss import GroupObjective, group_loss
+from lares_pl.stages.optimizers import fused
 from lares_pl.stages.pruning import kept_instances
 from naive_baseline import NaiveBaseline, PaddedRows
 
 L = 20
 DEVICE = torch.device("cpu")
+COMPILED = False  # whether the steps of our side's training are compiled
 REAL_DATA = Path(os.environ.get("LARES_DATA_DIR", Path(__file__).resolve().parents[2] / "shared" / "data"))
 BEAUTY = REAL_DATA / "beauty" / "Beauty.txt"
 # as released (paper.yaml)
@@ -101,7 +105,10 @@ class Case:
 
 def backbone(items: int, dropout: float) -> RecurrentBackbone:
     torch.manual_seed(0)
-    return RecurrentBackbone(items, L, with_dropout(CONFIG, dropout)).to(DEVICE)
+    model = RecurrentBackbone(items, L, with_dropout(CONFIG, dropout)).to(DEVICE)
+    if COMPILED:
+        model.compile_steps(DEVICE)
+    return model
 
 
 def chosen(instances: TrainingInstances, count: int, seed: int = 0) -> TrainingInstances:
@@ -115,16 +122,20 @@ def batches(
     return InstanceLoader(data, instances, size, L, partners=same, shuffle=shuffle)
 
 
-def updates(model: torch.nn.Module) -> Callable[[torch.Tensor], None]:
-    """One update of the model from a loss."""
-    optimizer = torch.optim.Adam(model.parameters())
+def updates(model: torch.nn.Module) -> tuple[Callable[[torch.Tensor], None], Callable[[torch.Tensor], None]]:
+    """One update of the model from a loss: of the slow side, and of ours, whose optimiser is fused."""
+    of_each: list[Callable[[torch.Tensor], None]] = []
+    for factory in (torch.optim.Adam, fused(torch.optim.Adam)):
+        optimizer = factory(model.parameters())
 
-    def update(loss: torch.Tensor) -> None:
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        def update(loss: torch.Tensor, optimizer: torch.optim.Optimizer = optimizer) -> None:
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
 
-    return update
+        of_each.append(update)
+    slow, fast = of_each
+    return slow, fast
 
 
 def on_device(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -145,11 +156,11 @@ def spt_step(data: SequenceDataset) -> Case:
     slow_model = NaiveBaseline(model)
     slow_batch = on_device(next(iter(PaddedRows(data, instances, L, partners=True).loader(1024))))
     batch = next(iter(batches(data, instances, 1024, partners=True))).to(DEVICE)
-    update = updates(model)
+    slow_update, update = updates(model)
 
     def slow(repetition: int) -> None:
         depth, pair = depths_of(repetition, 2)
-        update(slow_model.spt_loss(slow_batch, depth, pair, repetition % pair))
+        slow_update(slow_model.spt_loss(slow_batch, depth, pair, repetition % pair))
 
     def fast(repetition: int) -> None:
         depth, pair = depths_of(repetition, 2)
@@ -171,10 +182,10 @@ def rpt_step(data: SequenceDataset) -> Case:
     slow_frozen.eval()
     slow_batch = on_device(next(iter(PaddedRows(data, instances, L).loader(400))))
     batch = next(iter(batches(data, instances, 400))).to(DEVICE)
-    update = updates(policy)
+    slow_update, update = updates(policy)
 
     def slow(repetition: int) -> None:
-        update(slow_policy.rpt_loss(slow_frozen, slow_batch, depths_of(repetition, 4)))
+        slow_update(slow_policy.rpt_loss(slow_frozen, slow_batch, depths_of(repetition, 4)))
 
     def fast(repetition: int) -> None:
         depths = depths_of(repetition, 4)
@@ -219,12 +230,12 @@ def epoch(whole: SequenceDataset) -> Case:
     slow_model = NaiveBaseline(model)
     rows = PaddedRows(data, instances, L, partners=True)
     windows = WindowLoader(data, training_windows(data, L), 256, L, aligned=1, partners=partners, shuffle=True)
-    update = updates(model)
+    slow_update, update = updates(model)
 
     def slow(repetition: int) -> None:
         depth, pair = depths_of(repetition, 2)
         for batch in rows.loader(1024, shuffle=True):
-            update(slow_model.spt_loss(on_device(batch), depth, pair, repetition % pair))
+            slow_update(slow_model.spt_loss(on_device(batch), depth, pair, repetition % pair))
 
     def fast(repetition: int) -> None:
         depth, pair = depths_of(repetition, 2)
@@ -327,6 +338,8 @@ def compare(data: SequenceDataset, name: str) -> dict[str, Any]:
     if case.tokens:
         rate = operations(case.fast, repeats) / fast[-1]
         result |= {"tokens_per_s": case.tokens / statistics.median(fast), "gflop_per_s": rate / 1e9}
+    if DEVICE.type == "cuda":
+        result |= device_profile.row(partial(case.fast, repeats), fast[-1])
     return result
 
 
@@ -356,6 +369,7 @@ def memory(dataset: Path, name: str, side: str, config: Path | None) -> float:
     """`peak_mib` in a new process."""
     command = [sys.executable, __file__, str(dataset), "--peak", name, side, "--device", DEVICE.type]
     command += ["--config", str(config)] if config else []
+    command += ["--compile"] if COMPILED else []
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
@@ -363,14 +377,15 @@ def table(results: list[dict[str, Any]]) -> str:
     """Markdown."""
     lines = [
         "| what | s, slow side | ours | times less | at least / aim "
-        "| peak MiB, slow side | ours | times less | tokens/s | GFLOP/s |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| peak MiB, slow side | ours | times less | tokens/s | GFLOP/s | kernels / launches | busy |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
         spent = f"{r['slow_s']:.2f} | {r['fast_s']:.2f} | **{r['ratio']:.1f}** | {r['at_least']:g} / {r['aim']:g}"
         peak = f"{r['slow_mib']:.0f} | {r['fast_mib']:.0f} | {r['memory_ratio']:.1f}" if "slow_mib" in r else "| |"
         rate = f"{r['tokens_per_s']:,.0f} | {r['gflop_per_s']:,.0f}" if "tokens_per_s" in r else "|"
-        lines.append(f"| {r['what']} | {spent} | {peak} | {rate} |")
+        card = f"{r['kernels']:,} / {r['launches']:,} | {r['busy_share']:.0%}" if "kernels" in r else "|"
+        lines.append(f"| {r['what']} | {spent} | {peak} | {rate} | {card} |")
     return "\n".join(lines)
 
 
@@ -386,18 +401,19 @@ def architecture(path: Path) -> BackboneConfig:
 
 def main() -> None:
     """Measure and print."""
-    global CONFIG, DEVICE
+    global CONFIG, DEVICE, COMPILED
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", nargs="?", type=Path, help="prepared dataset")
     parser.add_argument("--config", type=Path, help="config.yaml of a run, for its architecture")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--compile", action="store_true", help="compile the steps of our side's training")
     parser.add_argument("--case", nargs="*", choices=list(CASES), default=list(CASES), help="which to measure")
     parser.add_argument("--json", type=Path, help="file to write the figures to as well")
     parser.add_argument("--no-memory", action="store_true", help="leave out peak memory")
     parser.add_argument("--peak", nargs=2, metavar=("CASE", "SIDE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    DEVICE = torch.device(options.device)
+    DEVICE, COMPILED = torch.device(options.device), options.compile
     if options.config is not None:
         CONFIG = architecture(options.config)
     with tempfile.TemporaryDirectory() as folder:

@@ -31,7 +31,8 @@ ROUND_OFF = 2e-6  # absolute; for gradients that are zero but for round-off, suc
 class Golden:
     """One recorded model."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, device: str = "cpu") -> None:
+        self.device = device
         self.values = np.load(path)
         self.config: dict[str, Any] = json.loads(str(self.values["config_json"]))
         self.state = self.group("param/")
@@ -44,7 +45,7 @@ class Golden:
         self.targets = self["in/target"]
 
     def __getitem__(self, key: str) -> Tensor:
-        value = torch.from_numpy(self.values[key])
+        value = torch.from_numpy(self.values[key]).to(self.device)
         return value.long() if not value.is_floating_point() else value
 
     def __contains__(self, key: str) -> bool:
@@ -59,7 +60,7 @@ class Golden:
         text = ItemText(state["plm_embedding.weight"]) if self.family == "tedrec" else None
         backbone = RecurrentBackbone(items, max_length, self.backbone_config, text)
         backbone.load_state_dict(self.ours(state))
-        return backbone
+        return backbone.to(self.device)
 
     def ours(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The recorded weights under this package's names."""
@@ -72,13 +73,19 @@ class Golden:
         recorded = self["in/initial_states"][index]
         if backbone.padded:
             return recorded
-        real = torch.arange(recorded.shape[1]) < histories.lengths[:, None]
+        real = torch.arange(recorded.shape[1], device=self.device) < histories.lengths[:, None]
         return recorded[real]
 
 
-@pytest.fixture(params=golden_files(), ids=lambda path: path.stem)
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@pytest.fixture(
+    params=[(path, device) for device in DEVICES for path in golden_files()],
+    ids=lambda param: param[0].stem if param[1] == "cpu" else f"{param[0].stem}-{param[1]}",
+)
 def golden(request: pytest.FixtureRequest) -> Golden:
-    return Golden(request.param)
+    return Golden(*request.param)
 
 
 def test_every_family_of_the_paper_is_compared() -> None:

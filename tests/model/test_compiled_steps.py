@@ -47,14 +47,14 @@ class Counting(nn.Module):
         return y if float(x.detach().abs().sum()) >= 0 else x
 
 
-def pair(block: Callable[..., nn.Module], layers: int = 1) -> tuple[RecurrentBackbone, RecurrentBackbone]:
+def pair(block: Callable[..., nn.Module], layers: int = 1, device: str = "cpu") -> tuple[RecurrentBackbone, RecurrentBackbone]:
     """A backbone, and one of the same weights whose steps are compiled."""
     torch.manual_seed(3)
     blocks: dict[str, Any] = {"pre_block": block, "core_block": block, "core_layers": layers, "pre_layers": 1}
     config = BackboneConfig(hidden_size=16, dropout=0.0, initial_state=ZeroState(), **blocks)
-    eager, compiled = (RecurrentBackbone(ITEMS, LENGTH, config).train() for _ in range(2))
+    eager, compiled = (RecurrentBackbone(ITEMS, LENGTH, config).train().to(device) for _ in range(2))
     compiled.load_state_dict(eager.state_dict())
-    compiled.compile_steps(torch.device("cpu"))
+    compiled.compile_steps(torch.device(device))
     return eager, compiled
 
 
@@ -62,9 +62,11 @@ def losses(model: RecurrentBackbone, lengths: list[int], depths: list[int]) -> T
     """A scalar of the states of one trajectory at the last tokens, or of two, the first at every token of a causal model."""
     generator = torch.Generator().manual_seed(sum(lengths))
     histories = Histories.from_lists([torch.randint(1, ITEMS, (n,), generator=generator).tolist() for n in lengths])
-    everywhere = torch.arange(histories.tokens) if model.causal else None
+    histories = histories.to(model.item_vectors.device)
+    everywhere = torch.arange(histories.tokens, device=histories.items.device) if model.causal else None
     states = model.rollout(histories, depths, read=[everywhere, None][-len(depths) :])
-    return torch.stack([(x.square() * torch.linspace(1, 2, x.shape[-1])).mean() for x in states]).sum()
+    weights = torch.linspace(1, 2, model.config.hidden_size, device=histories.items.device)
+    return torch.stack([(x.square() * weights).mean() for x in states]).sum()
 
 
 def compare(eager: RecurrentBackbone, compiled: RecurrentBackbone, *depths_of_batches: list[int]) -> None:

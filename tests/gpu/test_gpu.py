@@ -1,0 +1,165 @@
+"""On a CUDA device (`make test-gpu`): the numbers of a CPU, no waiting within an update, compiled steps, memory, two cards.
+
+LARES_TEST_DEVICE=cpu runs what a CPU can of it, to try the tests themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from lares_pl import (
+    RPT,
+    SPT,
+    BackboneConfig,
+    ConstantDepth,
+    ConvTransformerBlock,
+    Pruning,
+    RecurrentBackbone,
+    SequenceDataModule,
+    load_stage,
+)
+from lares_pl.data.loading.histories import Histories
+from tests.console import SMALL as SMALL_OPTIONS
+from tests.console import lares
+from tests.model.test_compiled_steps import compare, pair
+from tests.training import released_spt, trainer
+
+DEVICE = os.environ.get("LARES_TEST_DEVICE", "cuda")
+ACCELERATOR = "gpu" if DEVICE == "cuda" else "cpu"
+ON_CUDA = DEVICE == "cuda" and torch.cuda.is_available()
+pytestmark = pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@pytest.fixture(scope="module")
+def spt(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a run on the device."""
+    path = tmp_path_factory.mktemp("gpu") / "spt.ckpt"
+    fit = trainer(path.parent, accelerator=ACCELERATOR, max_epochs=2)
+    fit.fit(SPT(), SequenceDataModule(str(toy_dataset), max_length=8))
+    fit.save_checkpoint(path)
+    return path
+
+
+def test_evaluation_gives_the_numbers_of_a_cpu(spt: Path, toy_dataset: Path, tmp_path: Path) -> None:
+    values = []
+    for accelerator in (ACCELERATOR, "cpu"):
+        fit = trainer(tmp_path, accelerator=accelerator)
+        (found,) = fit.test(load_stage(spt), SequenceDataModule(str(toy_dataset), max_length=8), verbose=False)
+        values.append(found)
+    assert values[0] == pytest.approx(values[1], abs=2e-2)  # 61 users, of whom one may stand at a tie
+    assert values[0].keys() == values[1].keys()
+
+
+def test_scores_are_those_of_a_cpu(spt: Path) -> None:
+    model = load_stage(spt).backbone.eval()
+    histories = Histories.from_lists([[1, 2, 3], [4], [5, 6, 7, 8, 9]])
+    scores = []
+    for device in ("cpu", DEVICE):
+        model.to(device)
+        moved = histories.to(device)
+        with torch.no_grad():
+            states = model.rollout(moved, [4])[0][-1]
+            scores.append(model.head(moved).scores(states).cpu())
+    torch.testing.assert_close(scores[1], scores[0], rtol=1e-4, atol=1e-4)
+
+
+class NoWaiting(Callback):
+    """Any wait of the host for the device within an update is an error, from the third update on."""
+
+    def __init__(self) -> None:
+        self.updates = 0
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step >= 2 and ON_CUDA:
+            torch.cuda.set_sync_debug_mode("error")
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self.updates += 1
+        if ON_CUDA:
+            torch.cuda.set_sync_debug_mode("default")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if ON_CUDA:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+STAGES: dict[str, Callable[[Path], L.LightningModule]] = {
+    "recipe": lambda _: SPT(),
+    "recipe, alignment": lambda _: SPT(alpha=0.1, gamma=0.1),
+    "compiled": lambda _: SPT(compile_core=True),
+    "released": lambda _: released_spt(),
+    "RPT": lambda start: RPT(str(start), pruning=None),
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_an_update_does_not_wait(name: str, spt: Path, toy_dataset: Path, tmp_path: Path) -> None:
+    callback = NoWaiting()
+    options: dict[str, Any] = {"limit_val_batches": 0, "log_every_n_steps": 1000, "callbacks": [callback]}
+    data = SequenceDataModule(str(toy_dataset), max_length=8, batch_size=8)
+    trainer(tmp_path, accelerator=ACCELERATOR, max_steps=6, max_epochs=-1, **options).fit(STAGES[name](spt), data)
+    assert callback.updates == 6
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_compiled_training_learns_as_much(accumulated: int, toy_dataset: Path, tmp_path: Path) -> None:
+    """The draws of dropout differ, so that losses are alike, not the same."""
+    losses = []
+    for compile_core in (False, True):
+        L.seed_everything(1)
+        model = SPT(BackboneConfig(depth=ConstantDepth(3)), compile_core=compile_core)
+        options = {"accumulate_grad_batches": accumulated, "limit_val_batches": 0}
+        fit = trainer(tmp_path, accelerator=ACCELERATOR, max_epochs=30, **options)
+        fit.fit(model, SequenceDataModule(str(toy_dataset), max_length=8))
+        losses.append(float(fit.callback_metrics["train/ce"]))
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
+def test_compiled_steps_give_the_same_numbers() -> None:
+    compare(*pair(ConvTransformerBlock, device=DEVICE), [3, 2], [2, 3], [1, 1])
+
+
+def test_memory_does_not_grow_with_rows_times_catalogue() -> None:
+    items, rows = 200_000, 4096  # all scores would be 3,125 MiB, and their gradient as much
+    model = RecurrentBackbone(items, 8, BackboneConfig()).to(DEVICE).train()
+    histories = Histories.from_lists([[1 + row, 2 + row] for row in range(rows)]).to(DEVICE)
+    targets = torch.arange(1, rows + 1, device=DEVICE)
+    if ON_CUDA:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    states = model.rollout(histories, [2])[0][-1]
+    model.head(histories).cross_entropy(states, targets).backward()
+    if ON_CUDA:
+        assert torch.cuda.max_memory_allocated() - before < 2.5 * 2**30
+
+
+def test_pruning_keeps_what_a_cpu_keeps(spt: Path, toy_dataset: Path, tmp_path: Path) -> None:
+    kept = []
+    for accelerator in (ACCELERATOR, "cpu"):
+        model = RPT(str(spt), pruning=Pruning(passes=1, top=10))
+        options = {"accelerator": accelerator, "max_steps": 1, "limit_val_batches": 0}
+        trainer(tmp_path, **options).fit(model, SequenceDataModule(str(toy_dataset), max_length=8))
+        assert model.kept is not None
+        kept.append(model.kept.mask)
+    assert (kept[0] != kept[1]).mean() < 0.02
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_cards_equal_one(toy_dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "prepared").symlink_to(toy_dataset)
+    two = ["--trainer.accelerator", "gpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    lares(tmp_path, "fit", "--config", "spt.yaml", *two, "--trainer.max_epochs", "1", *SMALL_OPTIONS)
+    run = tmp_path / "runs" / "default" / "spt"
+    best = str(run / "checkpoints" / "best.ckpt")
+    lares(tmp_path, "test", "--ckpt_path", best, "--trainer.devices", "1", "--output", "one.json")
+    one = json.loads((tmp_path / "one.json").read_text())["metrics"]
+    assert json.loads((run / "test.json").read_text())["metrics"] == pytest.approx(one, rel=1e-4)
