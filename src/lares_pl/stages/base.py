@@ -50,7 +50,7 @@ class BaseStage(RankingModule, ABC):
         scheduler: factory of a learning-rate schedule stepped after every update.
         exclude_seen, metrics: as `RankingModule`.
         init_from: checkpoint whose backbone weights to start from.
-        compile_core: compile the core-blocks with `torch.compile` for training.
+        compile_core: compile the reasoning step for training.
         on_nonfinite: what to do with an update whose gradient is not finite: `stop` the run, or `skip` and count it.
         ema: decay of an exponential moving average of the weights, within [0, 1); 0 keeps none. With it `backbone` is the
             average: what is validated, saved, tested, exported and handed on; `learner` is what updates change.

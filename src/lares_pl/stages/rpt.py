@@ -60,7 +60,7 @@ class RPT(BaseStage):
         exclude_seen: leave items of the history out of recommendations and of rankings (the paper ranks them). It decides which
             protocol the short names are of; validation and test report both.
         metrics: what validation and test report; None: Recall and NDCG at 5, 10, 20 and 50, and MRR.
-        compile_core: compile the policy's core-blocks with `torch.compile`, as in SPT.
+        compile_core: compile the policy's reasoning step, as in SPT.
         on_nonfinite: what to do with an update whose gradient is not finite: `stop` the run, or `skip` and count it.
     """
 

@@ -58,8 +58,7 @@ class SPT(BaseStage):
             of the table. To go on with an interrupted run use `--ckpt_path`.
         gather_negatives: contrast TLA and SLA with the rows of all processes, so that they do not depend on their number; False
             contrasts each process's own rows.
-        compile_core: compile the core-blocks with `torch.compile` for training; measure whether it pays on your device
-            (on a CPU it does not).
+        compile_core: compile the reasoning step for training, with CUDA graphs on a GPU; on a CPU it does not pay.
         on_nonfinite: what to do with an update whose gradient is not finite: `stop` the run, or `skip` and count it.
     """
 
