@@ -12,7 +12,7 @@ import argparse
 import dataclasses
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -79,3 +79,8 @@ def to_plain(value: Any) -> Any:
         init_args = to_plain(getattr(value, "keywords", {}))
         return {"class_path": class_path_of(class_of(value)), "init_args": init_args}
     raise LaresError(f"{value!r} ({type(value).__name__}) has no plain form and cannot be part of a configuration")
+
+
+def arguments(local: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a constructor's arguments, from its `locals()`."""
+    return {key: value for key, value in local.items() if key not in ("self", "__class__")}

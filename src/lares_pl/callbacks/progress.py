@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
 _SHOWN = {"loss": "train/loss", "depth": "train/depth", "reward": "train/reward", "ndcg@10": "val/ndcg@10"}
+BAR_EVERY = 0.5  # seconds between values in the bar
 
 
 def shown_metrics(trainer: Trainer) -> dict[str, str]:
@@ -77,7 +78,9 @@ class Progress(ProgressBar):
     ) -> None:
         """Advance."""
         if self._bar is not None:
-            self._bar.set_postfix(shown_metrics(trainer), refresh=False)
+            if time.monotonic() - self._printed >= BAR_EVERY:  # reading a value waits for the device
+                self._printed = time.monotonic()
+                self._bar.set_postfix(shown_metrics(trainer), refresh=False)
             self._bar.update(1)
         elif self._enabled and time.monotonic() - self._printed >= self.every:
             self._print_line(trainer, pl_module)

@@ -274,26 +274,23 @@ class BaseStage(RankingModule, ABC):
 
     def log_training(self, values: Mapping[str, Tensor | float | int], batch: Batch) -> None:
         """Log values of one update under `train/`, with learning rate and speed."""
-        batch_size = len(batch)
-        logged = dict(values)  # tensors stay on their device until somebody reads them
+        batch_size, logged = len(batch), dict(values)  # tensors stay on their device until somebody reads them
         if self.on_nonfinite == "skip":
             logged["skipped_updates"] = self.skipped_updates
         self._latest = logged, batch.instances
         since, instances = self._since
         readers = (self.trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
         now, instances = time.perf_counter(), instances + batch_size * readers
-        numbers = {f"train/{name}": value if isinstance(value, Tensor) else float(value) for name, value in logged.items()}
-        self.log_dict(numbers, batch_size=batch_size)
-        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=batch_size)
-        self.log("train/instances_per_second", instances / max(now - since, 1e-9), batch_size=batch_size)
+        speed = {
+            "lr": self.trainer.optimizers[0].param_groups[0]["lr"],
+            "instances_per_second": instances / max(now - since, 1e-9),
+        }
+        # as tensors of the host: Lightning would copy numbers to the device, and wait
+        tensors = {f"train/{name}": torch.as_tensor(value, dtype=torch.float32) for name, value in (logged | speed).items()}
+        self.log_dict(tensors, batch_size=batch_size)
         every = max(1, int(getattr(self.trainer, "log_every_n_steps", 1)))
         self._since = (now, 0) if (self.trainer.global_step + 1) % every == 0 else (since, instances)
 
     def on_validation_end(self) -> None:
         """Speed of training leaves validation out."""
         self._since = (time.perf_counter(), 0)
-
-
-def arguments(local: Mapping[str, Any]) -> dict[str, Any]:
-    """A constructor's arguments from its `locals()`."""
-    return {key: value for key, value in local.items() if key not in ("self", "__class__")}

@@ -25,7 +25,8 @@ from lares_pl.losses.advantages import Advantage, GroupAdvantage
 from lares_pl.losses.rewards import NDCGReward, RecallReward, Reward
 from lares_pl.model.architecture import BackboneConfig, with_dropout
 from lares_pl.parsing import from_plain
-from lares_pl.stages.base import BaseStage, SchedulerFactory, arguments
+from lares_pl.serialization import arguments
+from lares_pl.stages.base import BaseStage, SchedulerFactory
 from lares_pl.stages.checkpoint import KEY, read_checkpoint
 from lares_pl.stages.distributed import all_gather_rows, row_weight
 from lares_pl.stages.group_loss import GroupObjective, group_loss

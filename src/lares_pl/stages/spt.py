@@ -26,7 +26,8 @@ from lares_pl.losses.supervision import StepPerInstance, Supervision
 from lares_pl.model.architecture import BackboneConfig
 from lares_pl.model.rollout import step_residual
 from lares_pl.parsing import from_plain
-from lares_pl.stages.base import BaseStage, SchedulerFactory, arguments
+from lares_pl.serialization import arguments
+from lares_pl.stages.base import BaseStage, SchedulerFactory
 from lares_pl.stages.distributed import all_gather_rows, row_weight
 from lares_pl.stages.optimizers import OptimizerFactory
 from lares_pl.stages.schedules import WarmupCosine
