@@ -1,8 +1,9 @@
-"""Resolve a device name."""
+"""Devices: by name, and how values get there."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from lares_pl.errors import LaresError
 
@@ -20,3 +21,8 @@ def resolve_device(name: str | torch.device) -> torch.device:
         reason = str(error).splitlines()[0].rstrip(".")
         raise LaresError(f"--device {name}: {reason}. Choose auto, cpu or, with a GPU, cuda") from error
     return device
+
+
+def on_device(values: Tensor, device: torch.device) -> Tensor:
+    """The same values on a device, without waiting for it; for values that are made on the host in each update."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)

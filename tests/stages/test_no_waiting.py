@@ -6,20 +6,34 @@ of them would stop the host until the device has caught up.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from lares_pl import RPT, SPT, BackboneConfig, BatchAdvantage, ConstantDepth, LogProbReward, SequenceDataModule, WholeCatalogue
+from lares_pl import (
+    RPT,
+    SPT,
+    BackboneConfig,
+    BatchAdvantage,
+    ConstantDepth,
+    EveryStep,
+    LastAndRandomStep,
+    LogProbReward,
+    SequenceDataModule,
+    WholeCatalogue,
+)
 from lares_pl.data.loading.batches import Batch
 from lares_pl.data.loading.loaders import InstanceLoader, WindowLoader
 from lares_pl.data.loading.partners import SameTargetPartners
 from lares_pl.data.loading.windows import training_windows
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.recurrence import RandomNoise
+from lares_pl.stages import group_loss
 from lares_pl.stages.base import BaseStage
 from lares_pl.stages.randomness import BatchRandomness
 from tests.released import released_backbone
@@ -29,6 +43,8 @@ LENGTH = 8
 RECURRENT = BackboneConfig(depth=ConstantDepth(3))
 STAGES: dict[str, tuple[Callable[[], BaseStage], str]] = {
     "recipe": (lambda: SPT(), "sequence"),
+    "recipe, every step": (lambda: SPT(supervision=EveryStep(0.9)), "sequence"),
+    "recipe, two steps": (lambda: SPT(supervision=LastAndRandomStep()), "sequence"),
     "recipe, alignment": (lambda: SPT(alpha=0.1, gamma=0.1), "sequence"),
     "released": (lambda: released_spt(released_backbone()), "prefix"),
     "recipe, RPT": (lambda: RPT(backbone=RECURRENT), "sequence"),
@@ -63,6 +79,18 @@ def on_meta(stage: BaseStage, items: int, config: BackboneConfig) -> BaseStage:
     return stage
 
 
+class NoCopies(TorchDispatchMode):
+    """Refuses copies from the host, for which it would wait; those that it does not wait for are made by `on_device`."""
+
+    def __torch_dispatch__(
+        self, function: Any, types: Sequence[type], arguments: Sequence[Any] = (), options: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = function(*arguments, **(options or {}))
+        from_host = any(isinstance(x, Tensor) and x.device.type == "cpu" for x in arguments)
+        assert not (from_host and isinstance(result, Tensor) and result.device.type == "meta"), function
+        return result
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_an_update_asks_the_device_for_nothing(name: str, toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make, instances = STAGES[name]
@@ -70,9 +98,11 @@ def test_an_update_asks_the_device_for_nothing(name: str, toy_dataset: Path, mon
     items = SequenceDataModule(str(toy_dataset)).sequences.catalogue_size
     on_meta(stage, items, stage.backbone_config)
     monkeypatch.setattr(stage, "log_training", lambda values, batch: None)
-    batch = batch_for(stage, toy_dataset, instances)
-    loss = stage.training_step(batch.to("meta"))
-    loss.backward()
+    monkeypatch.setattr(group_loss, "on_device", lambda values, device: torch.empty(values.shape, device=device))
+    batch = batch_for(stage, toy_dataset, instances).to("meta")
+    with NoCopies():  # type: ignore[no-untyped-call]
+        loss = stage.training_step(batch)
+        loss.backward()
     assert loss.device.type == "meta"
     assert all(parameter.grad is not None for parameter in stage.backbone.parameters())
 

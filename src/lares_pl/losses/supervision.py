@@ -68,7 +68,7 @@ class EveryStep(Supervision):
         self, trajectory: Tensor, generator: torch.Generator | None = None, of_rows: Tensor | None = None
     ) -> SupervisedStates:
         steps = len(trajectory)
-        weights = torch.tensor([self.decay ** (steps - 1 - t) for t in range(steps)], device=trajectory.device)
+        weights = self.decay ** torch.arange(steps - 1, -1, -1, device=trajectory.device, dtype=torch.float32)
         return SupervisedStates(trajectory, weights / weights.sum())
 
 
@@ -92,7 +92,8 @@ class LastAndRandomStep(Supervision):
         if len(trajectory) == 1:
             return LastStep()(trajectory)
         earlier = int(torch.randint(len(trajectory) - 1, (), generator=generator))
-        weights = torch.tensor([1 - self.last_weight, self.last_weight], device=trajectory.device)
+        weights = torch.full((2,), self.last_weight, device=trajectory.device)
+        weights[0] = 1 - self.last_weight
         return SupervisedStates(torch.stack([trajectory[earlier], trajectory[-1]]), weights)
 
 

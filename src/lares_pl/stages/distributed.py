@@ -37,7 +37,7 @@ def row_weight(rows: int, device: torch.device, group: Group = None) -> Tensor |
     """
     if _alone(group):
         return 1.0
-    total = torch.tensor(float(rows), device=device)
+    total = torch.full((), float(rows), device=device)
     dist.all_reduce(total, group=group)
     return dist.get_world_size(group) * rows / total
 
@@ -52,7 +52,7 @@ def all_gather_rows(x: Tensor, group: Group = None) -> Tensor:
     if _alone(group):
         return x
     counts = [torch.zeros((), dtype=torch.int64, device=x.device) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(counts, torch.tensor(len(x), device=x.device), group=group)
+    dist.all_gather(counts, torch.full((), len(x), device=x.device), group=group)
     sizes = [int(count) for count in counts]
     padded = F.pad(x, (0, 0, 0, max(sizes) - len(x)))
     gathered: Tensor = _OfAll.apply(padded, group)  # type: ignore[no-untyped-call]

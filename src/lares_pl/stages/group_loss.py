@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lares_pl.data.loading.histories import Histories
 from lares_pl.data.loading.item_pairs import ItemPairs, items_read
+from lares_pl.device import on_device
 from lares_pl.errors import LaresError
 from lares_pl.losses.actions import Actions, WholeCatalogue
 from lares_pl.losses.advantages import Advantage, GroupAdvantage
@@ -100,8 +101,9 @@ def group_loss(
     items = objective.actions.items(head_of_ends, ends, end_targets)
 
     rows = _StepRows.of(trajectories, references, targets, advantages, items)
-    weights = step_weights(depths, instances).to(ends.device).repeat_interleave(instances)
-    steps = len(weights) // instances
+    of_steps = on_device(step_weights(depths, instances), ends.device)
+    steps = len(of_steps)
+    weights = of_steps.repeat_interleave(instances, output_size=steps * instances)
     heads = head.repeat(steps, instances), reference_head.repeat(steps, instances)
     if rows.items is None:
         loss, kl = _over_the_catalogue(*heads, rows, weights, objective.beta)
