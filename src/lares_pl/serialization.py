@@ -42,6 +42,7 @@ def class_path_of(cls: type) -> str:
 def with_subclasses(kind: type) -> Iterator[type]:
     """All imported classes that derive from a class, and itself."""
     yield kind
+    derived: type
     for derived in kind.__subclasses__():
         yield from with_subclasses(derived)
 

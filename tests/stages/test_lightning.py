@@ -413,6 +413,7 @@ def test_a_schedule_ends_with_training_where_batches_are_accumulated_later(toy_d
     run = trainer(tmp_path, callbacks=[accumulation], max_epochs=4, limit_train_batches=4, logger=logger, limit_val_batches=0)
     run.fit(released_spt(scheduler=partial(WarmupCosine, warmup=2, floor=0.5)), data(toy_dataset))
     schedule = run.lr_scheduler_configs[0].scheduler
+    assert isinstance(schedule, WarmupCosine)
     assert (run.global_step, schedule.total) == (4 + 4 + 2 + 2, 12)
     recorded = yaml.safe_load((Path(logger.log_dir) / "hparams.yaml").read_text())  # the settings, for loggers of any kind
     assert recorded["scheduler"]["init_args"] == {"warmup": 2, "floor": 0.5}
