@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     ModelCheckpoint,
     ModelPruning,
+    SpikeDetection,
     StochasticWeightAveraging,
     WeightAveraging,
 )
@@ -65,6 +66,11 @@ def check_trainer(trainer: Any, stage: Any) -> None:
             raise LaresError(
                 "LearningRateFinder sets the learning rate past the schedule of this stage. Call Tuner(trainer).lr_find(stage, "
                 "datamodule=data) before trainer.fit, or keep the learning rate constant (--model.scheduler null)"
+            )
+        if isinstance(callback, SpikeDetection) and trainer.checkpoint_callbacks:
+            raise LaresError(
+                "SpikeDetection can't load its own state (Lightning 2.6), so checkpoints of this run could neither be resumed "
+                "nor tested. Leave it out; updates whose gradient is not finite are found in any case (model.on_nonfinite)"
             )
     for callback in callbacks:
         _check_validated(callback, trainer)
