@@ -172,7 +172,7 @@ def draw(lines: Lines, path: Path) -> None:
             if baseline:
                 axis.axhline(float(np.mean(baseline)), linestyle=style, color="black", linewidth=1, label=MODELS[name].label)
         axis.set(title=dataset, xlabel="reasoning steps", xticks=DEPTHS)
-    axes[0][0].set_ylabel("test NDCG@10, seen items left out")
+    axes[0][0].set_ylabel("test NDCG@10,\nseen items left out")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=2, frameon=False)
     figure.tight_layout(rect=(0, 0.16, 1, 1))

@@ -12,7 +12,7 @@ import argparse
 import dataclasses
 import importlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -37,6 +37,14 @@ def class_of(factory: Callable[..., Any]) -> type:
 def class_path_of(cls: type) -> str:
     """Return the path from which a class can be imported."""
     return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def with_subclasses(kind: type) -> Iterator[type]:
+    """All imported classes that derive from a class, and itself."""
+    yield kind
+    derived: type
+    for derived in kind.__subclasses__():
+        yield from with_subclasses(derived)
 
 
 def import_class(path: str) -> type:
@@ -78,7 +86,10 @@ def to_plain(value: Any) -> Any:
     if callable(value):
         init_args = to_plain(getattr(value, "keywords", {}))
         return {"class_path": class_path_of(class_of(value)), "init_args": init_args}
-    raise LaresError(f"{value!r} ({type(value).__name__}) has no plain form and cannot be part of a configuration")
+    raise LaresError(
+        f"{' '.join(repr(value).split())[:80]} cannot be part of a configuration, which holds plain values: in place of an "
+        f"instance of {type(value).__name__} give the class, or functools.partial(Class, key=value)"
+    )
 
 
 def arguments(local: Mapping[str, Any]) -> dict[str, Any]:

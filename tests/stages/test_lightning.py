@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -12,13 +14,15 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import yaml
 from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import BaseFinetuning, Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import ReduceLROnPlateau
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.tuner.tuning import Tuner
 from torch.optim import Optimizer
 
-from lares_pl import LaresError, Pruning, SampledSoftmax, WarmupCosine, load_stage
+from lares_pl import RPT, SPT, LaresError, Pruning, SampledSoftmax, WarmupCosine, load_stage
 from lares_pl.stages.base import BaseStage
 from lares_pl.stages.checkpoint import read_checkpoint
 from tests.conftest import ROOT
@@ -267,6 +271,26 @@ def test_a_monitor_that_is_never_logged_is_refused_at_the_start(
         trainer(tmp_path, callbacks=[callback], enable_checkpointing=True).fit(released_spt(), data(toy_dataset))
 
 
+@pytest.mark.parametrize(
+    ("callback", "flags", "said"),
+    [
+        (EarlyStopping(NDCG), {}, "better when it is higher; set mode='max'"),
+        (ModelCheckpoint(monitor="val/unseen/mrr"), {}, "better when it is higher; set mode='max'"),
+        (EarlyStopping(NDCG, mode="max"), {"limit_val_batches": 0}, "set check_on_train_epoch_end=False"),
+        (
+            EarlyStopping(NDCG, mode="max", check_on_train_epoch_end=True),
+            {"check_val_every_n_epoch": 2},
+            "check_val_every_n_epoch 2.*check_on_train_epoch_end=False",
+        ),
+    ],
+)
+def test_a_callback_that_keeps_the_worst_or_waits_in_vain_is_refused(
+    callback: Callback, flags: dict[str, Any], said: str, toy_dataset: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(LaresError, match=said):
+        trainer(tmp_path, callbacks=[callback], enable_checkpointing=True, **flags).fit(released_spt(), data(toy_dataset))
+
+
 def test_what_a_callback_of_ones_own_logs_can_be_monitored(toy_dataset: Path, tmp_path: Path) -> None:
     class Logged(Callback):
         def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -298,6 +322,37 @@ def test_a_compiled_backbone_is_refused(source: Path, toy_dataset: Path, tmp_pat
     model.backbone = torch.compile(model.backbone)  # type: ignore[assignment]
     with pytest.raises(LaresError, match="compile_core=True"):
         trainer(tmp_path).fit(model, data(toy_dataset))
+
+
+def test_a_frozen_stage_is_refused(source: Path, toy_dataset: Path, tmp_path: Path) -> None:
+    model = load_stage(source)
+    model.freeze()
+    with pytest.raises(LaresError, match=r"stage\.unfreeze\(\)"):
+        trainer(tmp_path).fit(model, data(toy_dataset))
+
+
+def test_a_checkpoint_of_another_stage_is_named(source: Path) -> None:
+    class Own(SPT):
+        pass
+
+    with pytest.raises(LaresError, match=r"spt\.ckpt is of SPT, not of RPT: load it with lares_pl\.load_stage"):
+        RPT.load_from_checkpoint(source)
+    assert type(Own.load_from_checkpoint(source)) is Own
+
+
+def test_a_copy_of_a_trained_stage_is_one(source: Path, toy_dataset: Path, tmp_path: Path) -> None:
+    model = released_spt(ema=0.9)
+    trainer(tmp_path, max_steps=1).fit(model, data(toy_dataset))
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        tested = [trainer(tmp_path).test(each, data(toy_dataset), verbose=False)[0] for each in (model, copied)]
+        assert tested[0] == tested[1]
+        trainer(tmp_path, max_steps=1).fit(copied, data(toy_dataset))
+
+
+def test_an_optimizer_in_place_of_its_class_is_refused() -> None:
+    made = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
+    with pytest.raises(LaresError, match=r"^Adam \(.*give the class, or functools\.partial\(Class, key=value\)$"):
+        released_spt(optimizer=made)
 
 
 # ---------------------------------------------------------------- tuners
@@ -350,6 +405,19 @@ def test_a_finder_that_could_not_do_its_work_is_refused(toy_dataset: Path, sourc
     scheduled = stage("spt", source, scheduler=WarmupCosine)
     with pytest.raises(LaresError, match=r"Tuner\(trainer\)\.lr_find"):
         trainer(tmp_path, callbacks=[callbacks.LearningRateFinder()]).fit(scheduled, data(toy_dataset))
+
+
+def test_a_schedule_ends_with_training_where_batches_are_accumulated_later(toy_dataset: Path, tmp_path: Path) -> None:
+    accumulation = callbacks.GradientAccumulationScheduler({0: 1, 2: 2})
+    logger = CSVLogger(tmp_path)
+    run = trainer(tmp_path, callbacks=[accumulation], max_epochs=4, limit_train_batches=4, logger=logger, limit_val_batches=0)
+    run.fit(released_spt(scheduler=partial(WarmupCosine, warmup=2, floor=0.5)), data(toy_dataset))
+    schedule = run.lr_scheduler_configs[0].scheduler
+    assert isinstance(schedule, WarmupCosine)
+    assert (run.global_step, schedule.total) == (4 + 4 + 2 + 2, 12)
+    recorded = yaml.safe_load((Path(logger.log_dir) / "hparams.yaml").read_text())  # the settings, for loggers of any kind
+    assert recorded["scheduler"]["init_args"] == {"warmup": 2, "floor": 0.5}
+    assert recorded["dataset"] == str(toy_dataset)
 
 
 # ---------------------------------------------------------------- schedules that wait

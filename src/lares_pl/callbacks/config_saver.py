@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import yaml
 from jsonargparse import Namespace
@@ -33,7 +35,7 @@ class ConfigSaver(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called once, on the first process."""
-        text = self.parser.dump(self.resolved, skip_none=False)
+        text = self.parser.dump(_without_enumerations(self.resolved), skip_none=False)
         if self.folder is not None:
             write_text(self.folder / "config.yaml", text)
         for logger in trainer.loggers:
@@ -41,3 +43,12 @@ class ConfigSaver(SaveConfigCallback):
                 logger.log_hyperparams(yaml.safe_load(text))
                 if self.folder is not None:
                     StageFolder(self.folder).track(str(logger.experiment.id))
+
+
+def _without_enumerations(value: Any) -> Any:
+    """Values in place of members of enumerations, which YAML has no form for: defaults of Lightning's Timer are such."""
+    if isinstance(value, Namespace):
+        return Namespace(**{key: _without_enumerations(part) for key, part in vars(value).items()})
+    if isinstance(value, list):
+        return [_without_enumerations(part) for part in value]
+    return value.value if isinstance(value, Enum) else value

@@ -13,6 +13,7 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
+_RESUMES_OFFLINE = (0, 31)  # before, W&B warned that it can't
 STEP = "trainer/global_step"  # the x axis of W&B's charts: updates
 
 
@@ -75,6 +76,8 @@ class Wandb(WandbLogger):
             settings=wandb.Settings(init_timeout=30, silent=True),
         )
         self._wandb_init.pop("anonymous", None)  # Lightning passes it on; W&B warns that it has no effect
+        if offline and tuple(map(int, wandb.__version__.split(".")[:2])) < _RESUMES_OFFLINE:
+            self._wandb_init.pop("resume", None)  # the same
         if offline:
             why = f"WANDB_MODE is {mode}" if mode else "no account found"
             rank_zero_info(f"W&B: {why}, keeping an offline run in {save_dir or '.'}/wandb (`wandb sync` sends it later)")

@@ -10,10 +10,11 @@ import re
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, ProgressBar
 
 from lares_pl.callbacks.depth_sweep import DepthSweep
 from lares_pl.callbacks.flop_budget import FlopBudget
+from lares_pl.callbacks.progress import Progress
 from lares_pl.cli.chaining import is_stage_name
 from lares_pl.errors import LaresError
 from lares_pl.serialization import import_class
@@ -58,6 +59,19 @@ def place_callbacks(specs: list[Namespace], folder: Path) -> None:
             arguments.match = str(folder.with_name(arguments.match) / "finished.json")
         if is_kind(spec, DepthSweep) and arguments.get("path") is None:
             arguments.path = str(folder / "depth-sweep.csv")
+
+
+def progress_bar(config: Namespace, chosen: list[Namespace]) -> list[Namespace]:
+    """Return the progress bar of every run, unless it is off or another one is chosen.
+
+    Args:
+        config: of the subcommand.
+        chosen: the other callbacks.
+    """
+    if config.trainer.enable_progress_bar is False:
+        return []
+    config.trainer.enable_progress_bar = True
+    return [] if any(is_kind(spec, ProgressBar) for spec in chosen) else [spec_of(Progress, every=30.0)]
 
 
 def repeated_callback(error: RuntimeError) -> LaresError:

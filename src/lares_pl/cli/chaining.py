@@ -134,7 +134,7 @@ def _check_options(config: Namespace, checkpoint: StageCheckpoint) -> None:
     plain = (config.model.init_args.get("backbone"), checkpoint.settings["backbone"])
     differ = {
         "--model.backbone": plain[0] is not None and len({repr(_parsed(way)) for way in plain}) > 1,
-        "--data.dataset": _absolute(config.data.dataset) != _absolute(checkpoint.data.get("dataset")),
+        "--data.dataset": _resolved(config.data.dataset) != _resolved(checkpoint.data.get("dataset")),
         "--data.max_length": config.data.max_length != checkpoint.data.get("max_length"),
         "--seed_everything": checkpoint.seed not in (None, config.seed_everything),
     }
@@ -152,8 +152,8 @@ def _parsed(backbone: Any) -> Any:
     return to_plain(from_plain(BackboneConfig, to_plain(backbone), "backbone"))
 
 
-def _absolute(path: str | None) -> Path | None:
-    return None if path is None else Path(path).absolute()
+def _resolved(path: str | None) -> Path | None:
+    return None if path is None else Path(path).resolve()
 
 
 def is_stage_name(text: str | None) -> bool:

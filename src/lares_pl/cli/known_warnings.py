@@ -15,6 +15,7 @@ _WARNINGS = (
     ".*in eval mode at the start of training.*",  # the frozen reference policy
     ".*instantiate_classes.*",  # Lightning 2.6 calls what jsonargparse will drop
     ".*LeafSpec.*",  # between Lightning and torch
+    ".*hooks will not be called on every batch.*",  # the average is of updates
 )
 _LINES = (
     "💡",  # advertisements of other products
@@ -42,6 +43,7 @@ def silence_known_warnings() -> None:
         warnings.filterwarnings("ignore", message=message)
     for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
         warnings.filterwarnings("ignore", category=category, module=_DEPENDENCIES)
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # without the line of the source
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 

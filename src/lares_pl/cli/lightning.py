@@ -24,8 +24,14 @@ from lares_pl.callbacks.config_saver import ConfigSaver
 from lares_pl.callbacks.graceful_shutdown import GracefulShutdown, end_with_parent, terminated_is_not_success
 from lares_pl.callbacks.lineage import Lineage
 from lares_pl.callbacks.prediction_writer import PredictionWriter
-from lares_pl.callbacks.progress import Progress
-from lares_pl.cli.callbacks import add_callback_options, chosen_callbacks, place_callbacks, repeated_callback, spec_of
+from lares_pl.cli.callbacks import (
+    add_callback_options,
+    chosen_callbacks,
+    place_callbacks,
+    progress_bar,
+    repeated_callback,
+    spec_of,
+)
 from lares_pl.cli.chaining import join_stages, resolve_checkpoint
 from lares_pl.cli.commands import STAGES
 from lares_pl.cli.known_warnings import silence_known_warnings
@@ -178,6 +184,10 @@ class LaresCLI(LightningCLI):
             config.trainer.logger = config.trainer.logger or False
             if not chosen_callbacks(config):  # keeps Lightning from adding a checkpoint callback
                 config.trainer.enable_checkpointing = False
+        if config.trainer.barebones:
+            raise LaresError(
+                "trainer.barebones: this command always logs and saves; use the flag in Python, with your own Trainer"
+            )
         check_dataset(config.data.dataset)
         # recorded before this run's own paths are added, so that the recorded config can be used for another run
         self.save_config_kwargs = {"folder": None if self.folder is None else self.folder.path, "resolved": config.clone()}
@@ -199,9 +209,7 @@ class LaresCLI(LightningCLI):
         if self.folder is not None:
             place_callbacks(callbacks, self.folder.path)
         callbacks += [spec_of(GracefulShutdown), spec_of(Lineage)]
-        if config.trainer.enable_progress_bar is not False:
-            config.trainer.enable_progress_bar = True
-            callbacks.append(spec_of(Progress, every=30.0))
+        callbacks += progress_bar(config, callbacks)
         if self.subcommand == "predict":
             callbacks.append(spec_of(PredictionWriter, path=config.output, overwrite=config.overwrite))
             config.return_predictions = False

@@ -85,7 +85,8 @@ class Outcome:
     def test(self, best: str) -> None:
         """Test the best checkpoint and write test.json; after RPT, test the SPT checkpoint it started from too."""
         if not best:
-            rank_zero_warn("no checkpoint was kept (trainer.enable_checkpointing), so none is tested")
+            cause = "trainer.fast_dev_run" if self._trial else "trainer.enable_checkpointing"
+            rank_zero_warn(f"no checkpoint was kept ({cause}), so none is tested")
             return
         report: dict[str, Any] = {"checkpoint": best, "depth": self.model.evaluation_depth}
         if isinstance(self.model, RPT) and (source := self.model.initial_checkpoint) is not None and Path(source).is_file():

@@ -89,7 +89,7 @@ class SequenceDataModule(L.LightningDataModule):
         self._written: dict[str, Any] = {"format": format, "encoding": encoding, "separator": separator, "header": header}
         self.seed = 0 if seed is None else seed
         # a later stage on the same data reads these from the checkpoint
-        self.save_hyperparameters({"dataset": self.dataset_path, "max_length": max_length}, logger=False)
+        self.save_hyperparameters({"dataset": self.dataset_path, "max_length": max_length})
         self._kept: np.ndarray | None = None
         self._sequences = None if instances == "auto" else instances == "sequence"
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Adam, Optimizer
@@ -33,8 +33,8 @@ from lares_pl.stages.optimizers import OptimizerFactory, fused, options_of
 from lares_pl.stages.plateau import PlateauSteps, plateau_config
 from lares_pl.stages.randomness import BatchRandomness
 from lares_pl.stages.ranking import RankingModule
-from lares_pl.stages.resuming import apply_settings, note_saved
-from lares_pl.stages.schedules import WarmupCosine
+from lares_pl.stages.resuming import apply_settings, hold_saving_on_exception
+from lares_pl.stages.schedules import WarmupCosine, accumulated_batches
 from lares_pl.stages.validation import check_optimizer, not_finite
 
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -77,11 +77,12 @@ class BaseStage(RankingModule, ABC):
         self.compile_core = compile_core
         self.on_nonfinite = on_nonfinite
         self.skipped_updates = 0  # of this start
-        self.save_hyperparameters(to_plain({key: value for key, value in settings.items() if key != "init_from"}), logger=False)
+        self.save_hyperparameters(to_plain({key: value for key, value in settings.items() if key != "init_from"}))
         #: what training draws from, from its setup on
         self.randomness: BatchRandomness
         self._gradients = GradientCheck(waits=True)
         self._seed: int | None = None  # of the run that a checkpoint is of
+        self._held: list[ModelCheckpoint] = []  # what saves on exceptions once training starts
         self._since = (0.0, 0)  # time and number of instances at the last report of speed
         #: logged values and instances of the last batch
         self._latest: tuple[dict[str, Tensor | float | int], Tensor] = ({}, torch.empty(0))
@@ -104,7 +105,7 @@ class BaseStage(RankingModule, ABC):
             former = from_plain(OptimizerFactory, checkpoint["hyper_parameters"]["optimizer"], "optimizer")
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             apply_settings(checkpoint, self.hparams, former, self.optimizer, data)
-            note_saved(self.trainer, checkpoint["global_step"])
+            self._held = hold_saving_on_exception(self.trainer)
         super().on_load_checkpoint(checkpoint)
         seed = checkpoint[KEY].get("seed")
         if not resumes:
@@ -149,7 +150,9 @@ class BaseStage(RankingModule, ABC):
 
     def on_train_start(self) -> None:
         """Save after exceptions from now on."""
-        note_saved(self.trainer, 0)
+        for callback in self._held:
+            callback.save_on_exception = True
+        self._held = []
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Randomness of this batch; what compiled steps gave for the one before is no longer needed."""
@@ -167,12 +170,14 @@ class BaseStage(RankingModule, ABC):
         """The optimiser and, where there is one, its schedule by update.
 
         Raises:
-            LaresError: if an optimiser is to update all parameters in one kernel where some are sharded.
+            LaresError: if all parameters are frozen; if an optimiser is to update all in one kernel where some are sharded.
         """
         # a callback such as BaseFinetuning freezes some before, and adds them to the optimiser later
-        parameters = [parameter for parameter in self.learner.parameters() if parameter.requires_grad]
+        trained = [parameter for parameter in self.learner.parameters() if parameter.requires_grad]
+        if not trained:
+            raise LaresError("all parameters are frozen, so there is nothing to train: call stage.unfreeze() first")
         alone = self.device_mesh is not None or self._scaled  # sharded parameters, or a scaler, which clips after unscaling
-        optimizer = (self.optimizer if alone else fused(self.optimizer))(parameters)
+        optimizer = (self.optimizer if alone else fused(self.optimizer))(trained)
         if self.device_mesh is not None:
             check_optimizer(optimizer)
         if self.scheduler is None:
@@ -220,7 +225,7 @@ class BaseStage(RankingModule, ABC):
             return trainer.max_steps if trainer.max_steps != -1 else math.inf
         batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * (1.0 if limit is None else limit))
-        updates = trainer.max_epochs * math.ceil(batches / trainer.accumulate_grad_batches)
+        updates = sum(math.ceil(batches / accumulated_batches(trainer, epoch)) for epoch in range(trainer.max_epochs))
         return updates if trainer.max_steps == -1 else min(updates, trainer.max_steps)
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:

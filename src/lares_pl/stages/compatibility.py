@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
@@ -15,6 +16,7 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     ModelCheckpoint,
     ModelPruning,
+    SpikeDetection,
     StochasticWeightAveraging,
     WeightAveraging,
 )
@@ -23,6 +25,7 @@ from torch._dynamo import OptimizedModule
 
 from lares_pl.errors import LaresError
 
+_HIGHER_IS_BETTER = re.compile(r"val/((all|unseen)/)?(recall|ndcg|map|mrr|hit)")
 _USE_EMA = "Leave it out and set model.ema (0.999), whose average is what is validated, saved, tested and exported"
 _REFUSED: dict[type[Callback], str] = {
     WeightAveraging: f"tests other weights than it saves. {_USE_EMA}",
@@ -64,10 +67,37 @@ def check_trainer(trainer: Any, stage: Any) -> None:
                 "LearningRateFinder sets the learning rate past the schedule of this stage. Call Tuner(trainer).lr_find(stage, "
                 "datamodule=data) before trainer.fit, or keep the learning rate constant (--model.scheduler null)"
             )
+        if isinstance(callback, SpikeDetection) and trainer.checkpoint_callbacks:
+            raise LaresError(
+                "SpikeDetection can't load its own state (Lightning 2.6), so checkpoints of this run could neither be resumed "
+                "nor tested. Leave it out; updates whose gradient is not finite are found in any case (model.on_nonfinite)"
+            )
+    for callback in callbacks:
+        _check_validated(callback, trainer)
     if trainer.limit_val_batches and not _may_log_anything(stage, callbacks):
         for callback in callbacks:
             if isinstance(callback, (EarlyStopping, ModelCheckpoint)) and callback.monitor is not None:
                 check_monitor(type(callback).__name__, callback.monitor, stage.validated_metrics)
+
+
+def _check_validated(callback: Callback, trainer: Any) -> None:
+    """Refuse to keep or wait for the worst ranking, and to stop by what is not there after some epochs."""
+    if not isinstance(callback, (EarlyStopping, ModelCheckpoint)) or not str(callback.monitor).startswith("val/"):
+        return
+    name = f"{type(callback).__name__} of {callback.monitor}"
+    if callback.mode == "min" and _HIGHER_IS_BETTER.match(str(callback.monitor)) and getattr(callback, "save_top_k", 1) != -1:
+        raise LaresError(f"{name}: this metric is better when it is higher; set mode='max' (the default is min)")
+    if isinstance(callback, EarlyStopping):
+        each_epoch = trainer.check_val_every_n_epoch == 1
+        at_epoch_end = callback._check_on_train_epoch_end  # None: Lightning decides in its setup, as follows
+        if at_epoch_end is None:
+            at_epoch_end = trainer.val_check_interval == 1.0 and each_epoch
+        if at_epoch_end and not (trainer.limit_val_batches and each_epoch):
+            raise LaresError(
+                f"{name}: checks after every training epoch, and not every one is validated (trainer.limit_val_batches "
+                f"{trainer.limit_val_batches}, check_val_every_n_epoch {trainer.check_val_every_n_epoch}); set "
+                "check_on_train_epoch_end=False"
+            )
 
 
 def _may_log_anything(stage: LightningModule, callbacks: Iterable[Callback]) -> bool:

@@ -20,7 +20,7 @@ from lares_pl.errors import LaresError
 from lares_pl.model.architecture import BackboneConfig
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.embedding import ItemText
-from lares_pl.serialization import class_path_of
+from lares_pl.serialization import class_path_of, with_subclasses
 from lares_pl.stages.checkpoint import KEY, StageCheckpoint, read_checkpoint
 from lares_pl.stages.compatibility import check_not_compiled
 from lares_pl.stages.distributed import share_values
@@ -62,9 +62,15 @@ class NetworkModule(L.LightningModule):
         """As Lightning's, for files that are sound.
 
         Raises:
-            LaresError: as `read_checkpoint`.
+            LaresError: as `read_checkpoint`; if the checkpoint is of another kind of stage.
         """
-        read_checkpoint(checkpoint_path)
+        checkpoint = read_checkpoint(checkpoint_path)
+        stored = next((kind for kind in with_subclasses(NetworkModule) if class_path_of(kind) == checkpoint.class_path), cls)
+        if not (issubclass(cls, stored) or issubclass(stored, cls)):
+            raise LaresError(
+                f"{checkpoint_path} is of {stored.__name__}, not of {cls.__name__}: load it with lares_pl.load_stage(PATH), or "
+                f"train a new {cls.__name__} from its weights (init_from=PATH)"
+            )
         return super().load_from_checkpoint(checkpoint_path, *arguments, **options)
 
     # ------------------------------------------------------------ catalogue

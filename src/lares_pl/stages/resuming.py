@@ -92,19 +92,15 @@ def check_position(loop: Mapping[str, Any], data: Any) -> None:
                 )
 
 
-def note_saved(trainer: Trainer, update: int) -> None:
-    """Tell the checkpoint callbacks after which update they saved last.
+def hold_saving_on_exception(trainer: Trainer) -> list[ModelCheckpoint]:
+    """Keep checkpoints from being saved on an exception, and return the callbacks that would save them.
 
-    While a run is being resumed this is the update that it resumes: an exception before training starts must not overwrite a
-    checkpoint with a state that is only restored in part.
-
-    Args:
-        trainer: the trainer.
-        update: its number; 0 is none.
+    While a run is being resumed, such a checkpoint would overwrite a complete one with a state that is restored in part.
     """
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint):
-            callback._last_global_step_saved = update
+    held = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint) and each.save_on_exception]
+    for callback in held:
+        callback.save_on_exception = False
+    return held
 
 
 def changed_settings(before: Any, now: Any, key: str = "") -> list[str]:

@@ -5,10 +5,20 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from lightning import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lares_pl.errors import LaresError
+
+
+def accumulated_batches(trainer: Trainer, epoch: int) -> int:
+    """Return how many batches an update takes in an epoch, which a `GradientAccumulationScheduler` changes."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler):
+            return int(callback.get_accumulate_grad_batches(epoch))
+    return trainer.accumulate_grad_batches
 
 
 class WarmupCosine(LambdaLR):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import gzip
 import re
 import uuid
 from pathlib import Path
@@ -101,6 +102,19 @@ def test_the_timestamp_column_is_found_in_any_letter_case(name: str, tmp_path: P
 
 
 # ---------------------------------------------------------------- ratings
+
+
+@pytest.mark.parametrize("name", ["time", "ts", "Date", "unixReviewTime", "event_timestamp"])
+def test_times_under_another_name_are_not_ignored_silently(name: str, tmp_path: Path) -> None:
+    text = BASIC.replace("timestamp", name)
+    refused(tmp_path, "x.csv", text, "no column 'timestamp'", f"--columns.time {name}", "--columns.time ''")
+    assert read(tmp_path, "x.csv", text, columns=Columns(time=name)) == READ
+    assert read(tmp_path, "x.csv", text, columns=Columns(time=""))["ann"] == ["a", "b"]
+
+
+def test_times_that_are_true_or_false_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(LaresError, match=r"data row 1 has 'timestamp' = .*True"):
+        read_columns(tmp_path, {"user_id": ["u"], "item_id": ["i"], "timestamp": [True]})
 
 
 @pytest.mark.parametrize("rating", ["", "good", "3,5", "NaN", "\\N"])
@@ -207,6 +221,25 @@ def test_words_for_missing_values_are_refused_among_numeric_ids(word: str, tmp_p
     assert read(tmp_path, "y.csv", f"user_id,item_id\nann,i\n{word},i\n") == {"ann": ["i"], word: ["i"]}
 
 
+@pytest.mark.parametrize("written", ["1.23457E+12", "1,23457E+12", "1e+16"])
+def test_ids_that_a_spreadsheet_rounded_are_refused(written: str, tmp_path: Path) -> None:
+    text = f'user_id,item_id\nu,123\nu,"{written}"\n'
+    refused(tmp_path, "x.csv", text, f"data row 2 has 'item_id' = '{written}', a number that lost digits")
+    assert read(tmp_path, "x.csv", text.replace("123\n", "a\n")) == {"u": ["a", written]}  # the ids are no numbers
+
+
+def test_lists_in_place_of_an_id_are_refused(tmp_path: Path) -> None:
+    said = "data row 1 has a list for 'item_id'; expected one row per interaction"
+    refused(tmp_path, "x.csv", 'user_id,item_id\nu,"[1, 2]"\n', said)
+    with pytest.raises(LaresError, match=said):
+        read_columns(tmp_path, {"user_id": ["u"], "item_id": [[1, 2]]})
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(LaresError, match="data row 1 has a bytes for 'item_id'"):
+        read_columns(tmp_path, {"user_id": ["u"], "item_id": [b"\xff\xfe"]})
+
+
 def test_blanks_around_ids_in_text_files_are_removed(tmp_path: Path) -> None:
     assert read(tmp_path, "x.csv", "user_id,item_id\nann ,a\nann,  b\n ann, c d \n") == {"ann": ["a", "b", "c d"]}
 
@@ -263,6 +296,53 @@ def test_lines_of_items_are_read(tmp_path: Path) -> None:
 )
 def test_tables_named_txt_are_detected(text: str, said: str, tmp_path: Path) -> None:
     refused(tmp_path, "x.txt", text, said)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "|"])
+def test_lists_of_items_with_other_separators_are_detected(separator: str, tmp_path: Path) -> None:
+    text = "".join(f"{user} {separator.join('abcd')}\n" for user in range(3))
+    refused(tmp_path, "x.txt", text, f"its items are separated by {separator!r}", "--format lines")
+    assert read(tmp_path, "x.txt", text, format="lines")["1"] == [separator.join("abcd")]
+
+
+# ---------------------------------------------------------------- other formats
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"user_id": 1, "item_id": 2}\n', "JSON; convert it to Parquet"),
+        (b'\n[\n {"user_id": 1}]', "JSON; convert it to Parquet"),
+        (gzip.compress(b'{"user_id": 1, "item_id": 2}\n'), "JSON; convert it to Parquet"),
+        (b"PK\x03\x04\x14\0", "save the sheet as CSV UTF-8"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Excel workbook"),
+        (b"\xfd7zXZ\0\0\4", "compressed by xz"),
+        (b"ARROW1\0\0", "pandas.read_feather"),
+        (b"\xff\xff\xff\xff\xb0\1\0\0", "datasets.load_from_disk(FOLDER).to_parquet"),
+        (b"ORC\x0c", "pandas.read_orc"),
+        (b"\x80\x05\x95", "a pickle, which is never opened"),
+        (gzip.compress(b"a.csv" + b"\0" * 252 + b"ustar\0" + b"\0" * 300), "a tar archive"),
+        (b"\0" * 8 + b"DUCK" + b"\0" * 50, "a DuckDB database"),
+        (b"<!DOCTYPE html><html>", "a page in place of the file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "`git lfs pull`"),
+    ],
+)
+def test_other_formats_are_named_whatever_the_file_is_called(content: bytes, said: str, tmp_path: Path) -> None:
+    for name in ("x.other", "x.csv", "x.parquet", "x.txt"):
+        refused(tmp_path, name, content, said)
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "state.json").write_text("{}")
+    (tmp_path / "saved" / "data-00000-of-00001.arrow").write_bytes(content)
+    with pytest.raises(LaresError, match=re.escape(said)):
+        prepare(str(tmp_path / "saved"), str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("path", "said"), [("https://example.com/x.csv", "download the file first"), ("log/*.csv", "give the folder")]
+)
+def test_paths_that_are_no_files_are_explained(path: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(LaresError, match=said):
+        prepare(path, str(tmp_path / "out"))
 
 
 # ---------------------------------------------------------------- encodings
@@ -435,6 +515,8 @@ def test_partitions_are_columns(tmp_path: Path) -> None:
         ({}, "found none"),
         ({"a.csv": "user_id,item_id\nu,i\n", "b.csv": "user,item_id\nu,i\n"}, "b.csv: no column 'user_id'"),
         ({"a.csv": "user_id,item_id\n"}, "no interactions in it"),
+        ({"a.csv": BASIC, "a.csv.gz": BASIC}, "a.csv and .*a.csv.gz have the same name"),
+        ({"a.parquet": ""}, "a.parquet: empty, as after a write that failed"),
     ],
 )
 def test_folders_that_are_not_a_log_are_refused(files: dict[str, str], message: str, tmp_path: Path) -> None:

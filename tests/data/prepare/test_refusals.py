@@ -37,7 +37,7 @@ def test_missing_item_names_the_row(tmp_path: Path) -> None:
 
 
 def test_a_row_with_too_many_fields(tmp_path: Path) -> None:
-    refused(tmp_path, "x.csv", "user_id,item_id\nu,i\nu,i,1,2\n", "cannot be read as csv")
+    refused(tmp_path, "x.csv", "user_id,item_id\nu,i\nu,i,1,2\n", r"as its header \(Expected 2 fields in line 3, saw 4\)")
 
 
 def test_a_user_without_items(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_targets_are_grouped_by_item(users: list[list[int]], size: int) -> None:
 
 
 def test_rows_longer_than_the_header_are_refused(tmp_path: Path) -> None:
-    refused(tmp_path, "x.csv", "user_id,item_id\n1,a,x\n2,b,x\n", "more fields than its header")
+    refused(tmp_path, "x.csv", "user_id,item_id\n1,a,x\n2,b,x\n", "rows do not have as many fields as its header")
 
 
 def test_a_dataset_folder_with_something_else_in_it_is_never_replaced(tmp_path: Path) -> None:

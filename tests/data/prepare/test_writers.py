@@ -104,6 +104,8 @@ def as_types(times: pa.DataType | None = None, **options: Any) -> Callable[..., 
 
 
 def cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
+    if "binary" in str(kind):
+        return column.cast(pa.string()).cast(kind)
     if not pa.types.is_decimal(kind):
         return column.cast(kind)
     return pa.array([decimal.Decimal(value) for value in column.to_pylist()], kind)
@@ -248,6 +250,39 @@ def spaced(folder: Path) -> tuple[Path, Options]:
     return folder / "x.csv", {}
 
 
+def with_comments(folder: Path) -> tuple[Path, Options]:
+    """Comments of several lines, with quotes and commas, and thousands of blank lines between rows."""
+    table = frame().assign(comment='"fine",\nhe said\n\nand left')
+    rows = table.to_csv(index=False, quoting=1).split('left"\n')
+    (folder / "x.csv").write_text(('left"\n' + "\n" * 40).join(rows) + "\n" * 5000)
+    return folder / "x.csv", {}
+
+
+def concatenated(folder: Path) -> tuple[Path, Options]:
+    """Two gzip files one after the other, as `cat` joins them."""
+    text = frame().to_csv(index=False).encode()
+    (folder / "x.csv.gz").write_bytes(gzip.compress(text[:700]) + gzip.compress(text[700:]))
+    return folder / "x.csv.gz", {}
+
+
+def hive_text(folder: Path) -> tuple[Path, Options]:
+    """A table that Hive stores as text: files without extension, fields separated by the first control character."""
+    (folder / "log").mkdir()
+    for part in range(2):
+        text = frame().iloc[part * 50 : part * 50 + 50].to_csv(index=False, header=False, sep="\x01")
+        (folder / "log" / f"00000{part}_0").write_text(text)
+    return folder / "log", {"separator": "\x01", "header": NAMES}
+
+
+def other_columns(folder: Path) -> tuple[Path, Options]:
+    """Parts of a log with their columns in different orders, one part without ratings empty."""
+    (folder / "log").mkdir()
+    frame().iloc[:50].to_csv(folder / "log" / "a.csv", index=False)
+    frame().iloc[50:][["timestamp", "rating", "item_id", "user_id"]].to_csv(folder / "log" / "b.csv", index=False)
+    (folder / "log" / "c.csv").touch()
+    return folder / "log", {}
+
+
 def changing(**changed: Callable[[pd.Series], Any]) -> Change:
     return lambda table: table.assign(**{name: change(table[name]) for name, change in changed.items()})
 
@@ -275,6 +310,9 @@ WRITERS: dict[str, Writer] = {
     "pandas csv, UTF-32": as_csv(encoding="utf-32"),
     "pandas tsv": as_csv("x.tsv", sep="\t"),
     "pandas csv, blanks and blank lines": spaced,
+    "pandas csv, comments of several lines": with_comments,
+    "pandas csv, gzip in two parts": concatenated,
+    "pandas csv, columns in another order": other_columns,
     "csv, zstd": packed("zstd", ".zst"),
     "csv, zstd by its content": packed("zstd", ""),
     "csv, lz4": packed("lz4", ".lz4"),
@@ -292,6 +330,7 @@ WRITERS: dict[str, Writer] = {
     "pandas parquet, zone": as_parquet(ZONE),
     "pandas parquet, dates as text": as_parquet(changing(timestamp=lambda values: values.astype(str))),
     "pandas parquet, dates as categories": as_parquet(changing(timestamp=lambda values: values.astype(str).astype("category"))),
+    "pandas parquet, Arrow types": as_parquet(lambda table: table.convert_dtypes(dtype_backend="pyarrow")),
     "pandas parquet, gzip": as_parquet(name="x.gz.parquet", compression="gzip"),
     "pandas parquet, users as partitions": as_parquet(name="log", partition_cols=["user_id"]),
     "pandas parquet, ratings as partitions": as_parquet(name="log", partition_cols=["rating"]),
@@ -302,6 +341,7 @@ WRITERS: dict[str, Writer] = {
     ),
     **{f"arrow, {kind}": as_types()(kind) for kind in (pa.int16(), pa.uint64(), pa.string(), pa.large_string())},
     **{f"arrow, {kind}": as_types()(kind) for kind in (pa.decimal128(38, 0), pa.decimal128(38, 9), pa.decimal256(76, 38))},
+    **{f"arrow, unmarked text as {kind}": as_types()(kind) for kind in (pa.binary(), pa.large_binary())},
     "arrow, dictionaries": as_types()(pa.dictionary(pa.int32(), pa.int64())),
     **{f"arrow, times in {unit}": as_types(pa.timestamp(unit))(None) for unit in ("s", "ms", "us", "ns")},
     **{f"arrow, times of a zone in {unit}": as_types(pa.timestamp(unit, "America/New_York"))(None) for unit in ("ms", "ns")},
@@ -312,6 +352,7 @@ WRITERS: dict[str, Writer] = {
     "Spark parquet": spark_parquet([]),
     "Spark parquet by users": spark_parquet(["user_id"]),
     "Spark parquet by ratings and users": spark_parquet(["rating", "user_id"]),
+    "Hive text": hive_text,
     "BigQuery csv": bigquery_csv(hidden_gzip=False),
     "BigQuery csv, gzip": bigquery_csv(hidden_gzip=True),
     "BigQuery parquet": as_types(pa.timestamp("us", "UTC"))(pa.decimal128(38, 9)),

@@ -17,6 +17,8 @@ from lares_pl.data.dataset.ids import plain_ids
 from lares_pl.data.prepare.text_files import SEPARATORS
 from lares_pl.errors import LaresError
 
+_TIMES = {"time", "times", "ts", "date", "datetime", "created_at", "unixtime", "unixreviewtime"}
+_TIMES |= {f"{what}_{kind}" for what in ("event", "unix", "review") for kind in ("time", "timestamp", "date")}
 _MISSING = {"null", "nan", "none", "na", "n/a", "#n/a", "<na>", "nil"}  # among numbers no id
 _EXACT = {2: 2.0**11, 4: 2.0**24, 8: 2.0**53}  # below these, floats of so many bytes hold every whole number
 
@@ -76,6 +78,12 @@ def chosen_columns(
 def _usual(names: Sequence[str], usual: str, path: Path, ours: str) -> str | None:
     """Find the column with a default name, in any letter case and with blanks; without it the order would silently change."""
     like = [name for name in names if _plain(name) == usual]
+    others = [name for name in names if _plain(name) in _TIMES] if usual == "timestamp" and not like else []
+    if others:
+        raise LaresError(
+            f"{path}: no column {usual!r} to order a user's items by. If {others[0]!r} holds their times, name it: "
+            f"--columns.time {others[0]}; the order of the file counts with --columns.time ''"
+        )
     if usual in names or not like:
         return usual if usual in names else None
     if len(like) > 1:
@@ -95,11 +103,15 @@ def no_column(names: Sequence[str], name: str, path: Path, option: str) -> Lares
         )
     for other in written:
         if _plain(other) == _plain(name):
-            quoted = other.strip().startswith('"') and not name.startswith('"')
-            differs = "is enclosed in quotes" if quoted else "differs in letter case or blanks only"
-            remedy = "--format csv --separator tab reads quoted fields" if quoted else f"Name it as it is: --{option} '{other}'"
+            quote = next((quote for quote in "\"'" if other.strip().startswith(quote) and not name.startswith(quote)), None)
+            differs = "is enclosed in quotes" if quote else "differs in letter case or blanks only"
+            reads = (
+                "--format csv --separator tab reads quoted fields" if quote == '"' else "Replace these quotes by double ones"
+            )
+            remedy = reads if quote else f"Name it as it is: --{option} '{other}'"
             return LaresError(f"{what}. {other!r} {differs}. {remedy}")
-    if any(re.fullmatch(r"-?\d+(\.\d+)*|\d{4}-\d\d-\d\d.*", other) for other in written):
+    named = {"user_id", "item_id", "timestamp", "rating"} & {_plain(other) for other in written}
+    if not named and any(re.fullmatch(r"-?\d+(\.\d+)*|\d{4}-\d\d-\d\d.*", other) for other in written):
         return LaresError(
             f"{what}: its first line holds values, not names. Name the columns in their order, such as "
             "--header user_id,item_id,timestamp"
@@ -108,7 +120,7 @@ def no_column(names: Sequence[str], name: str, path: Path, option: str) -> Lares
 
 
 def _plain(name: str) -> str:
-    return str(name).strip().strip('"').strip().casefold()
+    return str(name).strip().strip("\"'").strip().casefold()
 
 
 def named_column(table: pd.DataFrame, name: str, path: Path, option: str) -> pd.Series:
@@ -148,8 +160,12 @@ def ids(values: pd.Series, path: Path, name: str, before: int = 0) -> pd.Series:
         known = (str, int, float, decimal.Decimal, uuid.UUID, datetime.date)
         odd = ~missing & ~values.map(lambda value: isinstance(value, known))
         if odd.any():
-            kind = type(values[odd].iloc[0]).__name__
-            raise LaresError(f"{path}: data row {before + first(odd)} has a {kind} for {name!r}; expected text or a number")
+            found = values[odd].iloc[0]
+            if isinstance(found, (list, tuple, np.ndarray)):
+                raise _list_of_items(path, before + first(odd), name)
+            raise LaresError(
+                f"{path}: data row {before + first(odd)} has a {type(found).__name__} for {name!r}; expected text or a number"
+            )
     if not pd.api.types.is_numeric_dtype(values):
         written = values.astype(str).str.strip()
         missing |= written.isin(["", r"\N"])
@@ -160,11 +176,35 @@ def ids(values: pd.Series, path: Path, name: str, before: int = 0) -> pd.Series:
                 f"{path}: data row {before + row} has {name!r} = {values.iloc[row - 1]!r} among numbers, as if it were "
                 "missing. Fill it in or leave the row out."
             )
+        if len(written) and not missing.iloc[0] and re.fullmatch(r"[\[(].*,.*[\])]", written.iloc[0]):
+            raise _list_of_items(path, before + 1, name)
+        _refuse_rounded(written, path, name, before)
     if missing.any():
         raise LaresError(f"{path}: data row {before + first(missing)} has no {name!r}. Fill it in or leave the row out.")
     if pd.api.types.is_float_dtype(values):
         _check_digits(values, path, name, before)
     return plain_ids(values)
+
+
+def _list_of_items(path: Path, row: int, name: str) -> LaresError:
+    return LaresError(
+        f"{path}: data row {row} has a list for {name!r}; expected one row per interaction, such as pandas' "
+        f"table.explode({name!r}) makes, or a text file of lines `user item item …`"
+    )
+
+
+def _refuse_rounded(written: pd.Series, path: Path, name: str, before: int) -> None:
+    """Raise for ids such as 1.23457E+12: spreadsheets write long numbers so, and drop digits."""
+    signed = written.str.contains("+", regex=False, na=False)
+    if not signed.any():
+        return
+    rounded = signed & written.str.fullmatch(r"-?\d([.,]\d+)?[eE]\+\d+", na=False)
+    if rounded.any() and written[~rounded].str.fullmatch(r"-?\d+").all():
+        row = first(rounded)
+        raise LaresError(
+            f"{path}: data row {before + row} has {name!r} = {written.iloc[row - 1]!r}, a number that lost digits, as "
+            "spreadsheets write long ones. Format the column as text there and save it again"
+        )
 
 
 def are_numbers(values: pd.Series) -> bool:
@@ -217,7 +257,7 @@ def _as_text(values: pd.Series) -> pd.Series:
 
 def _are_dates(values: pd.Series) -> bool:
     """Whether these are dates, or text without any number."""
-    if pd.api.types.is_numeric_dtype(values):
+    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
         return False
     return values.dtype.kind == "M" or bool(pd.to_numeric(_as_text(values), errors="coerce").isna().all())
 

@@ -9,7 +9,9 @@ benchmark files, split already, are told by the folder or by one of their names 
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +21,7 @@ import pyarrow.parquet as pq
 from lares_pl.data.prepare.columns import Columns, are_numbers, chosen_columns, ids, named_column, numbers, times
 from lares_pl.data.prepare.recbole_splits import benchmark_files, join_parts
 from lares_pl.data.prepare.source import DataFile, Source, data_files
-from lares_pl.data.prepare.text_files import read_delimited, read_lines, separator_of
+from lares_pl.data.prepare.text_files import foreign, read_delimited, read_lines, separator_of
 from lares_pl.errors import LaresError
 
 ROWS = 1 << 20  # per chunk
@@ -109,12 +111,30 @@ def _pieces(file: DataFile, source: Source, columns: Columns | None = None, rati
             f"{file.path}: is not written in {written} ({error}). Name its encoding: --{options}encoding cp1252 for most files "
             "of Windows and Excel, else latin-1, utf-16, …"
         ) from error
-    except pd.errors.ParserWarning as error:
-        raise LaresError(f"{file.path}: its rows have more fields than its header; mend the header or the rows") from error
-    except Exception as error:  # damaged bytes cause any kind of error in pandas, pyarrow and zlib
+    except (pd.errors.ParserWarning, pd.errors.ParserError) as error:
         raise LaresError(
-            f"{file.path}: cannot be read as {file.kind}: {error}. If it has another format, set --{options}format."
+            f"{file.path}: its rows do not have as many fields as its header{_place(error)}. Remove what is above the "
+            "header and mend the rows; fields that hold separators need quotes, and quotes an end"
         ) from error
+    except Exception as error:  # damaged bytes cause any kind of error in pandas, pyarrow and zlib
+        if file.path.stat().st_size == 0:
+            raise LaresError(f"{file.path}: empty, as after a write that failed; write it again, or remove it") from error
+        if (what := foreign(file.path)) is not None:
+            raise LaresError(f"{file.path}: {what}") from error
+        raise LaresError(
+            f"{file.path}: cannot be read as {file.kind}: {_one_line(error)}. It is damaged, or has another format: "
+            f"--{options}format"
+        ) from error
+
+
+def _place(error: Exception) -> str:
+    """What pandas says about the row, if it says something about it."""
+    found = re.search(r"C error: (.*)", str(error))
+    return f" ({found[1].strip()})" if found else ""
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")
 
 
 Wanted = Callable[[Sequence[str]], Sequence[str]]
@@ -145,7 +165,16 @@ def _read_parquet(path: Path, _: Source, wanted: Wanted) -> Iterator[pd.DataFram
         for batch in file.iter_batches(batch_size=ROWS, columns=names):
             batch.validate(full=True)  # finds text that is not UTF-8
             # ignored, because pandas' metadata would turn columns into an index
-            yield pa.Table.from_batches([batch]).to_pandas(ignore_metadata=True)
+            yield _decoded(pa.Table.from_batches([batch])).to_pandas(ignore_metadata=True)
+
+
+def _decoded(table: pa.Table) -> pa.Table:
+    """Bytes as text where all of a column are UTF-8: Hive, Impala and old Spark leave text unmarked."""
+    for place, field in enumerate(table.schema):
+        if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
+            with suppress(pa.ArrowInvalid):
+                table = table.set_column(place, field.name, table[place].cast(pa.large_string()))
+    return table
 
 
 def _read_lines(path: Path, source: Source, _: Wanted) -> Iterator[pd.DataFrame]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote
 
-from lares_pl.data.prepare.text_files import magic
+from lares_pl.data.prepare.text_files import foreign, magic
 from lares_pl.errors import LaresError
 
 Format = Literal["inter", "csv", "tsv", "parquet", "lines"]
@@ -79,8 +81,17 @@ def data_files(source: Source) -> list[DataFile]:
     if source.path.is_dir():
         return _of_folder(source)
     if not source.path.is_file():
-        raise LaresError(f"no such file: {source.path}. Give the path of a file in one of the formats {', '.join(FORMATS)}.")
+        raise LaresError(f"no such file: {source.path}. {_no_file(str(source.path))}")
     return [DataFile(source.path, source.format or _kind(source.path, source))]
+
+
+def _no_file(path: str) -> str:
+    """What to do where a path names no file."""
+    if re.match(r"[a-z][a-z0-9]+:/", path):
+        return "Addresses are not opened: download the file first."
+    if "*" in path:
+        return "A folder of files is one log: give the folder."
+    return f"Give the path of a file in one of the formats {', '.join(FORMATS)}."
 
 
 # ---------------------------------------------------------------- one file
@@ -92,6 +103,8 @@ def _kind(path: Path, source: Source) -> Format:
         return "csv"
     if known is not None:
         return known
+    if (what := foreign(path)) is not None:
+        raise LaresError(f"{path}: {what}")
     raise LaresError(
         f"{path}: unknown file extension {path.suffix!r}; set the format: --{source.options}format "
         f"{'|'.join(FORMATS)}. Delimited text without a header line needs --{source.options}separator and "
@@ -100,13 +113,14 @@ def _kind(path: Path, source: Source) -> Format:
 
 
 def _known_kind(path: Path) -> Format | None:
-    name = path.name.lower()
-    for end in _COMPRESSED:
-        if name.endswith(end):
-            name = name.removesuffix(end)
-            if name.endswith((".parquet", ".pq")):
-                raise LaresError(f"{path}: Parquet is compressed inside already; unpack the {end} first")
+    name = _unpacked_name(path).lower()
+    if name != path.name.lower() and name.endswith((".parquet", ".pq")):
+        raise LaresError(f"{path}: Parquet is compressed inside already; unpack the {path.suffix} first")
     return _BY_SUFFIX.get(Path(name).suffix) or ("parquet" if magic(path) == "parquet" else None)
+
+
+def _unpacked_name(path: Path) -> str:
+    return path.stem if path.suffix.lower() in _COMPRESSED else path.name
 
 
 # ---------------------------------------------------------------- folders
@@ -123,6 +137,7 @@ def _of_folder(source: Source) -> list[DataFile]:
     different = sorted({kind for kind in kinds.values() if kind is not None})
     if len(different) == 1:
         files = [path for path in found if kinds[path] is not None]
+        _refuse_copies(files)
         return _partitioned(files, _kind(files[0], source), source.path)
     others = ", ".join(str(path.relative_to(source.path)) for path in found[:5]) or "none"
     if different:
@@ -130,6 +145,10 @@ def _of_folder(source: Source) -> list[DataFile]:
             f"{source.path}: holds files of several formats ({', '.join(different)}), such as {others}. Name the file of the "
             f"log, or the format of its files with --{source.options}format"
         )
+    if found and (what := foreign(largest := max(found, key=lambda path: path.stat().st_size))) is not None:
+        raise LaresError(f"{largest}: {what}")
+    if found and (source.separator is not None or source.header is not None):  # as Hive writes text, without extensions
+        return _partitioned(found, "csv", source.path)
     raise LaresError(
         f"{source.path} is a folder; expected Parquet or delimited text in it, or the RecBole benchmark files "
         f"NAME.train.inter, NAME.valid.inter and NAME.test.inter of one NAME, found {others}. Other files need "
@@ -145,6 +164,16 @@ def _visible(folder: Path) -> list[Path]:
 
     files = [path for path in folder.rglob("*") if path.is_file()]
     return sorted(path for path in files if not any(map(hidden, path.relative_to(folder).parts)))
+
+
+def _refuse_copies(files: list[Path]) -> None:
+    """Raise for a file that lies there plain and compressed, which would be read twice."""
+    plain = Counter(path.with_name(_unpacked_name(path)) for path in files)
+    copies = [path for path in files if plain[path.with_name(_unpacked_name(path))] > 1]
+    if copies:
+        raise LaresError(
+            f"{' and '.join(map(str, copies[:2]))} have the same name, as copies do; keep one of them in the folder"
+        )
 
 
 def _refuse_table_formats(folder: Path) -> None:

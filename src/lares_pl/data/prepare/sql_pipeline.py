@@ -115,7 +115,7 @@ def index_log(
         raise LaresError(f"--k_core must not be negative, got {filters.k_core}")
     if filters.min_rating is not None and "rating" not in known:
         raise LaresError("--min_rating needs ratings, and there is no such column; set it with --columns.rating")
-    summary = Summary(order="time, ties in file order" if "time" in known else "file order")
+    summary = Summary(order="time, ties in file order" if "time" in known else "file order (no times were read)")
     rows = session.number("SELECT count(*) FROM log")
 
     def removed(name: str) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from lares_pl.data.prepare.foreign_formats import FIRST_BYTES, foreign_format
 from lares_pl.errors import LaresError
 
 SAMPLE = 10_000  # lines checked before a file is read as lines of items
@@ -27,7 +28,6 @@ _MAGIC = (
     (b"\x28\xb5\x2f\xfd", "zstd"),
     (b"BZh", "bz2"),
     (b"\x04\x22\x4d\x18", "lz4"),
-    (b"PK\x03\x04", "zip"),
     (b"PAR1", "parquet"),
 )
 _MARKS = (  # longer marks first: that of UTF-32 begins with that of UTF-16
@@ -40,13 +40,23 @@ _MARKS = (  # longer marks first: that of UTF-32 begins with that of UTF-16
 
 
 def magic(path: Path) -> str | None:
-    """Detect a compression, `zip` or `parquet` from the first bytes of a file; None if it is none of these."""
+    """Detect a compression or `parquet` from the first bytes of a file; None if it is neither."""
     try:
         with path.open("rb") as file:
             head = file.read(4)
     except OSError:
         return None
     return next((kind for first, kind in _MAGIC if head.startswith(first)), None)
+
+
+def foreign(path: Path) -> str | None:
+    """Describe what a file is if it is in a format that is not read (`foreign_format`), also compressed."""
+    kind = magic(path)
+    try:
+        with pa.input_stream(str(path), compression=None if kind == "parquet" else kind) as stream:
+            return foreign_format(stream.read(FIRST_BYTES))
+    except (OSError, pa.ArrowException):
+        return None
 
 
 def open_text(path: Path, encoding: str | None = None) -> IO[str]:
@@ -57,11 +67,11 @@ def open_text(path: Path, encoding: str | None = None) -> IO[str]:
         encoding: its encoding; a byte order mark takes precedence; None: UTF-8.
 
     Raises:
-        LaresError: for an archive, for Parquet, and for an unknown encoding.
+        LaresError: for a format that is no text, and for an unknown encoding.
     """
     kind = magic(path)
-    if kind == "zip":
-        raise LaresError(f"{path}: a zip archive or an Excel workbook; unpack it, or save the sheet as CSV UTF-8")
+    if (what := foreign(path)) is not None:
+        raise LaresError(f"{path}: {what}")
     if kind == "parquet":
         raise LaresError(f"{path}: Parquet, whatever its name says: --format parquet")
     with pa.input_stream(str(path), compression=kind) as stream:
@@ -214,6 +224,12 @@ def _refuse_tables(path: Path, lines: Sequence[str], asked: bool) -> None:
         raise LaresError(
             f"{path}: its fields are separated by {separator!r}, as in {line[:80]!r}; expected lines `user item item …`. Read "
             f"it as a table: --format csv --separator '{SEPARATORS[separator]}'; without a header line also --header NAME,…"
+        )
+    lists = next((sep for sep in (",", ";", "|") if all(len(fields) == 2 and sep in fields[1] for fields in split)), None)
+    if lists is not None and not asked:
+        raise LaresError(
+            f"{path}: its items are separated by {lists!r}, as in {line[:80]!r}; expected blanks, as in `user item item …`. "
+            "Replace the separators, or if the items are so called: --format lines"
         )
     option = "tab" if "\t" in line else "space"
     if {"user_id", "item_id"} <= {field.split(":")[0] for field in split[0]}:
