@@ -29,6 +29,7 @@ from lares_pl.evaluation.metrics import RankingMetric as RankingMetric
 from lares_pl.evaluation.metrics import RankMetric as RankMetric
 from lares_pl.evaluation.metrics import Recall as Recall
 from lares_pl.evaluation.popularity import HitRateByPopularity as HitRateByPopularity
+from lares_pl.evaluation.similarity import IntraListSimilarity as IntraListSimilarity
 from lares_pl.losses.actions import Actions as Actions
 from lares_pl.losses.actions import TargetAmongBest as TargetAmongBest
 from lares_pl.losses.actions import WholeCatalogue as WholeCatalogue

@@ -27,8 +27,8 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def use_tiles(monkeypatch: pytest.MonkeyPatch, rows: int, classes: int) -> None:
-    for module in (catalogue_head, target_softmax):
-        monkeypatch.setattr(module, "tile_shape", lambda states, count: (rows, classes))
+    for module, name in ((catalogue_head, "ranking_tile_shape"), (target_softmax, "tile_shape")):
+        monkeypatch.setattr(module, name, lambda states, count: (rows, classes))
 
 
 def material(rows: int = 7, items: int = 12, size: int = 4) -> tuple[Tensor, Tensor, Tensor]:
@@ -192,23 +192,32 @@ def naive_rank(scores: Tensor, target: int, excluded: set[int]) -> int:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
-    st.lists(st.lists(st.integers(-2, 2), min_size=6, max_size=6), min_size=1, max_size=8),
+    st.lists(st.just([torch.nan] * 6) | st.lists(st.integers(-2, 2), min_size=6, max_size=6), min_size=1, max_size=8),
     st.lists(st.tuples(st.integers(0, 7), st.integers(1, 5)), max_size=12),
+    st.sampled_from([(3, 2), (3, 5), (3, 6), (8, 6)]),
     st.data(),
 )
-def test_ranks_against_a_naive_count(rows: list[list[int]], seen: list[tuple[int, int]], data: st.DataObject) -> None:
-    # the states are the scores themselves: item vectors are the identity, so ties are exact and frequent
-    states, vectors = torch.tensor(rows).float(), torch.eye(6)
+def test_ranks_against_a_naive_count(
+    rows: list[list[float]], seen: list[tuple[int, int]], shape: tuple[int, int], data: st.DataObject
+) -> None:
+    # item vectors are the identity, so ties are exact and frequent; the target, an item twice, or everything may be excluded
+    scores = torch.tensor(rows).float()
     targets = [data.draw(st.integers(1, 5)) for _ in rows]
     pairs = sorted((row, item) for row, item in seen if row < len(rows))
     excluded = ItemPairs(torch.tensor([r for r, _ in pairs]).long(), torch.tensor([i for _, i in pairs]).long())
-    for chosen in (None, excluded):
-        ranks = CatalogueHead(vectors, DotSimilarity()).rank(states, torch.tensor(targets), chosen)
-        for row, target in enumerate(targets):
-            left_out = {item for r, item in pairs if r == row} if chosen is not None else set()
-            assert ranks[row] == naive_rank(states[row], target, left_out - {target})
+    head = CatalogueHead(torch.eye(6), DotSimilarity())
+    with pytest.MonkeyPatch.context() as patch:
+        use_tiles(patch, *shape)
+        everything, unseen = head.rank_both(scores, torch.tensor(targets), excluded)
+        assert torch.equal(head.rank(scores, torch.tensor(targets)), everything)
+        assert torch.equal(head.rank(scores, torch.tensor(targets), excluded), unseen)
+    for row, target in enumerate(targets):
+        left_out = {item for r, item in pairs if r == row} - {target}
+        padding = int(scores[row].isnan().any())  # below nothing then
+        assert everything[row] == naive_rank(scores[row], target, set()) + padding
+        assert unseen[row] == naive_rank(scores[row], target, left_out) + padding
 
 
 def test_nan_scores_rank_last() -> None:

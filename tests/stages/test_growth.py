@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from lares_pl import LaresError, Recommender, load_stage, prepare
-from lares_pl.stages.growth import grown_table, match_catalogues
+from lares_pl.model import tiles
+from lares_pl.stages.growth import grown_table, match_catalogues, nearest_by_text
 from tests.training import data, released_spt, trainer
 
 
@@ -21,6 +22,31 @@ def test_rows_are_matched_by_id_and_new_ones_are_the_mean() -> None:
     assert (change.matched, change.new, change.gone) == (2, 2, 1)
     assert grown_table(table, change).tolist() == [[9, 9], [5, 9], [3, 5], [1, 2], [3, 5]]
     assert table[1].tolist() == [1, 2]
+
+
+def test_the_nearest_by_text_against_a_naive_search() -> None:
+    generator = torch.Generator().manual_seed(0)
+    known, asked = torch.randn(30, 3, generator=generator), torch.randn(20, 3, generator=generator)
+    known[[0, 4, 7]] = 0
+    asked[3] = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiles, "CHUNK", 64)  # several chunks
+        found = nearest_by_text(known.half(), asked.half()).tolist()
+    for row, item in enumerate(found):
+        cosines = {i: float(torch.cosine_similarity(known[i], asked[row], dim=0)) for i in range(30) if known[i].any()}
+        assert item == (0 if row == 3 else max(cosines, key=lambda i: cosines[i]))
+    assert nearest_by_text(torch.zeros(3, 2), torch.ones(1, 2)).tolist() == [0]
+
+
+def test_new_items_with_text_start_from_the_nearest_by_it() -> None:
+    table = torch.tensor([[9.0], [1.0], [2.0], [6.0]])
+    known = torch.tensor([[0.0, 0], [1, 0], [0, 1], [0, 0]])
+    change = match_catalogues(pa.array(["a", "b", "c"]), pa.array(["b", "new", "dark"]))
+    change = change.with_text(known, torch.tensor([[0.0, 0], [1, 0], [3, 1], [0, 0]]))  # b has another text now: it stays b
+    assert grown_table(table, change).tolist() == [[9], [2], [1], [3]]
+    assert str(change) == (
+        "1 items matched by id, 2 new (1 start from the item nearest by text, 1 from the mean of the item embeddings), 2 gone"
+    )
 
 
 def write(folder: Path, name: str, low: int, high: int, prefix: str = "i") -> Path:

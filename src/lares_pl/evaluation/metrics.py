@@ -39,10 +39,12 @@ class Catalogue:
     Args:
         items: their number N.
         popularity: number of training interactions of each, `[N + 1]` int64; empty if no metric reads it.
+        text: `SequenceDataset.text_directions`, `[N + 1, p]` int16; None if no metric reads it.
     """
 
     items: int
     popularity: Tensor
+    text: Tensor | None = None
 
     @cached_property
     def by_popularity(self) -> Tensor:
@@ -51,7 +53,9 @@ class Catalogue:
 
     def to(self, device: torch.device) -> Catalogue:
         """The same on another device; itself if it is there."""
-        return self if self.popularity.device == device else Catalogue(self.items, self.popularity.to(device))
+        if self.popularity.device == device:
+            return self
+        return Catalogue(self.items, self.popularity.to(device), None if self.text is None else self.text.to(device))
 
 
 class RankingMetric(ABC):
@@ -60,8 +64,9 @@ class RankingMetric(ABC):
     It keeps integers, so that its value does not depend on batches and processes.
     """
 
-    #: whether it reads the popularity of items
+    #: whether it reads the popularity of items, and their text
     reads_popularity = False
+    reads_text = False
 
     @property
     def list_length(self) -> int:

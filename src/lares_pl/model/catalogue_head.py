@@ -22,7 +22,7 @@ from lares_pl.model import target_softmax, tiles
 from lares_pl.model.sharding import Rows, rows_of
 from lares_pl.model.similarity import Similarity
 from lares_pl.model.target_softmax import LossOfRows
-from lares_pl.model.tiles import Repeats, repeats_of, slices, tile_of, tile_shape, with_repeats
+from lares_pl.model.tiles import Repeats, ranking_tile_shape, repeats_of, slices, tile_of, with_repeats
 
 
 @dataclass(frozen=True)
@@ -177,34 +177,38 @@ class CatalogueHead:
     def rank_both(self, states: Tensor, targets: Tensor, excluded: ItemPairs | None) -> tuple[Tensor, Tensor]:
         """Rank of each target among all items, and among those that are not excluded; arguments as of `rank`.
 
-        Scores are computed and compared once: excluded items then count as if below the target.
+        Scores are computed and compared once; excluded items then count as if below the target.
         """
         left, table = self.prepare(states)
-        rows_step, classes_step = tile_shape(left, table.most)
-        ranks = torch.zeros(2, len(targets), dtype=torch.int64, device=targets.device)
-        for rows in slices(states.shape[0], rows_step):
+        rows_step, classes_step = ranking_tile_shape(left, table.most)
+        parts = list(slices(len(table.vectors), classes_step))
+        row_ranges = list(slices(len(states), rows_step))
+        pairs = [] if excluded is None else excluded.by_rows(row_ranges)
+        # items of a tile that score below the target, and the target; without numbers, none does and the target is last
+        below_target = torch.zeros(2, len(targets), dtype=torch.int64, device=targets.device)
+        for number, rows in enumerate(row_ranges):
             chunk, own_items, repeats = left[rows], targets[rows], repeats_of(self.repeats, rows, len(states))
-            left_out = None if excluded is None else excluded.within_rows(rows)
             # by the same product as the scores it is compared with, so that ties are ties
             own = (chunk @ table.vectors[table.local_index(own_items)].T).diagonal().float()
             own = table.all_reduce_sum(table.mask_local(with_repeats(own, own_items, repeats), own_items))[:, None]
-            for part in slices(len(table.vectors), classes_step):
+            left_out = pairs[number : number + 1]
+            if left_out and not (table.complete and len(parts) == 1):
+                left_out = left_out[0].by_classes(table.start, classes_step, len(parts))
+            everywhere, unseen = below_target[:, rows]
+            for tile, part in enumerate(parts):
                 scores = tile_of(chunk, table, part, repeats)[0].float()
-                classes = slice(table.start + part.start, table.start + part.stop)
-                _leave_out(scores, classes, None)
-                target = own_items - classes.start
-                _set(scores, target, torch.inf)  # counts the target itself, whatever its score
-                # a score that is not a number puts its target last instead of first
+                start = table.start + part.start
+                _leave_out(scores, slice(start, table.start + part.stop), None)
                 below = torch.lt(scores, own, out=scores)
-                ranks[0, rows] += below.shape[1] - below.sum(dim=1).long()
-                if left_out is not None:
-                    below[left_out.within_classes(classes)] = 1
-                    _set(below, target, 0)
-                    ranks[1, rows] += below.shape[1] - below.sum(dim=1).long()
-        if excluded is None:
-            ranks[1] = ranks[0]
-        everything, unseen = table.all_reduce_sum(ranks)
-        return everything, unseen
+                _set(below, own_items - start, 1)
+                everywhere += below.sum(dim=1).long()
+                if left_out:
+                    columns = left_out[tile].items
+                    below.view(-1).index_fill_(0, columns.add(left_out[tile].rows, alpha=below.shape[1]), 1)
+                    unseen += below.sum(dim=1).long()
+        # a target's rank counts itself
+        everywhere, unseen = len(self.vectors) + 1 - table.all_reduce_sum(below_target)
+        return everywhere, everywhere if excluded is None else unseen
 
     @torch.no_grad()
     def top_k(self, states: Tensor, k: int, excluded: ItemPairs | None = None) -> tuple[Tensor, Tensor]:

@@ -35,6 +35,13 @@ def tile_shape(states: Tensor, classes: int) -> tuple[int, int]:
     return max(1, DEVICE_CHUNK // classes), classes
 
 
+def ranking_tile_shape(states: Tensor, classes: int) -> tuple[int, int]:
+    """As `tile_shape`, but one tile is all classes where 64 rows of them fit: excluded items are not sorted by tile then."""
+    if states.device.type == "cpu" and classes <= 4096:
+        return min(256, 64 * (4096 // classes)), classes
+    return tile_shape(states, classes)
+
+
 def upcast(x: Tensor) -> Tensor:
     """At least float32."""
     return x if x.dtype == torch.float64 else x.float()

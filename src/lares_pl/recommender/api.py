@@ -8,10 +8,8 @@ The list of a history does not depend on other histories: the noise of the initi
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +17,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from lares_pl.data.dataset.ids import ItemIndex
+from lares_pl.data.dataset.ids import ItemIndex, plain_ids
 from lares_pl.data.dataset.prepared import SequenceDataset
 from lares_pl.data.loading.external_histories import GivenHistories, Id, UnseenHistories
 from lares_pl.data.loading.histories import Histories
@@ -30,8 +28,11 @@ from lares_pl.model.reasoning import Reasoning, StopRule
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.recommender.candidates import Candidates, PerUserCandidates, SharedCandidates
 from lares_pl.recommender.given_candidates import GivenCandidates, split_candidates
+from lares_pl.recommender.new_items import unknown_items
+from lares_pl.recommender.numbers import at_least_one, whole
 from lares_pl.recommender.recommendations import Recommendations
 from lares_pl.stages.checkpoint import read_checkpoint
+from lares_pl.stages.growth import with_new_items
 from lares_pl.stages.loading import load_stage
 
 
@@ -89,6 +90,20 @@ class Recommender:
         stage = load_stage(path)
         return cls(stage.backbone, ids, stage.reasoning, stage.exclude_seen, device)
 
+    def with_items(self, item_ids: Iterable[Id], vectors: np.ndarray) -> Recommender:
+        """The same with further items, ranked from their text alone, as the item nearest by it; for models that read text.
+
+        Args:
+            item_ids: their original ids; items that are known, or have no text, are left out.
+            vectors: their text vectors, from the encoder of the others, `[n, p]`; zeros are no text.
+
+        Raises:
+            LaresError: if the model reads no text, an id occurs twice, or the vectors don't fit.
+        """
+        new, text = unknown_items(self._index, item_ids, vectors)
+        ids = pa.array(plain_ids(pd.Series([*self._ids[1:], *new], dtype=object)), from_pandas=True)
+        return Recommender(with_new_items(self.backbone, text), ids, self.reasoning, self.exclude_seen, self.device)
+
     # ------------------------------------------------------------ recommending
 
     def recommend(
@@ -123,7 +138,7 @@ class Recommender:
         Raises:
             LaresError: if histories have an unknown form, a number is out of range, or no item is left to rank.
         """
-        k, batch_size = _at_least_one("k", k), _at_least_one("batch_size", batch_size)
+        k, batch_size = at_least_one("k", k), at_least_one("batch_size", batch_size)
         reasoning = self._reasoning(depth, stop, trajectories)
         unseen = UnseenHistories.of(histories)
         numbers = self._index.numbers(unseen.items)
@@ -185,7 +200,7 @@ class Recommender:
         rows = [0] * len(states)
         leave_out = self.exclude_seen if exclude_seen is None else exclude_seen
         everything, _ = self._ranking(None, None, [])
-        scores, best = everything.best(head, states, _at_least_one("k", k), rows, [seen] * len(states) if leave_out else None)
+        scores, best = everything.best(head, states, at_least_one("k", k), rows, [seen] * len(states) if leave_out else None)
         places = [
             (step, rank, self._ids[item], score)
             for step, items, of_step in zip(range(min(depth, 1), depth + 1), best, scores, strict=True)
@@ -199,9 +214,9 @@ class Recommender:
     def _reasoning(self, depth: int | None, stop: StopRule | None, trajectories: int | None) -> Reasoning:
         own = self.reasoning
         return Reasoning(
-            own.depth if depth is None else _whole("depth", depth),
+            own.depth if depth is None else whole("depth", depth),
             own.stop if stop is None else stop,
-            own.trajectories if trajectories is None else _whole("trajectories", trajectories),
+            own.trajectories if trajectories is None else whole("trajectories", trajectories),
         )
 
     def _read(self, seen: Sequence[np.ndarray]) -> Histories:
@@ -260,24 +275,6 @@ def _ids_of(dataset: SequenceDataset, catalogue: Mapping[str, object], path: str
     if dataset.catalogue_size != catalogue["items"] or known not in (None, dataset.catalogue_fingerprint()):
         raise LaresError(f"{dataset.path}: not the catalogue that {path} was trained on; name its own dataset")
     return dataset.item_ids
-
-
-def _whole(name: str, value: Any, wanted: str = "a whole number") -> int:
-    """A whole number of Python or numpy."""
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise LaresError(f"{name} must be {wanted}; got {value!r}")
-
-
-def _at_least_one(name: str, value: Any) -> int:
-    wanted = "a whole number, at least 1"
-    number = _whole(name, value, wanted)
-    if number < 1:
-        raise LaresError(f"{name} must be {wanted}; got {value!r}")
-    return number
 
 
 def _bounds(chosen: np.ndarray, offsets: np.ndarray) -> np.ndarray:

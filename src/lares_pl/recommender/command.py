@@ -15,6 +15,7 @@ from lares_pl.data.prepare.text_files import read_id_lines
 from lares_pl.errors import LaresError
 from lares_pl.model.reasoning import StopRule
 from lares_pl.recommender.api import Recommender
+from lares_pl.recommender.new_items import read_new_items
 from lares_pl.recommender.recommendations import Recommendations
 
 
@@ -28,6 +29,7 @@ def recommend(
     trajectories: int = 1,
     exclude_seen: bool | None = None,
     candidates: str | None = None,
+    new_items: str | None = None,
     columns: Columns = Columns(),
     format: Format | None = None,
     encoding: str | None = None,
@@ -50,6 +52,8 @@ def recommend(
         trajectories: trajectories from different initial states, whose scores are averaged.
         exclude_seen: exclude the items of each history; default: as in the model's evaluation.
         candidates: text file with the original ids of the items to rank, one per line; default: all items.
+        new_items: Parquet file of items to rank from their text alone, with columns `item_id` and `embedding`, such as
+            `items.parquet` of a newer dataset; for models that read text. Items that are known, or have no text, are left out.
         columns: names of the columns of `histories`.
         format: format of `histories`; default: as its name tells.
         encoding: encoding of text files; default: UTF-8, or that of a byte order mark.
@@ -73,6 +77,10 @@ def recommend(
         raise LaresError(f"--output {output}: name a file that ends with .parquet or .csv")
     check_free(place, overwrite)
     recommender = Recommender.from_checkpoint(ckpt_path, dataset, device)
+    if new_items is not None:
+        known = recommender.backbone.items
+        recommender = recommender.with_items(*read_new_items(Path(new_items)))
+        print(f"{recommender.backbone.items - known:,} new items are ranked from their text, beside {known:,} known ones")
     among = None if candidates is None else read_id_lines(Path(candidates), encoding)
     unseen = UnseenHistories.read(Source(Path(histories), format, encoding, separator, header), columns)
     found = recommender.recommend(

@@ -202,8 +202,11 @@ class NetworkModule(L.LightningModule):
         if change is None or change.matched == 0:
             compare_catalogues(checkpoint.catalogue, self._catalogue, str(checkpoint.path))
             return weights
-        rank_zero_info(f"{checkpoint.path} is of another catalogue: {change}")
         text = {name: value for name, value in self.backbone.state_dict().items() if name == TEXT_TABLE}
+        known = weights.get(TEXT_TABLE)
+        if text and known is not None and known.shape[1] == text[TEXT_TABLE].shape[1]:
+            change = change.with_text(known, text[TEXT_TABLE])
+        rank_zero_info(f"{checkpoint.path} is of another catalogue: {change}")
         return {**weights, ITEM_TABLE: grown_table(weights[ITEM_TABLE], change), **text}
 
     @property

@@ -11,6 +11,7 @@ from torch import Tensor
 from lares_pl.data.dataset.prepared import SequenceDataset
 from lares_pl.data.loading.batches import Batch
 from lares_pl.data.loading.item_pairs import ItemPairs
+from lares_pl.errors import LaresError
 from lares_pl.evaluation.metrics import DEFAULT_METRICS, Catalogue, RankingMetric
 from lares_pl.evaluation.protocols import MetricSums, seen_items
 from lares_pl.model.architecture import BackboneConfig
@@ -89,10 +90,20 @@ class RankingModule(NetworkModule):
 
         Args:
             sequences: the data that is evaluated on.
+
+        Raises:
+            LaresError: if a metric reads item text and there is none.
         """
         read = any(metric.reads_popularity for metric in self.metrics)
         popularity = torch.from_numpy(sequences.training_popularity) if read else torch.empty(0, dtype=torch.int64)
-        return MetricSums(self.metrics, Catalogue(sequences.catalogue_size, popularity), self.exclude_seen)
+        readers = [type(metric).__name__ for metric in self.metrics if metric.reads_text]
+        directions = sequences.text_directions if readers else None
+        if readers and directions is None:
+            raise LaresError(
+                f"model.metrics: {readers[0]} reads item text, and {sequences.path} has none; prepare it with --item_text"
+            )
+        text = None if directions is None else torch.from_numpy(directions)
+        return MetricSums(self.metrics, Catalogue(sequences.catalogue_size, popularity, text), self.exclude_seen)
 
     def on_validation_epoch_start(self) -> None:
         """Begin the sums."""

@@ -55,8 +55,8 @@ class SPT(BaseStage):
             protocol the short names are of; validation and test report both.
         metrics: what validation and test report; None: Recall and NDCG at 5, 10, 20 and 50, and MRR.
         init_from: checkpoint whose backbone weights to start from (in a config also a stage of the same run by name, whose
-            architecture is taken too). If it is of another catalogue, items are matched by id, and new ones start from the mean
-            of the table. To go on with an interrupted run use `--ckpt_path`.
+            architecture is taken too). If it is of another catalogue, items are matched by id, and new ones start from the item
+            nearest by text, or the mean of the table. To go on with an interrupted run use `--ckpt_path`.
         gather_negatives: contrast TLA and SLA with the rows of all processes, so that they do not depend on their number; False
             contrasts each process's own rows.
         compile_core: compile the reasoning step for training, with CUDA graphs on a GPU; on a CPU it does not pay.

@@ -168,6 +168,19 @@ class SequenceDataset:
         return vectors
 
     @cached_property
+    def text_directions(self) -> np.ndarray | None:
+        """Text vectors scaled to length 1, in units of 2^-14, `[N + 1, p]` int16; zeros without text. None if there are none.
+
+        Sums of integers do not depend on their order, so that what is computed from them is exact over batches and processes.
+        """
+        vectors = self.text_vectors()
+        if vectors is None:
+            return None
+        lengths = np.linalg.norm(vectors.astype(np.float32), axis=1, keepdims=True)
+        directions: np.ndarray = (vectors / np.where(lengths > 0, lengths, 1) * 2**14).round().astype(np.int16)
+        return directions
+
+    @cached_property
     def training_popularity(self) -> np.ndarray:
         """Number of training interactions of each item, `[N + 1]` int64."""
         size = self.catalogue_size + 1

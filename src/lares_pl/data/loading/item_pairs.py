@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -27,10 +29,34 @@ class ItemPairs:
         start, stop = torch.searchsorted(self.rows, self.rows.new_tensor([rows.start, rows.stop])).tolist()
         return ItemPairs(self.rows[start:stop] - rows.start, self.items[start:stop])
 
+    def by_rows(self, ranges: Sequence[slice]) -> list[ItemPairs]:
+        """The pairs of each of several ranges of rows, counted from the range's start; the ranges follow one another."""
+        if len(ranges) == 1:
+            return [self]
+        starts = torch.tensor([rows.start for rows in ranges[1:]], device=self.rows.device)
+        ends = torch.searchsorted(self.rows, starts).cpu()
+        parts = zip(ranges, self.rows.tensor_split(ends), self.items.tensor_split(ends), strict=True)
+        return [ItemPairs(of_rows - rows.start, items) for rows, of_rows, items in parts]
+
     def within_classes(self, classes: slice) -> tuple[Tensor, Tensor]:
         """Rows and classes of the pairs of a range of classes, counted from its start."""
         inside = (self.items >= classes.start) & (self.items < classes.stop)
         return self.rows[inside], self.items[inside] - classes.start
+
+    def by_classes(self, first: int, step: int, count: int) -> list[ItemPairs]:
+        """The pairs of each of several ranges of classes, counted from the range's start; pairs outside of all are left out.
+
+        Args:
+            first: class at which the first range starts.
+            step: number of classes of a range.
+            count: number of ranges.
+        """
+        number = (self.items.int() - first).div(step, rounding_mode="floor").clamp(-1, count)
+        # short integers are sorted several times as fast
+        number, order = number.to(torch.int16 if count < 2**15 else torch.int32).sort()
+        ends = torch.searchsorted(number, torch.arange(count + 1, dtype=number.dtype, device=number.device)).tolist()
+        rows, items = self.rows.index_select(0, order), self.items.index_select(0, order)
+        return [ItemPairs(rows[a:b], items[a:b] - first - i * step) for i, (a, b) in enumerate(pairwise(ends))]
 
     def repeat(self, times: int, rows: int) -> ItemPairs:
         """The same pairs for `times` copies of the rows, one copy after the other.
@@ -56,7 +82,7 @@ class ItemPairs:
 
     def rows_of(self, items: Tensor) -> Tensor:
         """Whether each row is paired with its own item of `[R]`, `[R]` bool."""
-        hits = (self.items == items[self.rows]).int()
+        hits = (self.items == items.index_select(0, self.rows)).int()
         return torch.zeros_like(items, dtype=torch.int32).index_add_(0, self.rows, hits) > 0
 
     def matches(self, columns: Tensor) -> tuple[Tensor, Tensor]:

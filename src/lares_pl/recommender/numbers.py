@@ -1,0 +1,27 @@
+"""Checks of numbers that callers give."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from lares_pl.errors import LaresError
+
+
+def whole(name: str, value: Any, wanted: str = "a whole number") -> int:
+    """A whole number of Python or numpy; an error that says what is `wanted` of `name` otherwise."""
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise LaresError(f"{name} must be {wanted}; got {value!r}")
+
+
+def at_least_one(name: str, value: Any) -> int:
+    """A whole number from 1 on."""
+    wanted = "a whole number, at least 1"
+    number = whole(name, value, wanted)
+    if number < 1:
+        raise LaresError(f"{name} must be {wanted}; got {value!r}")
+    return number
