@@ -84,8 +84,7 @@ class BaseStage(RankingModule, ABC):
         self._seed: int | None = None  # of the run that a checkpoint is of
         self._held: list[ModelCheckpoint] = []  # what saves on exceptions once training starts
         self._since = (0.0, 0)  # time and number of instances at the last report of speed
-        #: logged values and instances of the last batch
-        self._latest: tuple[dict[str, Tensor | float | int], Tensor] = ({}, torch.empty(0))
+        self._latest: tuple[dict[str, Tensor | float | int], Tensor] = ({}, torch.empty(0))  # logged values and instances
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a reader needs to rebuild this stage without its data."""
