@@ -234,6 +234,10 @@ def test_errors_are_one_paragraph(work: Path, tmp_path: Path) -> None:
         tmp_path, "fit", "--config", "spt.yaml", "--model.alpha", "x"
     )
     assert "--trainer.max_epoch" in error(tmp_path, "fit", "--config", "spt.yaml", "--trainer.max_epoch", "3")
+    assert "did you mean --model.optimizer.lr?" in error(tmp_path, "fit", "--config", "spt.yaml", "--optimizer.lr", "1")
+    said = error(tmp_path, "fit", "--config", "spt.yaml", "--model.optimizer.lr", "1e-3x")
+    assert "model.optimizer.lr: Expected a dot import path string: 1e-3x" in said
+    assert "is a folder; name a checkpoint in it, such as" in error(tmp_path, "test", "--ckpt_path", str(work / "runs" / "ml"))
     assert "mean depth must be at least 1" in error(
         tmp_path, "fit", "--config", "spt.yaml", "--model.backbone.depth.mean", "0", *data
     )

@@ -94,6 +94,16 @@ def test_stock_callbacks_beside_those_of_every_run(work: Path) -> None:
     assert "lr-Adam" in metrics.read_text().splitlines()[0]
 
 
+def test_a_run_without_updates_is_no_silent_success(work: Path) -> None:
+    options = ["--run", "none", "--trainer.limit_train_batches", "0", "--trainer.limit_val_batches", "0"]
+    said = lares(work, *FIT, *options, "--test_after_fit", "false").said
+    assert (
+        "warning: no update was made (trainer.max_epochs, max_steps, limit_train_batches); the initial weights were saved"
+        in said
+    )
+    assert "could not find" not in said
+
+
 def test_a_dry_run_writes_nothing(work: Path) -> None:
     said = lares(work, *FIT, "--run", "dry", "--trainer.fast_dev_run", "true").said
     assert "warning: no checkpoint was kept (trainer.fast_dev_run), so none is tested" in said

@@ -47,7 +47,7 @@ def test_what_can_not_change_is_refused_and_changes_nothing(options: list[str], 
 
 
 def test_a_new_learning_rate_is_applied_and_recorded(work: Path) -> None:
-    done = lares(work, *AGAIN, "--model.optimizer.lr", "0.1")
+    done = lares(work, *AGAIN, "--model.optimizer.lr", "0.1", "--data.dataset", "runs/../prepared")
     assert "resuming with changed settings: optimizer.lr 0.005 -> 0.1" in done.stderr
     folder = work / "runs" / "default" / "spt"
     last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)

@@ -52,6 +52,12 @@ FORMS: dict[str, Any] = {
     "table of items by user": interactions().set_index("user_id"),
     "table of lists by user": pd.Series(HISTORIES).rename_axis("user_id").to_frame("item_ids"),
     "Arrow table of pandas, users as index": pa.Table.from_pandas(interactions().set_index("user_id")),
+    "table by user and time, latest first": interactions().set_index(["user_id", "timestamp"])[::-1].loc[list(HISTORIES)],
+    "series of items by user and time, latest first": interactions()[::-1]
+    .set_index(["user_id", "timestamp"])["item_id"]
+    .loc[list(HISTORIES)],
+    "series of Arrow arrays": pd.Series({user: pa.array(items, pa.string()) for user, items in HISTORIES.items()}),
+    "indexes by user": {user: pd.Index(items) for user, items in HISTORIES.items()},
     "categories": interactions().astype({"user_id": "category", "item_id": "category"}),
 }
 
@@ -59,6 +65,20 @@ FORMS: dict[str, Any] = {
 @pytest.mark.parametrize("form", FORMS)
 def test_users_are_kept(form: str, model: Recommender, expected: Recommendations) -> None:
     assert model.recommend(FORMS[form], k=3) == expected
+
+
+def test_what_is_no_list_of_ids_is_refused(model: Recommender) -> None:
+    for odd in ({"item-1"}, frozenset({"item-1"}), {"item-1": 1}, [["item-1"]]):
+        with pytest.raises(LaresError, match=r"histories: \w+ in place of an item id|contains both item ids and lists"):
+            model.recommend([odd, odd])
+    listed = pa.array([["item-1", "item-2"]])
+    assert model.recommend(listed, k=3) == model.recommend([["item-1", "item-2"]], k=3)
+
+
+@pytest.mark.parametrize("name", ["ts", "Timestamp", "event_time"])
+def test_times_under_another_name_are_not_ignored_silently(name: str, model: Recommender) -> None:
+    with pytest.raises(LaresError, match=f"no column timestamp to order the items by. Call '{name}' so"):
+        model.recommend(interactions().rename(columns={"timestamp": name}))
 
 
 def test_a_series_may_lack_histories(model: Recommender) -> None:

@@ -15,6 +15,7 @@ _WARNINGS = (
     ".*in eval mode at the start of training.*",  # the frozen reference policy
     ".*instantiate_classes.*",  # Lightning 2.6 calls what jsonargparse will drop
     ".*LeafSpec.*",  # between Lightning and torch
+    ".*could not find the monitored key.*",  # monitors are checked; without a validation the final weights are saved
     ".*hooks will not be called on every batch.*",  # the average is of updates
 )
 _LINES = (

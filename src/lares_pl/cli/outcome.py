@@ -52,10 +52,12 @@ class Outcome:
         if self.finished is not None or self._trial or not isinstance(checkpoints, ModelCheckpoint):
             return
         if not checkpoints.best_model_path:
-            rank_zero_warn(
-                "training ended before the first validation (trainer.val_check_interval); the final weights were saved as "
-                "best.ckpt"
+            what = (
+                "training ended before the first validation (trainer.val_check_interval, limit_val_batches); the final weights"
             )
+            if self.trainer.global_step == 0:
+                what = "no update was made (trainer.max_epochs, max_steps, limit_train_batches); the initial weights"
+            rank_zero_warn(f"{what} were saved as best.ckpt")
             for name in (LAST, BEST):
                 self.trainer.save_checkpoint(self.folder.path / name)
             checkpoints.best_model_path = str((self.folder.path / BEST).absolute())

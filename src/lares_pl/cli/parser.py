@@ -35,8 +35,7 @@ class Parser(PlainParser):
         for part in getattr(self._subcommands_action, "_name_parser_map", {}).values():
             options += part._option_string_actions
         unknown = message.partition("unrecognized arguments:")[2].split()
-        near = [get_close_matches(word.split("=")[0], options, 1) for word in unknown if word.startswith("--")]
-        found = [word for words in near for word in words]
+        found = [near for word in unknown if word.startswith("--") for near in _similar(word.split("=")[0], options)]
         return f"{message}; did you mean {', '.join(found)}?" if found else message
 
     def explain(
@@ -53,3 +52,10 @@ class Parser(PlainParser):
         self.description, self.epilog, self.common = text, "\n".join(examples), common
         for action in self._actions:
             action.help = texts.get(action.dest, action.help)
+
+
+def _similar(option: str, options: Sequence[str]) -> list[str]:
+    """The known option that is most like an unknown one; keys of the model often lack `model`."""
+    if option.split(".")[0] in ("--backbone", "--optimizer", "--scheduler"):
+        return [f"--model.{option.removeprefix('--')}"]
+    return get_close_matches(option, options, 1)

@@ -93,6 +93,8 @@ def read_checkpoint(path: str | Path) -> StageCheckpoint:
         LaresError: if the file does not exist, is damaged, or is not a checkpoint of a stage.
     """
     path = Path(path)
+    if path.is_dir() and (inside := sorted(path.glob("**/best.ckpt"))):
+        raise LaresError(f"{path} is a folder; name a checkpoint in it, such as {inside[0]}")
     if not path.is_file():
         raise LaresError(f"no checkpoint at {path.absolute()}: train one first, or give another")
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -12,13 +12,23 @@ import pyarrow as pa
 
 from lares_pl.data.dataset.ids import ItemIndex, plain_ids, without_zero_fraction
 from lares_pl.data.dataset.prepared import SequenceDataset
-from lares_pl.data.prepare.columns import Columns, times
+from lares_pl.data.prepare.columns import Columns, possible_times, times
 from lares_pl.data.prepare.readers import read_interactions
 from lares_pl.data.prepare.source import Source
 from lares_pl.errors import LaresError
 
 Id = Any  # an original id of a user or an item in the raw data
-GivenHistories: TypeAlias = Sequence[Any] | np.ndarray | pd.Series | Mapping[Any, Sequence[Any]] | pd.DataFrame | pa.Table
+GivenHistories: TypeAlias = (
+    Sequence[Any]
+    | np.ndarray
+    | pd.Series
+    | pd.Index
+    | pa.Array
+    | pa.ChunkedArray
+    | Mapping[Any, Sequence[Any]]
+    | pd.DataFrame
+    | pa.Table
+)
 
 
 @dataclass(frozen=True)
@@ -43,25 +53,27 @@ class UnseenHistories:
             given: item ids, oldest first, of one user (a list) or of many (a list of lists, or a mapping from user to list); or
                 a table of pandas or Arrow: a row an interaction (`user_id`, `item_id`, `timestamp` if known, numbers or
                 dates, also as text: else the rows' order counts), or a row a user (`item_ids`, `user_id` if known); the
-                index may be `user_id`. A series of lists has a user an entry, named by its index; a series of item ids is one
-                user's, or a row an interaction where its index is called `user_id`.
+                index may have some of these. A series of lists has a user an entry, named by its index; a series of item ids is
+                one user's, or a row an interaction where its index is called `user_id`.
 
         Raises:
             LaresError: if it is none of these, or a row has no user, no item or an invalid timestamp.
         """
         if isinstance(given, pa.Table):
             given = given.to_pandas()
+        if isinstance(given, pa.Array | pa.ChunkedArray):
+            given = given.to_pylist()
         if isinstance(given, pd.Series):
             given = _of_series(given)
         if isinstance(given, pd.DataFrame):
-            if "user_id" not in given.columns and "user_id" in given.index.names:
-                given = given.reset_index("user_id")
+            levels = [name for name in ("user_id", "item_id", "timestamp") if name in given.index.names]
+            given = given.reset_index([name for name in levels if name not in given.columns])
             return (
                 _of_rows(given) if "item_ids" in given.columns else _of_interactions(given, "user_id", "item_id", "timestamp")
             )
         if isinstance(given, Mapping):
             return _of_lists(list(given), list(given.values()))
-        if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray | pd.Series):
+        if not _is_list(given):
             raise LaresError(
                 f"histories: {type(given).__name__} is not supported; give a list of item ids, a list of such lists, a "
                 "mapping from user to such a list, or a pandas or Arrow table"
@@ -100,13 +112,17 @@ def _of_series(given: pd.Series) -> pd.Series | pd.DataFrame | Mapping[Any, Any]
 
 
 def _is_list(part: Any) -> bool:
-    return isinstance(part, Sequence | np.ndarray | pd.Series) and not isinstance(part, str | bytes)
+    return isinstance(part, Sequence | np.ndarray | pd.Series | pd.Index | pa.Array) and not isinstance(part, str | bytes)
 
 
 def _of_lists(users: list[Id], lists: Sequence[Any]) -> UnseenHistories:
     if wrong := [user for user, part in zip(users, lists, strict=True) if part is not None and not _is_list(part)]:
         raise LaresError(f"histories: the value of user {wrong[0]!r} is not a list of item ids")
-    parts = [[] if part is None else list(part) for part in lists]
+    parts = [[] if part is None else part.to_pylist() if isinstance(part, pa.Array) else list(part) for part in lists]
+    if odd := next((item for part in parts for item in part if _is_list(item) or isinstance(item, Set | Mapping)), None):
+        raise LaresError(
+            f"histories: {type(odd).__name__} in place of an item id: {odd!r}; each history must be a list of ids, oldest first"
+        )
     items = np.array([None, *(item for part in parts for item in part)], dtype=object)[1:]
     return UnseenHistories(users, items, np.concatenate([[0], np.cumsum([len(part) for part in parts], dtype=np.int64)]))
 
@@ -122,6 +138,11 @@ def _of_interactions(table: pd.DataFrame, user: str, item: str, time: str) -> Un
         raise LaresError(
             f"histories: no column {' and no '.join(missing)}; there are {', '.join(map(str, table.columns))}. Expected "
             f"{user}, {item} and, if known, {time}; or item_ids, one list per row"
+        )
+    if user == "user_id" and time not in table.columns and (others := possible_times(list(map(str, table.columns)))):
+        raise LaresError(
+            f"histories: no column {time} to order the items by. Call {others[0]!r} so if it holds their times; drop it if the "
+            "rows are in order"
         )
     empty = table[[user, item]].isna().any(axis=1).to_numpy()
     if empty.any():

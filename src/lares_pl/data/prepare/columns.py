@@ -17,8 +17,7 @@ from lares_pl.data.dataset.ids import plain_ids
 from lares_pl.data.prepare.text_files import SEPARATORS
 from lares_pl.errors import LaresError
 
-_TIMES = {"time", "times", "ts", "date", "datetime", "created_at", "unixtime", "unixreviewtime"}
-_TIMES |= {f"{what}_{kind}" for what in ("event", "unix", "review") for kind in ("time", "timestamp", "date")}
+_TIMES = re.compile(r"times?|timestamp|ts|date(time)?|created_at|unix(review)?time|(event|unix|review)_(date|time(stamp)?)")
 _MISSING = {"null", "nan", "none", "na", "n/a", "#n/a", "<na>", "nil"}  # among numbers no id
 _EXACT = {2: 2.0**11, 4: 2.0**24, 8: 2.0**53}  # below these, floats of so many bytes hold every whole number
 
@@ -78,8 +77,7 @@ def chosen_columns(
 def _usual(names: Sequence[str], usual: str, path: Path, ours: str) -> str | None:
     """Find the column with a default name, in any letter case and with blanks; without it the order would silently change."""
     like = [name for name in names if _plain(name) == usual]
-    others = [name for name in names if _plain(name) in _TIMES] if usual == "timestamp" and not like else []
-    if others:
+    if usual == "timestamp" and not like and (others := possible_times(names)):
         raise LaresError(
             f"{path}: no column {usual!r} to order a user's items by. If {others[0]!r} holds their times, name it: "
             f"--columns.time {others[0]}; the order of the file counts with --columns.time ''"
@@ -89,6 +87,11 @@ def _usual(names: Sequence[str], usual: str, path: Path, ours: str) -> str | Non
     if len(like) > 1:
         raise LaresError(f"{path}: which of {' and '.join(map(repr, like))} holds the {ours}? Name it with --columns.{ours}")
     return like[0]
+
+
+def possible_times(names: Sequence[str]) -> list[str]:
+    """Names of columns that may hold times."""
+    return [name for name in names if _TIMES.fullmatch(_plain(name))]
 
 
 def no_column(names: Sequence[str], name: str, path: Path, option: str) -> LaresError:
