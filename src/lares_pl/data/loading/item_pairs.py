@@ -31,7 +31,7 @@ class ItemPairs:
 
     def by_rows(self, ranges: Sequence[slice]) -> list[ItemPairs]:
         """The pairs of each of several ranges of rows, counted from the range's start; the ranges follow one another."""
-        if len(ranges) == 1:
+        if len(ranges) < 2:
             return [self]
         starts = torch.tensor([rows.start for rows in ranges[1:]], device=self.rows.device)
         ends = torch.searchsorted(self.rows, starts).cpu()
