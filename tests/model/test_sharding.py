@@ -68,8 +68,8 @@ def scoring_is_the_same(rank: int, world: int) -> None:
         # on three processes ceil((N + 1) / 3) rows each must leave some for the last
         items = int(torch.randint(5, 24, (), generator=generator)) if case else 6
         tiles.CHUNK = 30 if case % 2 else 1 << 22
-        for module in (catalogue_head, target_softmax):
-            module.tile_shape = (lambda states, classes: (3, 4)) if case % 2 else TILE_SHAPE  # type: ignore[attr-defined]
+        for name, (module, own) in TILE_SHAPES.items():
+            setattr(module, name, (lambda states, classes: (3, 4)) if case % 2 else own)
         similarity: Similarity = CosineSimilarity(0.2) if case % 3 == 0 else DotSimilarity()
         states = torch.randn(rows, 4, generator=generator) * (30 if case % 4 == 0 else 1)
         vectors = torch.randn(items + 1, 4, generator=generator)
@@ -92,7 +92,10 @@ def scoring_is_the_same(rank: int, world: int) -> None:
     assert (CatalogueHead(table, similarity).rank(nan, targets[:1].expand(2)) >= items).all()
 
 
-TILE_SHAPE = tiles.tile_shape
+TILE_SHAPES = {
+    "tile_shape": (target_softmax, tiles.tile_shape),
+    "ranking_tile_shape": (catalogue_head, tiles.ranking_tile_shape),
+}
 
 
 def losses_agree(

@@ -193,7 +193,7 @@ class CatalogueHead:
             own = table.all_reduce_sum(table.mask_local(with_repeats(own, own_items, repeats), own_items))[:, None]
             left_out = pairs[number : number + 1]
             if left_out and not (table.complete and len(parts) == 1):
-                left_out = left_out[0].by_classes(table.start, classes_step, len(parts))
+                left_out = left_out[0].by_classes(table.start, parts)
             everywhere, unseen = below_target[:, rows]
             for tile, part in enumerate(parts):
                 scores = tile_of(chunk, table, part, repeats)[0].float()

@@ -31,7 +31,7 @@ class ItemPairs:
 
     def by_rows(self, ranges: Sequence[slice]) -> list[ItemPairs]:
         """The pairs of each of several ranges of rows, counted from the range's start; the ranges follow one another."""
-        if len(ranges) == 1:
+        if len(ranges) < 2:
             return [self]
         starts = torch.tensor([rows.start for rows in ranges[1:]], device=self.rows.device)
         ends = torch.searchsorted(self.rows, starts).cpu()
@@ -43,15 +43,16 @@ class ItemPairs:
         inside = (self.items >= classes.start) & (self.items < classes.stop)
         return self.rows[inside], self.items[inside] - classes.start
 
-    def by_classes(self, first: int, step: int, count: int) -> list[ItemPairs]:
+    def by_classes(self, first: int, ranges: Sequence[slice]) -> list[ItemPairs]:
         """The pairs of each of several ranges of classes, counted from the range's start; pairs outside of all are left out.
 
         Args:
-            first: class at which the first range starts.
-            step: number of classes of a range.
-            count: number of ranges.
+            first: class from which the ranges are counted.
+            ranges: they follow one another from 0 on, all of one length, but that the last may be shorter.
         """
-        number = (self.items.int() - first).div(step, rounding_mode="floor").clamp(-1, count)
+        step, count = ranges[0].stop, len(ranges)
+        places = self.items.int() - first
+        number = places.div(step, rounding_mode="floor").clamp(-1, count).masked_fill_(places >= ranges[-1].stop, count)
         # short integers are sorted several times as fast
         number, order = number.to(torch.int16 if count < 2**15 else torch.int32).sort()
         ends = torch.searchsorted(number, torch.arange(count + 1, dtype=number.dtype, device=number.device)).tolist()
