@@ -91,14 +91,19 @@ class Progress(ProgressBar):
             self._print_line(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar."""
+        """Show the last values and close the bar."""
         if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+            self._bar.set_postfix(shown_metrics(trainer))
+        self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Close the bar."""
-        self.on_train_end(trainer, pl_module)
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
     @staticmethod
     def _done(trainer: Trainer) -> int:
