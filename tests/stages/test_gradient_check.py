@@ -11,6 +11,7 @@ import torch
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 from lares_pl import SPT, LaresError
+from lares_pl.stages.distributed import clip
 from lares_pl.stages.gradient_check import GradientCheck, Update
 from lares_pl.stages.optimizers import fused
 from tests.training import FAST, SMALL, data, trainer
@@ -51,16 +52,20 @@ def test_an_optimizer_that_can_not_skip_waits() -> None:
     assert torch.equal(weight, torch.ones(2))
 
 
-class Poisoned(SPT):
-    """Returns a NaN loss at its third batch; its host never waits, as on a card."""
-
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        self._gradients = GradientCheck(waits=False)
+class PoisonedAtOnce(SPT):
+    """Returns a NaN loss at its third batch."""
 
     def training_step(self, batch: Any) -> torch.Tensor:
         loss = super().training_step(batch)
         return loss * torch.nan if self.trainer.fit_loop.epoch_loop.total_batch_idx == 2 else loss
+
+
+class Poisoned(PoisonedAtOnce):
+    """The same; its host never waits, as on a card."""
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self._gradients = GradientCheck(waits=False)
 
 
 @pytest.mark.parametrize("updates", [3, 5])  # the last of training; one in the middle
@@ -72,6 +77,34 @@ def test_a_stage_names_the_update_after_the_fact(updates: int, toy_dataset: Path
     model = Poisoned(SMALL, optimizer=FAST, on_nonfinite="skip")
     trainer(tmp_path, max_steps=updates).fit(model, data(toy_dataset, batch_size=32))
     assert model.skipped_updates == 1
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_clipping_and_skipping_go_together_with_a_fused_optimizer(precision: Any, toy_dataset: Path, tmp_path: Path) -> None:
+    model = PoisonedAtOnce(SMALL, optimizer=FAST, on_nonfinite="skip")
+    fit = trainer(tmp_path, max_steps=4, precision=precision, gradient_clip_val=0.1)
+    fit.fit(model, data(toy_dataset, batch_size=32))
+    assert model.skipped_updates == 1
+    assert fit.optimizers[0].param_groups[0]["fused"] is True
+
+
+@pytest.mark.parametrize("by_norm", [True, False])
+@pytest.mark.parametrize("most", [0.1, 100.0])
+def test_gradients_are_clipped_as_torch_does_it(most: float, by_norm: bool) -> None:
+    sides = []
+    for own in (True, False):
+        torch.manual_seed(2)
+        parameters = [torch.nn.Parameter(torch.zeros(size)) for size in (3, 5)]
+        for parameter in parameters:
+            parameter.grad = torch.randn_like(parameter)
+        if own:
+            clip(parameters, most, by_norm)
+        elif by_norm:
+            torch.nn.utils.clip_grad_norm_(parameters, most)
+        else:
+            torch.nn.utils.clip_grad_value_(parameters, most)
+        sides.append(torch.cat([parameter.grad for parameter in parameters if parameter.grad is not None]))
+    assert torch.equal(*sides)
 
 
 @pytest.mark.parametrize(

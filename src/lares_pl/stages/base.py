@@ -269,8 +269,8 @@ class BaseStage(RankingModule, ABC):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """As Lightning does, also where some of the gradients are sharded."""
-        if self.device_mesh is None:
+        """As Lightning does, also where some of the gradients are sharded, or bfloat16 meets a fused optimiser."""
+        if self._scaled:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -123,7 +123,7 @@ def total_norm(gradients: Iterable[Tensor]) -> Tensor:
 
 
 def clip(parameters: Iterable[Tensor], most: float, by_norm: bool) -> None:
-    """Clip gradients in place, some of which are sharded.
+    """Clip gradients in place, some of which may be sharded.
 
     Args:
         parameters: the parameters.
@@ -131,7 +131,11 @@ def clip(parameters: Iterable[Tensor], most: float, by_norm: bool) -> None:
         by_norm: whether `most` is the norm.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    share = (most / (total_norm(gradients) + 1e-6)).clamp(max=1) if by_norm else None
-    for gradient in gradients:
-        mine = local(gradient)
-        _ = mine.clamp_(-most, most) if share is None else mine.mul_(share)
+    mine = [local(gradient) for gradient in gradients]
+    if not mine:
+        return  # of an update that is left out
+    if by_norm:
+        torch._foreach_mul_(mine, (most / (total_norm(gradients) + 1e-6)).clamp(max=1))
+    else:
+        torch._foreach_clamp_min_(mine, -most)
+        torch._foreach_clamp_max_(mine, most)
