@@ -313,7 +313,7 @@ def test_lists_of_items_with_other_separators_are_detected(separator: str, tmp_p
     [
         (b'{"user_id": 1, "item_id": 2}\n', "JSON; convert it to Parquet"),
         (b'\n[\n {"user_id": 1}]', "JSON; convert it to Parquet"),
-        (gzip.compress(b'{"user_id": 1, "item_id": 2}\n'), "JSON; convert it to Parquet"),
+        (gzip.compress(b'{"user_id": 1, "item_id": 2}\n', mtime=0), "JSON; convert it to Parquet"),
         (b"PK\x03\x04\x14\0", "save the sheet as CSV UTF-8"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Excel workbook"),
         (b"\xfd7zXZ\0\0\4", "compressed by xz"),
@@ -321,7 +321,7 @@ def test_lists_of_items_with_other_separators_are_detected(separator: str, tmp_p
         (b"\xff\xff\xff\xff\xb0\1\0\0", "datasets.load_from_disk(FOLDER).to_parquet"),
         (b"ORC\x0c", "pandas.read_orc"),
         (b"\x80\x05\x95", "a pickle, which is never opened"),
-        (gzip.compress(b"a.csv" + b"\0" * 252 + b"ustar\0" + b"\0" * 300), "a tar archive"),
+        (gzip.compress(b"a.csv" + b"\0" * 252 + b"ustar\0" + b"\0" * 300, mtime=0), "a tar archive"),
         (b"\0" * 8 + b"DUCK" + b"\0" * 50, "a DuckDB database"),
         (b"<!DOCTYPE html><html>", "a page in place of the file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "`git lfs pull`"),
