@@ -140,7 +140,7 @@ def test_errors_name_the_row_and_leave_existing_files(shop: Path) -> None:
 
 def test_a_missing_encoder_is_an_error(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sentence_transformers")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable is read when the library is imported
     with pytest.raises(LaresError, match=r"--text.encoder no/such-model: cannot be loaded \(there is no such directory"):
         prepared(shop, "items.tsv", item="sku", encoder="no/such-model")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
