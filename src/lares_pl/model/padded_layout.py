@@ -53,16 +53,16 @@ class PaddedLayout(Layout):
         return filtered
 
     def prefix(self, rows: int, tokens: int) -> Layout:
-        return PaddedLayout(self.lengths[:rows], self.longest)
+        return type(self)(self.lengths[:rows], self.longest)
 
     def suffix(self, rows: int, tokens: int) -> Layout:
-        return PaddedLayout(self.lengths[self.rows - rows :], self.longest)
+        return type(self)(self.lengths[self.rows - rows :], self.longest)
 
     def repeat(self, times: int) -> Layout:
-        return PaddedLayout(self.lengths.repeat(times), self.longest)
+        return type(self)(self.lengths.repeat(times), self.longest)
 
     def keep(self, rows: Tensor) -> tuple[Layout, Tensor]:
-        return PaddedLayout(self.lengths[rows], self.longest), rows.nonzero()[:, 0]
+        return type(self)(self.lengths[rows], self.longest), rows.nonzero()[:, 0]
 
     def pad(self, x: Tensor) -> Tensor:
         return x
@@ -78,15 +78,6 @@ class StaticLayout(PaddedLayout):
     """Padded to one width, for causal blocks to which padding does not matter: shapes follow from the number of histories."""
 
     _mask_of_keys = None  # histories are left-aligned, so that no real token sees padding
-
-    def prefix(self, rows: int, tokens: int) -> Layout:
-        return StaticLayout(self.lengths[:rows], self.longest)
-
-    def suffix(self, rows: int, tokens: int) -> Layout:
-        return StaticLayout(self.lengths[self.rows - rows :], self.longest)
-
-    def repeat(self, times: int) -> Layout:
-        return StaticLayout(self.lengths.repeat(times), self.longest)
 
 
 def padded(histories: Histories, width: int) -> PaddedLayout:
