@@ -12,6 +12,7 @@ from lares_pl.report.charts import Panel, Series, band_ticks, draw
 from lares_pl.report.machine import device_name, threads
 from lares_pl.report.measure import METRICS
 from lares_pl.report.page import Section, Table, short, with_interval
+from lares_pl.report.reported import reported_metrics
 from lares_pl.report.statistics import Bands, bootstrap_interval, bootstrap_means, mean_and_spread, quantile_bands
 from lares_pl.report.study import GroupFindings, Study
 
@@ -74,6 +75,7 @@ def summary(study: Study) -> Section:
                 at_depth[at_depth["metric"].isin(rest)].reset_index(drop=True),
                 shown=_means(at_depth, rest),
             ),
+            *reported_metrics(study),
         ],
     )
 

@@ -118,8 +118,8 @@ class TemporalSplit(DataSplit):
         shares = (self.validation_share, self.test_share)
         if "test_share" in given and not 0 < shares[0] < shares[1] < 1:  # type: ignore[operator]
             raise LaresError(
-                f"--split: 0 < validation_share < test_share < 1 must hold, got {shares[0]} and {shares[1]}. They are the shares "
-                "of interactions before each time, such as 0.8 and 0.9"
+                f"--split: 0 < validation_share < test_share < 1 must hold, got {shares[0]} and {shares[1]}. They are the "
+                "shares of interactions before each time, such as 0.8 and 0.9"
             )
         if self.targets not in ("first", "all"):
             raise LaresError(f"--split.targets must be first or all, got {self.targets}")
