@@ -17,7 +17,7 @@ def group(label: str, folders: list[Path | None], depth: int = 4) -> Any:
     return SimpleNamespace(label=label, findings=findings, depth=depth, exclude_seen=False)
 
 
-def run(folder: Path, depth: int = 4, **metrics: float) -> Path:
+def run(folder: Path, metrics: dict[str, float], depth: int = 4) -> Path:
     folder.mkdir(parents=True)
     values = {f"test/{name}": value for name, value in metrics.items()}
     (folder / "test.json").write_text(json.dumps({"depth": depth, "metrics": values}))
@@ -26,9 +26,9 @@ def run(folder: Path, depth: int = 4, **metrics: float) -> Path:
 
 def test_metrics_beyond_those_of_the_report_are_means_over_seeds(tmp_path: Path) -> None:
     own = {"ndcg@10": 0.5, "unseen/ndcg@10": 0.6}
-    first = run(tmp_path / "1", **own, **{"coverage@10": 0.2, "unseen/map@10": 0.1})
-    second = run(tmp_path / "2", **own, **{"coverage@10": 0.4})
-    other_depth = run(tmp_path / "3", 8, **{"coverage@10": 0.9})
+    first = run(tmp_path / "1", own | {"coverage@10": 0.2, "unseen/map@10": 0.1})
+    second = run(tmp_path / "2", own | {"coverage@10": 0.4})
+    other_depth = run(tmp_path / "3", {"coverage@10": 0.9}, depth=8)
     groups = [group("spt (2 seeds)", [first, second]), group("rpt", [other_depth]), group("file", [None])]
     (table,) = reported_metrics(SimpleNamespace(groups=groups, split="test"))  # type: ignore[arg-type]
     assert table.frame["metric"].tolist() == ["coverage@10", "unseen/map@10"]
