@@ -48,6 +48,14 @@ def released_spt(backbone: BackboneConfig = SMALL, **options: Any) -> SPT:
     return SPT(backbone, **{**losses, "optimizer": FAST, "scheduler": None, "ema": 0.0, **options})
 
 
+class Poisoned(SPT):
+    """Returns a NaN loss at its third batch."""
+
+    def training_step(self, batch: Any) -> torch.Tensor:
+        loss = super().training_step(batch)
+        return loss * torch.nan if self.trainer.fit_loop.epoch_loop.total_batch_idx == 2 else loss
+
+
 def released_rpt(init_from: str | Path | None = None, **options: Any) -> RPT:
     """RPT with the released losses, neither schedule nor average, and a fast optimiser."""
     losses = {

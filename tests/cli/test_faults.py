@@ -19,20 +19,12 @@ import pytest
 import torch
 import yaml
 
-from lares_pl import SPT, LaresError, SequenceDataset, load_stage, prepare
+from lares_pl import LaresError, SequenceDataset, load_stage, prepare
 from lares_pl.stages.checkpoint import read_checkpoint
 from lares_pl.stages.checkpoint_io import AtomicCheckpointIO
 from tests.console import SMALL as SMALL_OPTIONS
 from tests.console import Running, lares
-from tests.training import FAST, SMALL, data, released_spt, trainer
-
-
-class Poisoned(SPT):
-    """Returns a NaN loss at its third batch."""
-
-    def training_step(self, batch: Any) -> torch.Tensor:
-        loss = super().training_step(batch)
-        return loss * torch.nan if self.trainer.fit_loop.epoch_loop.total_batch_idx == 2 else loss
+from tests.training import FAST, SMALL, Poisoned, data, released_spt, trainer
 
 
 def test_a_non_finite_gradient_stops_before_it_reaches_the_weights(toy_dataset: Path, tmp_path: Path) -> None:

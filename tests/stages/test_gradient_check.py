@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
-from lares_pl import SPT, LaresError
+from lares_pl import LaresError
 from lares_pl.stages.distributed import clip
 from lares_pl.stages.gradient_check import GradientCheck, Update
 from lares_pl.stages.optimizers import fused
-from tests.training import FAST, SMALL, data, trainer
+from tests.training import FAST, SMALL, Poisoned, data, trainer
 
 
 def update(number: int) -> Update:
@@ -52,16 +52,8 @@ def test_an_optimizer_that_can_not_skip_waits() -> None:
     assert torch.equal(weight, torch.ones(2))
 
 
-class PoisonedAtOnce(SPT):
-    """Returns a NaN loss at its third batch."""
-
-    def training_step(self, batch: Any) -> torch.Tensor:
-        loss = super().training_step(batch)
-        return loss * torch.nan if self.trainer.fit_loop.epoch_loop.total_batch_idx == 2 else loss
-
-
-class Poisoned(PoisonedAtOnce):
-    """The same; its host never waits, as on a card."""
+class NeverWaiting(Poisoned):
+    """Its host never waits, as on a card."""
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
@@ -70,18 +62,18 @@ class Poisoned(PoisonedAtOnce):
 
 @pytest.mark.parametrize("updates", [3, 5])  # the last of training; one in the middle
 def test_a_stage_names_the_update_after_the_fact(updates: int, toy_dataset: Path, tmp_path: Path) -> None:
-    model = Poisoned(SMALL, optimizer=FAST)
+    model = NeverWaiting(SMALL, optimizer=FAST)
     with pytest.raises(LaresError, match=r"gradient of update 3 \(epoch 0\) is not finite.*training instances \d+, \d+"):
         trainer(tmp_path, max_steps=updates).fit(model, data(toy_dataset, batch_size=32))
     assert all(bool(value.isfinite().all()) for value in model.backbone.state_dict().values())
-    model = Poisoned(SMALL, optimizer=FAST, on_nonfinite="skip")
+    model = NeverWaiting(SMALL, optimizer=FAST, on_nonfinite="skip")
     trainer(tmp_path, max_steps=updates).fit(model, data(toy_dataset, batch_size=32))
     assert model.skipped_updates == 1
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_clipping_and_skipping_go_together_with_a_fused_optimizer(precision: Any, toy_dataset: Path, tmp_path: Path) -> None:
-    model = PoisonedAtOnce(SMALL, optimizer=FAST, on_nonfinite="skip")
+    model = Poisoned(SMALL, optimizer=FAST, on_nonfinite="skip")
     fit = trainer(tmp_path, max_steps=4, precision=precision, gradient_clip_val=0.1)
     fit.fit(model, data(toy_dataset, batch_size=32))
     assert model.skipped_updates == 1

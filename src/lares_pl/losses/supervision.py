@@ -27,6 +27,9 @@ class SupervisedStates(NamedTuple):
 class Supervision(ABC):
     """Selects states of a trajectory for the next-item loss."""
 
+    #: whether it reads draws of each row, which batches then bring
+    reads_draws = True
+
     @abstractmethod
     def __call__(
         self, trajectory: Tensor, generator: torch.Generator | None = None, of_rows: Tensor | None = None
@@ -44,6 +47,8 @@ class Supervision(ABC):
 class LastStep(Supervision):
     """The last step; the paper's."""
 
+    reads_draws = False
+
     def __call__(
         self, trajectory: Tensor, generator: torch.Generator | None = None, of_rows: Tensor | None = None
     ) -> SupervisedStates:
@@ -59,6 +64,7 @@ class EveryStep(Supervision):
     """
 
     decay: float = 1.0
+    reads_draws = False
 
     def __post_init__(self) -> None:
         if not 0 < self.decay <= 1:
@@ -81,6 +87,7 @@ class LastAndRandomStep(Supervision):
     """
 
     last_weight: float = 0.5
+    reads_draws = False
 
     def __post_init__(self) -> None:
         if not 0 < self.last_weight < 1:

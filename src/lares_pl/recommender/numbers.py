@@ -9,7 +9,16 @@ from lares_pl.errors import LaresError
 
 
 def whole(name: str, value: Any, wanted: str = "a whole number") -> int:
-    """A whole number of Python or numpy; an error that says what is `wanted` of `name` otherwise."""
+    """Return a whole number of Python or NumPy.
+
+    Args:
+        name: of the argument, for the error.
+        value: what was given.
+        wanted: what must be given, for the error.
+
+    Raises:
+        LaresError: if it is no whole number.
+    """
     try:
         if not isinstance(value, bool):
             return operator.index(value)

@@ -35,7 +35,7 @@ from lares_pl.stages.randomness import BatchRandomness
 from lares_pl.stages.ranking import RankingModule
 from lares_pl.stages.resuming import apply_settings, hold_saving_on_exception
 from lares_pl.stages.schedules import WarmupCosine, accumulated_batches
-from lares_pl.stages.validation import check_optimizer, not_finite
+from lares_pl.stages.validation import check_optimizer, has_scaler, not_finite
 
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
@@ -175,7 +175,8 @@ class BaseStage(RankingModule, ABC):
         trained = [parameter for parameter in self.learner.parameters() if parameter.requires_grad]
         if not trained:
             raise LaresError("all parameters are frozen, so there is nothing to train: call stage.unfreeze() first")
-        alone = self.device_mesh is not None or self._scaled  # sharded parameters, or a scaler, which clips after unscaling
+        # sharded parameters can't be updated together with others; a scaler clips after unscaling
+        alone = self.device_mesh is not None or has_scaler(self.trainer)
         optimizer = (self.optimizer if alone else fused(self.optimizer))(trained)
         if self.device_mesh is not None:
             check_optimizer(optimizer)
@@ -240,18 +241,13 @@ class BaseStage(RankingModule, ABC):
         Raises:
             LaresError: with the update, the parts of the loss and the instances, where the run is to stop.
         """
-        if self._scaled:
+        if has_scaler(self.trainer):
             return  # with float16 the scaler skips such updates and lowers its scale: they are part of the method
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if self.device_mesh is not None:
             average_gradients(parameters, self.device_mesh)
         update = Update(self.trainer.global_step + 1, self.trainer.current_epoch, *self._latest)
         self._left_out(self._gradients.check(parameters, optimizer, update))
-
-    @property
-    def _scaled(self) -> bool:
-        """Whether a scaler of float16 gradients decides about updates."""
-        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
 
     def _left_out(self, update: Update | None) -> None:
         """Count an update whose gradient was not finite, or stop the run."""
@@ -270,7 +266,7 @@ class BaseStage(RankingModule, ABC):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """As Lightning does, also where some of the gradients are sharded, or bfloat16 meets a fused optimiser."""
-        if self._scaled:
+        if has_scaler(self.trainer):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]

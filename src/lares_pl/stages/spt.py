@@ -114,6 +114,11 @@ class SPT(BaseStage):
         """Whether batches must bring histories with the same target."""
         return self.alpha > 0
 
+    @property
+    def needs_draws(self) -> bool:  # type: ignore[override]
+        """Whether batches must bring draws of each instance."""
+        return self.supervision.reads_draws
+
     def setup(self, stage: str) -> None:
         """Count training targets, where negatives are drawn by them."""
         super().setup(stage)

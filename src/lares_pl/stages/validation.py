@@ -35,6 +35,11 @@ def not_finite(stage: str, update: Update) -> LaresError:
     )
 
 
+def has_scaler(trainer: Trainer) -> bool:
+    """Whether a scaler of float16 gradients decides about updates."""
+    return getattr(trainer.precision_plugin, "scaler", None) is not None
+
+
 def check_sharding(trainer: Trainer, mesh: DeviceMesh) -> None:
     """Check that a sharded catalogue supports the settings of the trainer."""
     if getattr(trainer.strategy, "_save_distributed_checkpoint", False):
@@ -47,7 +52,7 @@ def check_sharding(trainer: Trainer, mesh: DeviceMesh) -> None:
             "trainer.strategy: with tensor_parallel_size 1 there is nothing to shard the catalogue over; use at least 2, "
             "or the strategy ddp"
         )
-    if getattr(trainer.precision_plugin, "scaler", None) is not None:
+    if has_scaler(trainer):
         raise LaresError("trainer.precision: a sharded catalogue trains with bf16-mixed or 32-true, not with float16")
 
 
