@@ -11,7 +11,7 @@ import torch
 from lares_pl import DotSimilarity, LaresError, NDCGReward, RecallReward
 from lares_pl.losses.actions import TargetAmongBest, WholeCatalogue
 from lares_pl.losses.advantages import BatchAdvantage, GroupAdvantage
-from lares_pl.losses.alignment import Alignment, alignment_losses, info_nce
+from lares_pl.losses.alignment import Alignment, GatheredRows, alignment_losses, info_nce
 from lares_pl.losses.grpo import grpo, step_weights
 from lares_pl.losses.rewards import LogProbReward
 from lares_pl.losses.supervision import EveryStep, LastAndRandomStep, LastStep, StepPerInstance
@@ -87,6 +87,23 @@ def test_alignment_losses_select_the_step_and_ignore_single_steps() -> None:
     assert alignment_losses(alignment, a[:1], b[:1], 0, targets)[1] == 0
 
 
+@pytest.mark.parametrize("mask_same_target", [False, True])
+def test_padding_between_the_rows_of_processes_changes_nothing(mask_same_target: bool) -> None:
+    """Three rows of one process and two of another, each padded to four."""
+    alignment = Alignment(mask_same_target=mask_same_target)
+    a, b = torch.randn(2, 5, 4, requires_grad=True), torch.randn(2, 5, 4, requires_grad=True)
+    targets = torch.tensor([5, 6, 5, 7, 0])  # 0 is what padding holds
+    real = torch.tensor([True, True, True, False, True, True, False, False])
+
+    def padded(rows: torch.Tensor) -> GatheredRows:
+        return GatheredRows(rows.new_zeros(8, rows.shape[1]).index_copy(0, real.nonzero().flatten(), rows), real)
+
+    plain = alignment_losses(alignment, a, b, 0, targets)
+    gathered = alignment_losses(alignment, a, b, 0, targets, padded)
+    torch.testing.assert_close(gathered, plain)
+    torch.testing.assert_close(*(torch.autograd.grad(torch.stack(losses).sum(), (a, b)) for losses in (gathered, plain)))
+
+
 def test_alignment_refuses_a_temperature_of_zero() -> None:
     with pytest.raises(LaresError, match="tau must be above 0, got 0"):
         Alignment(tau=0.0)
@@ -138,7 +155,9 @@ def test_batch_advantages_by_hand() -> None:
         pytest.approx([0.5 / (spread + 1e-4)] * 2),
         pytest.approx([-0.5 / (spread + 1e-4)] * 2),
     ]
-    of_two = BatchAdvantage()(rewards[:1], lambda mine: torch.cat([mine, rewards[1:]]))  # the other process has the second row
+    # the other process has the second row: its sum is 0 of 2 numbers, its squared deviations from the common mean are 2 x 0.25
+    of_other = iter([torch.tensor([0.0, 2.0]), torch.tensor(0.5)])
+    of_two = BatchAdvantage()(rewards[:1], lambda mine: mine + next(of_other))
     torch.testing.assert_close(of_two, BatchAdvantage()(rewards)[:1])
 
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lares_pl import (
@@ -70,9 +73,10 @@ def batch_for(stage: BaseStage, toy_dataset: Path, instances: str) -> Batch:
 
 def on_meta(stage: BaseStage, items: int, config: BackboneConfig) -> BaseStage:
     """A stage whose network is on the meta device, outside a trainer."""
-    stage.backbone = RecurrentBackbone(items, LENGTH, config).to("meta").train()
+    stage.backbone = RecurrentBackbone(items, LENGTH, config).train()
     if isinstance(stage, RPT):
-        stage.reference = RecurrentBackbone(items, LENGTH, config).to("meta").eval()
+        stage.reference = RecurrentBackbone(items, LENGTH, config).eval()
+    stage.to("meta")
     stage.randomness = BatchRandomness(1, 0, torch.device("cpu"))
     stage.randomness.begin(0, 0)
     stage.randomness.noise = RandomNoise()  # no generator is of the meta device
@@ -100,11 +104,23 @@ def test_an_update_asks_the_device_for_nothing(name: str, toy_dataset: Path, mon
     monkeypatch.setattr(stage, "log_training", lambda values, batch: None)
     monkeypatch.setattr(group_loss, "on_device", lambda values, device: torch.empty(values.shape, device=device))
     batch = batch_for(stage, toy_dataset, instances).to("meta")
+    stage._trainer = SimpleNamespace(datamodule=SimpleNamespace(most_aligned=64))  # type: ignore[assignment]
     with NoCopies():  # type: ignore[no-untyped-call]
         loss = stage.training_step(batch)
         loss.backward()
     assert loss.device.type == "meta"
     assert all(parameter.grad is not None for parameter in stage.backbone.parameters())
+
+
+@pytest.mark.parametrize("name", ["recipe, alignment", "released", "RPT, other choices"])
+def test_an_update_of_two_processes_asks_the_device_for_nothing_either(
+    name: str, toy_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())  # its collectives do nothing, on any device
+    try:
+        test_an_update_asks_the_device_for_nothing(name, toy_dataset, monkeypatch)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_what_is_logged_stays_on_the_device(toy_dataset: Path) -> None:

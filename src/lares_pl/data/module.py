@@ -134,6 +134,11 @@ class SequenceDataModule(L.LightningDataModule):
             raise LaresError("data.instances: auto is decided by the model that is trained; set sequence or prefix without one")
         return self._sequences
 
+    @property
+    def most_aligned(self) -> int:
+        """Instances that are aligned in a batch of a process, at most."""
+        return self.batch_size * (self.aligned_positions if self.reads_sequences else 1)
+
     def keep(self, kept: np.ndarray | None) -> None:
         """Restrict training to some training instances (a mask), or lift the restriction (None); used by RPT's pruning."""
         self._kept = kept

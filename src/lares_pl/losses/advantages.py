@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -16,12 +17,12 @@ class Advantage(ABC):
     """Turns rewards into advantages."""
 
     @abstractmethod
-    def __call__(self, rewards: Tensor, of_all: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def __call__(self, rewards: Tensor, total: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Compare.
 
         Args:
             rewards: of G trajectories of B instances, `[B, G]`, G at least 2.
-            of_all: gives the rows of all processes for those of this one.
+            total: adds a tensor up over all processes; None: there is one.
 
         Returns:
             `[B, G]`.
@@ -35,7 +36,7 @@ class GroupAdvantage(Advantage):
     Sums to zero over each group, and is zero where all its trajectories agree.
     """
 
-    def __call__(self, rewards: Tensor, of_all: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def __call__(self, rewards: Tensor, total: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         spread = rewards.std(dim=1, keepdim=True)
         return (rewards - rewards.mean(dim=1, keepdim=True)) / (spread + 1e-4)
 
@@ -47,6 +48,11 @@ class BatchAdvantage(Advantage):
     Groups whose trajectories agree count as well: instances that the model ranks well are reinforced, others are weakened.
     """
 
-    def __call__(self, rewards: Tensor, of_all: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        everything = rewards if of_all is None else of_all(rewards)
-        return (rewards - everything.mean()) / (everything.std() + 1e-4)
+    def __call__(self, rewards: Tensor, total: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        def added(x: Tensor) -> Tensor:
+            return x if total is None else total(x)
+
+        count = torch.full_like(rewards[0, 0], rewards.numel())
+        sum_, count = added(torch.stack([rewards.sum(), count])).unbind()
+        centred = rewards - sum_ / count
+        return centred / ((added(centred.square().sum()) / (count - 1)).sqrt() + 1e-4)

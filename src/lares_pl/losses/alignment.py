@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,21 +14,34 @@ from torch import Tensor
 from lares_pl.errors import LaresError
 
 
-def info_nce(anchors: Tensor, positives: Tensor, tau: float, ignored: Tensor | None = None) -> Tensor:
+class GatheredRows(NamedTuple):
+    """Rows of all processes, padded so that their number is known without asking."""
+
+    rows: Tensor  # [R, d]
+    real: Tensor | None  # [R] bool, False for padding; None: there is none
+
+
+def info_nce(
+    anchors: Tensor, positives: Tensor, tau: float, ignored: Tensor | None = None, real: Tensor | None = None
+) -> Tensor:
     """In-batch cross-entropy of `a b^T / tau`: row i of `positives` is the positive of row i of `anchors`.
 
     Args:
         anchors, positives: `[B, d]`; normalised beforehand where cosines are meant.
         tau: temperature.
         ignored: pairs of rows that are not each other's negatives, `[B, B]` bool.
+        real: False for rows that do not count, `[B]` bool; None: all do.
 
     Returns:
-        Scalar, mean over the batch.
+        Scalar, mean over the rows that count.
     """
     logits = (anchors @ positives.T).float() / tau
     if ignored is not None:
         logits = logits.masked_fill(ignored, -torch.inf)
-    return F.cross_entropy(logits, torch.arange(len(anchors), device=anchors.device))
+    own = torch.arange(len(anchors), device=anchors.device)
+    if real is None:
+        return F.cross_entropy(logits, own)
+    return (F.cross_entropy(logits, own, reduction="none") * real).sum() / real.sum()
 
 
 @dataclass(frozen=True)
@@ -54,22 +69,25 @@ class Alignment:
         """What is done to states before their dot products, `[*, d]` -> `[*, d]`."""
         return F.normalize(states, dim=-1) if self.cosine else states
 
-    def __call__(self, a: Tensor, b: Tensor, targets: Tensor | None = None) -> Tensor:
+    def __call__(self, a: Tensor, b: Tensor, targets: Tensor | None = None, real: Tensor | None = None) -> Tensor:
         """TLA for two trajectories' user states, SLA for two steps of one trajectory.
 
         Args:
             a, b: user states `[B, d]`.
             targets: of the instances, `[B]`; needed with `mask_same_target`.
+            real: False for rows that only pad, `[B]` bool; None: all are instances.
         """
         a, b = self.normalise(a), self.normalise(b)
-        ignored = _same_target(targets) if self.mask_same_target and targets is not None else None
-        return (info_nce(a, b, self.tau, ignored) + info_nce(b, a, self.tau, ignored)) / 2
+        ignored = _not_negatives(targets if self.mask_same_target else None, real)
+        return (info_nce(a, b, self.tau, ignored, real) + info_nce(b, a, self.tau, ignored, real)) / 2
 
 
-def _same_target(targets: Tensor) -> Tensor:
-    """Pairs of different instances with the same target, `[B, B]` bool."""
-    same = targets == targets[:, None]
-    return same.fill_diagonal_(False)
+def _not_negatives(targets: Tensor | None, real: Tensor | None) -> Tensor | None:
+    """Pairs of different rows of which the second is no negative of the first, `[B, B]` bool: same target, or padding."""
+    kinds = [] if targets is None else [targets == targets[:, None]]
+    if real is not None:
+        kinds.append((~real).repeat(len(real), 1))
+    return reduce(torch.logical_or, kinds).fill_diagonal_(False) if kinds else None
 
 
 def alignment_losses(
@@ -78,7 +96,7 @@ def alignment_losses(
     b: Tensor,
     step: int,
     targets: Tensor,
-    of_all: Callable[[Tensor], Tensor] | None = None,
+    of_all: Callable[[Tensor], GatheredRows] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Trajectory- and step-level alignment of a pair of trajectories.
 
@@ -93,10 +111,10 @@ def alignment_losses(
     Returns:
         TLA and SLA; SLA is 0 where T = 1.
     """
-    rows = torch.cat([a[-1], a[step], b[-1]], dim=1)
+    rows, real = torch.cat([a[-1], a[step], b[-1]], dim=1), None
     if of_all is not None:
-        rows = of_all(rows)
-        targets = of_all(targets[:, None])[:, 0] if alignment.mask_same_target else targets
+        rows, real = of_all(rows)
+        targets = of_all(targets[:, None]).rows[:, 0] if alignment.mask_same_target else targets
     last, of_step, of_partner = rows.chunk(3, dim=1)
-    step_level = alignment(last, of_step, targets) if len(a) > 1 else a.new_zeros(())
-    return alignment(last, of_partner, targets), step_level
+    step_level = alignment(last, of_step, targets, real) if len(a) > 1 else a.new_zeros(())
+    return alignment(last, of_partner, targets, real), step_level

@@ -7,7 +7,7 @@ compares rows with each other (TLA, SLA) needs the rows of all processes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
+from lares_pl.losses.alignment import GatheredRows
 from lares_pl.model.sharding import is_sharded, local
 
 Group = dist.ProcessGroup | None  # the processes that read different rows; None: all
@@ -42,21 +43,40 @@ def row_weight(rows: int, device: torch.device, group: Group = None) -> Tensor |
     return dist.get_world_size(group) * rows / total
 
 
-def all_gather_rows(x: Tensor, group: Group = None) -> Tensor:
-    """Gather the rows of all processes, in order of rank; gradients flow back to the process of each row.
+def sum_of_all(x: Tensor, group: Group = None) -> Tensor:
+    """Add a tensor up over all processes, without gradient.
 
     Args:
-        x: `[R, d]`; processes may have different R.
+        x: of the same shape on all processes.
         group: the processes that read different rows.
     """
     if _alone(group):
         return x
-    counts = [torch.zeros((), dtype=torch.int64, device=x.device) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(counts, torch.full((), len(x), device=x.device), group=group)
-    sizes = [int(count) for count in counts]
-    padded = F.pad(x, (0, 0, 0, max(sizes) - len(x)))
-    gathered: Tensor = _OfAll.apply(padded, group)  # type: ignore[no-untyped-call]
-    return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
+    total = x.detach().clone()
+    dist.all_reduce(total, group=group)
+    return total
+
+
+def all_gather_rows(x: Tensor, room: Callable[[], int], group: Group = None) -> GatheredRows:
+    """Gather the rows of all processes, in order of rank; gradients flow back to the process of each row.
+
+    No process asks how many rows the others have, for which it would wait: each pads its own to the same number.
+
+    Args:
+        x: `[R, d]`; processes may have different R.
+        room: gives the number of rows that no process exceeds, the same on all of them.
+        group: the processes that read different rows.
+
+    Returns:
+        `[processes * room, d]`, and which of these rows are real; `x` itself in a single process.
+    """
+    if _alone(group):
+        return GatheredRows(x, None)
+    padding = room() - len(x)
+    real = F.pad(torch.ones(len(x), dtype=torch.bool, device=x.device), (0, padding))
+    rows: Tensor = _OfAll.apply(F.pad(x, (0, 0, 0, padding)), group)  # type: ignore[no-untyped-call]
+    of_all: Tensor = _OfAll.apply(real, group)  # type: ignore[no-untyped-call]
+    return GatheredRows(rows.flatten(0, 1), of_all.flatten())
 
 
 class _OfAll(torch.autograd.Function):

@@ -68,7 +68,7 @@ def group_loss(
     initial_states: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
     places: Tensor | None = None,
     read: ItemPairs | None = None,
-    of_all: Callable[[Tensor], Tensor] | None = None,
+    total: Callable[[Tensor], Tensor] | None = None,
 ) -> GroupOutcome:
     """The GRPO loss of one batch: G trajectories of each instance, each with its own noise and depth.
 
@@ -83,7 +83,7 @@ def group_loss(
         initial_states: z_0 of the policy's and of the reference's trajectories instead.
         places: tokens at which the instances' histories end, `[B]`; the last of each history where None.
         read: what has been read at these tokens, where it is known.
-        of_all: gives the rows of all processes for those of this one.
+        total: adds a tensor up over all processes.
     """
     starts = (None, None) if initial_states is None else initial_states
     count, instances = len(depths), len(targets)
@@ -97,7 +97,7 @@ def group_loss(
     ends, end_targets = torch.cat([states[-1] for states in trajectories]), targets.repeat(count)  # [G * B, d], [G * B]
     head_of_ends = head.repeat(count, instances)
     rewards = _rewards(head_of_ends, ends, end_targets, objective.reward).view(count, -1).T
-    advantages = objective.advantage(rewards, of_all)
+    advantages = objective.advantage(rewards, total)
     items = objective.actions.items(head_of_ends, ends, end_targets)
 
     rows = _StepRows.of(trajectories, references, targets, advantages, items)

@@ -28,7 +28,7 @@ from lares_pl.parsing import from_plain
 from lares_pl.serialization import arguments
 from lares_pl.stages.base import BaseStage, SchedulerFactory
 from lares_pl.stages.checkpoint import KEY, read_checkpoint
-from lares_pl.stages.distributed import all_gather_rows, row_weight
+from lares_pl.stages.distributed import row_weight, sum_of_all
 from lares_pl.stages.group_loss import GroupObjective, group_loss
 from lares_pl.stages.optimizers import OptimizerFactory
 from lares_pl.stages.pruning import KeptSet, Pruning, kept_instances, pruning_fingerprint
@@ -237,7 +237,7 @@ class RPT(BaseStage):
             self.randomness.noise,
             places=batch.target_positions,
             read=batch.read,
-            of_all=partial(all_gather_rows, group=self.data_parallel_group),
+            total=partial(sum_of_all, group=self.data_parallel_group),
         )
         equal = outcome.rewards.std(dim=1) == 0
         self._groups, self._equal_groups = self._groups + len(equal), self._equal_groups + equal.sum()

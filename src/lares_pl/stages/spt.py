@@ -20,7 +20,7 @@ from torch.optim import Adam
 from lares_pl.data.loading.batches import Batch
 from lares_pl.errors import LaresError
 from lares_pl.evaluation.metrics import RankingMetric
-from lares_pl.losses.alignment import Alignment, alignment_losses
+from lares_pl.losses.alignment import Alignment, GatheredRows, alignment_losses
 from lares_pl.losses.next_item import FullSoftmax, NextItemLoss, Proposal
 from lares_pl.losses.supervision import StepPerInstance, Supervision
 from lares_pl.model.architecture import BackboneConfig
@@ -147,7 +147,7 @@ class SPT(BaseStage):
         logged: dict[str, Tensor | float | int] = {"ce": cross_entropy.detach(), "depth": depth}
         loss = cross_entropy * row_weight(len(batch), self.device, self.data_parallel_group)
         if pair:
-            of_all = partial(all_gather_rows, group=self.data_parallel_group) if self.gather_negatives else None
+            of_all = self._rows_of_all if self.gather_negatives else None
             targets = batch.targets if batch.aligned_targets is None else batch.aligned_targets
             trajectory_level, step_level = alignment_losses(self.alignment, pair[0], pair[-1], step, targets, of_all)
             loss = loss + self.alpha * trajectory_level + self.gamma * step_level
@@ -160,6 +160,10 @@ class SPT(BaseStage):
             logged["repeat_bias"] = self.learner.bias_of_repeats.detach()
         self.log_training({"loss": loss.detach(), **logged}, batch)
         return loss
+
+    def _rows_of_all(self, rows: Tensor) -> GatheredRows:
+        """The aligned instances' rows of all processes."""
+        return all_gather_rows(rows, lambda: self.trainer.datamodule.most_aligned, self.data_parallel_group)  # type: ignore[attr-defined]
 
     def _next_item_loss(self, trajectory: Tensor, batch: Batch) -> Tensor:
         """The loss of the targets at the supervised steps of a trajectory `[T, R, d]`, mean over instances."""
