@@ -21,7 +21,7 @@ import yaml
 
 from lares_pl import LaresError, SequenceDataset
 from lares_pl.callbacks.graceful_shutdown import GracefulShutdown
-from lares_pl.cli.shipped_configs import shipped_configs
+from lares_pl.cli.shipped_configs import shipped_configs, shipped_files
 from lares_pl.runs import StageFolder
 from tests.console import Running, clean_environment, error, lares
 
@@ -330,65 +330,87 @@ exit $status
 """
 
 
-@pytest.mark.slow
-def test_the_slurm_script_requeues_itself_and_resumes(work: Path) -> None:
-    """The time limit in SPT saves and requeues; the next start resumes, and RPT follows; a cancelled job is not requeued."""
-    stand_ins = {
-        "srun": SRUN,
-        "scontrol": '#!/bin/bash\necho "$*" >> scontrol.txt\n',
-        "squeue": "#!/bin/bash\ncat state.txt\n",
-        "lares": f'#!/bin/bash\nexec {sys.executable} -m lares_pl "$@"\n',
-    }
-    tools = work / "tools"
-    tools.mkdir()
-    for name, text in stand_ins.items():
-        (tools / name).write_text(text)
-        (tools / name).chmod(0o755)
-    (work / "slurm.sh").write_text(lares(work, "config", "slurm.sh").stdout)
-    job = {
-        "SLURM_JOB_ID": str(10000 + os.getpid() % 9000),
-        "SLURM_JOB_NUM_NODES": "1",
-        "SLURM_NNODES": "1",
-        "SLURM_NTASKS": "2",
-    }
-    job |= {"SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NAME": "lares", "PATH": f"{tools}:{os.environ['PATH']}"}
-    said = work / "slurm.log"
-    last = checkpoint(work, "friday")
+class SlurmJob:
+    """`examples/slurm.sh` with stand-ins for the commands of SLURM.
 
-    def script(*options: str, **environment: str) -> subprocess.Popen[bytes]:
-        options = ("--run", "friday", "--test_after_fit", "false", *options)
+    Args:
+        folder: where it is submitted.
+        state: what `squeue` says of the job.
+        lares: what the command `lares` does; None: the real one.
+    """
+
+    def __init__(self, folder: Path, state: str, lares: str | None = None) -> None:
+        self.folder, self.said, self.requeued = folder, folder / "slurm.log", folder / "scontrol.txt"
+        self.number = str(10000 + os.getpid() % 9000)
+        commands = {
+            "srun": SRUN,
+            "scontrol": '#!/bin/bash\necho "$*" >> scontrol.txt\n',
+            "squeue": f"#!/bin/bash\necho {state}\n",
+            "lares": f"#!/bin/bash\n{lares}\n" if lares else f'#!/bin/bash\nexec {sys.executable} -m lares_pl "$@"\n',
+        }
+        for name, text in commands.items():
+            (folder / "tools").mkdir(exist_ok=True)
+            (folder / "tools" / name).write_text(text)
+            (folder / "tools" / name).chmod(0o755)
+        (folder / "slurm.sh").write_text(shipped_files()["slurm.sh"].read_text())
+
+    def start(self, *options: str, **environment: str) -> subprocess.Popen[bytes]:
+        job = {"SLURM_JOB_ID": self.number, "SLURM_JOB_NAME": "lares", "SLURM_JOB_NUM_NODES": "1", "SLURM_NNODES": "1"}
+        job |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "PATH": f"{self.folder / 'tools'}:{os.environ['PATH']}"}
         return subprocess.Popen(
             ["bash", "slurm.sh", *options],
-            cwd=work,
+            cwd=self.folder,
             env={**clean_environment(), **job, **environment},
-            stdout=said.open("a"),  # --open-mode=append
+            stdout=self.said.open("a"),  # --open-mode=append
             stderr=subprocess.STDOUT,
         )
 
-    def time_is_up(process: subprocess.Popen[bytes]) -> None:
-        before, deadline = last.stat().st_mtime_ns if last.exists() else None, time.monotonic() + 240
-        while not last.exists() or last.stat().st_mtime_ns == before:
-            assert process.poll() is None, said.read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        for task in (work / "tasks").read_text().split():
+    def end_tasks(self) -> None:
+        """SIGTERM to all processes, as at the end of the time."""
+        for task in (self.folder / "tasks").read_text().split():
             os.kill(int(task), signal.SIGTERM)
-        assert process.wait(timeout=120) == 143, said.read_text()
 
-    requeued = work / "scontrol.txt"
-    (work / "state.txt").write_text("COMPLETING\n")
-    time_is_up(script("--trainer.max_epochs", "5000"))
-    assert not requeued.exists()  # cancelled
-    (work / "state.txt").write_text("RUNNING\n")
-    time_is_up(script("--trainer.max_epochs", "5000"))
-    assert requeued.read_text() == f"requeue {job['SLURM_JOB_ID']}\n"
+
+@pytest.mark.slow
+def test_the_slurm_script_requeues_itself_and_resumes(work: Path) -> None:
+    """The time limit in SPT saves and requeues; the next start resumes, and RPT follows."""
+    job, last = SlurmJob(work, "RUNNING"), checkpoint(work, "friday")
+    options = ("--run", "friday", "--test_after_fit", "false", "--trainer.max_epochs")
+    first = job.start(*options, "5000")
+    deadline = time.monotonic() + 240
+    while not last.exists():
+        assert first.poll() is None, job.said.read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    job.end_tasks()
+    assert first.wait(timeout=120) == 143, job.said.read_text()
+    assert job.said.read_text().count("terminated; a checkpoint was saved") == 1
+    assert job.requeued.read_text() == f"requeue {job.number}\n"
     state = torch.load(last, weights_only=True)
-    assert said.read_text().count("terminated; a checkpoint was saved") == 2
 
-    budget = ("--trainer.max_epochs", str(state["epoch"] + 2))
-    assert script(*budget, SLURM_RESTART_COUNT="1").wait(timeout=400) == 0, said.read_text()
-    assert "resuming runs/friday/spt/checkpoints/last.ckpt" in said.read_text()
+    second = job.start(*options, str(state["epoch"] + 2), SLURM_RESTART_COUNT="1")
+    assert second.wait(timeout=400) == 0, job.said.read_text()
+    assert "resuming runs/friday/spt/checkpoints/last.ckpt" in job.said.read_text()
     assert updates(last) > state["global_step"]
     assert checkpoint(work, "friday", "rpt", "best").is_file()
     assert {path.name for path in (work / "runs" / "friday").iterdir()} == {"spt", "rpt", ".spt.lock", ".rpt.lock"}
-    assert len(requeued.read_text().splitlines()) == 1
+    assert len(job.requeued.read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "restarts", "requeues"),
+    [("RUNNING", 143, 0, True), ("RUNNING", 143, 100, False), ("COMPLETING", 143, 0, False), ("RUNNING", 1, 0, False)],
+    ids=["out of time", "too often", "cancelled", "failed"],
+)
+def test_when_the_slurm_script_requeues(tmp_path: Path, state: str, status: int, restarts: int, requeues: bool) -> None:
+    job = SlurmJob(tmp_path, state, lares=f'echo "$*" >> called.txt; exit {status}')
+    assert job.start("--run", "friday", SLURM_RESTART_COUNT=str(restarts)).wait(timeout=60) == status
+    assert job.requeued.exists() == requeues
+    called = (tmp_path / "called.txt").read_text().splitlines()
+    line = "fit --config spt.yaml --config cluster.yaml --ckpt_path auto --trainer.num_nodes 1 --trainer.devices 2 --run friday"
+    assert called == [line] * 2  # two tasks; RPT is not started
+
+
+def test_the_slurm_script_starts_rpt_after_spt(tmp_path: Path) -> None:
+    assert SlurmJob(tmp_path, "RUNNING", lares='echo "$3" >> called.txt').start().wait(timeout=60) == 0
+    assert (tmp_path / "called.txt").read_text().split() == ["spt.yaml"] * 2 + ["rpt.yaml"] * 2
