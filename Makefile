@@ -36,8 +36,8 @@ unit: $(VENV)/.spark
 	$(RUN)/python -m pytest -n 2
 
 # without TESTS all quick tests: make test-clone TESTS=
-TESTS ?= tests/test_golden.py tests/test_architecture.py tests/docs tests/losses tests/model tests/data
-test-clone: $(VENV)/.installed  ## the quickest tests in a clone of the last commit, with nothing beside it
+TESTS ?= tests/test_golden.py tests/test_architecture.py tests/docs tests/losses tests/data/loading
+test-clone: $(VENV)/.installed  ## some quick tests in a clone of the last commit, with nothing beside it
 	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && git clone -q . "$$folder/clone" && cd "$$folder/clone" \
 	  && PYTHONPATH=src $(CURDIR)/$(RUN)/python -m pytest -n 2 -m "not slow" $(TESTS)
 

@@ -52,7 +52,6 @@ NO_RECURRENCE = {
     "model__backbone__core_layers": "0",
     "model__backbone__depth": "lares_pl.ConstantDepth",
     "model__backbone__depth__depth": "0",
-    "model__supervision": "lares_pl.LastStep",
 }
 RECIPE = Stage("spt", ("spt.yaml",))
 MODELS = {

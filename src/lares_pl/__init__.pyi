@@ -46,7 +46,6 @@ from lares_pl.losses.rewards import Reward as Reward
 from lares_pl.losses.supervision import EveryStep as EveryStep
 from lares_pl.losses.supervision import LastAndRandomStep as LastAndRandomStep
 from lares_pl.losses.supervision import LastStep as LastStep
-from lares_pl.losses.supervision import StepPerInstance as StepPerInstance
 from lares_pl.losses.supervision import Supervision as Supervision
 from lares_pl.model.architecture import BackboneConfig as BackboneConfig
 from lares_pl.model.backbone import RecurrentBackbone as RecurrentBackbone

@@ -23,8 +23,6 @@ SASREC = {  # what makes the baseline, and the options that its choices don't ha
     "model.backbone.depth.depth": 0,
     "model.backbone.depth.mean": None,
     "model.backbone.repeat_bias": False,
-    "model.supervision": "LastStep",
-    "model.supervision.last_probability": None,
 }
 PAPER = {  # docs/method.md, "Released run" for Musical Instruments
     "model.alpha": 0.1,
@@ -32,7 +30,6 @@ PAPER = {  # docs/method.md, "Released run" for Musical Instruments
     "model.alignment.cosine": False,
     "model.alignment.tau": 1.0,
     "model.alignment.mask_same_target": False,
-    "model.supervision": "LastStep",
     "model.loss": "FullSoftmax",
     "model.ema": 0.0,
     "model.exclude_seen": False,

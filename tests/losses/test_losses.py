@@ -14,7 +14,7 @@ from lares_pl.losses.advantages import BatchAdvantage, GroupAdvantage
 from lares_pl.losses.alignment import Alignment, GatheredRows, alignment_losses, info_nce
 from lares_pl.losses.grpo import grpo, step_weights
 from lares_pl.losses.rewards import LogProbReward
-from lares_pl.losses.supervision import EveryStep, LastAndRandomStep, LastStep, StepPerInstance
+from lares_pl.losses.supervision import EveryStep, LastAndRandomStep, LastStep
 from lares_pl.model.catalogue_head import CatalogueHead
 
 
@@ -127,19 +127,7 @@ def test_supervised_steps_and_weights_by_hand() -> None:
     assert (len(alone.states), alone.weights.tolist()) == (1, [1])
 
 
-def test_step_per_instance_draws_independently() -> None:
-    trajectory = torch.arange(4.0)[:, None, None].expand(4, 20_000, 1)
-    states, weights = StepPerInstance(0.4)(trajectory, torch.Generator().manual_seed(0))
-    assert (states.shape, weights.tolist()) == ((1, 20_000, 1), [1])
-    shares = torch.bincount(states.flatten().long(), minlength=4) / 20_000
-    assert shares.tolist() == pytest.approx([0.15, 0.15, 0.15, 0.55], abs=0.015)
-    always = StepPerInstance(1.0)(trajectory, torch.Generator()).states
-    assert bool((always == 3).all())
-
-
-@pytest.mark.parametrize(
-    "make", [lambda: EveryStep(0.0), lambda: LastAndRandomStep(1.0), lambda: StepPerInstance(1.5), lambda: RecallReward(0)]
-)
+@pytest.mark.parametrize("make", [lambda: EveryStep(0.0), lambda: LastAndRandomStep(1.0), lambda: RecallReward(0)])
 def test_invalid_choices_are_refused(make: Callable[[], object]) -> None:
     with pytest.raises(LaresError, match="must be"):
         make()

@@ -97,7 +97,7 @@ RECIPE += ["--model.alignment.cosine", "true", "--model.alignment.tau", "0.1", "
     ("instances", "choices"),
     [
         ("prefix", ["--model.supervision", "lares_pl.LastStep"]),
-        ("sequence", ["--model.supervision", "lares_pl.StepPerInstance"]),
+        ("sequence", ["--model.supervision", "lares_pl.LastAndRandomStep"]),
         ("sequence", [*RECIPE, "--model.supervision", "lares_pl.EveryStep"]),
     ],
     ids=["prefix", "sequence", "recipe"],

@@ -62,7 +62,7 @@ STAGES: dict[str, tuple[Callable[[], BaseStage], str]] = {
 def batch_for(stage: BaseStage, toy_dataset: Path, instances: str) -> Batch:
     """A batch of training, as the data module serves it."""
     sequences = SequenceDataModule(str(toy_dataset)).sequences
-    options: dict[str, Any] = {"shuffle": True, "seed": 1, "with_read": stage.needs_read, "with_draws": stage.needs_draws}
+    options: dict[str, Any] = {"shuffle": True, "seed": 1, "with_read": stage.needs_read}
     partners = SameTargetPartners(sequences) if stage.needs_partners else None
     if instances == "sequence":
         windows = training_windows(sequences, LENGTH)

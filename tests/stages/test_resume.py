@@ -19,11 +19,11 @@ from lares_pl import (
     SPT,
     Alignment,
     BatchAdvantage,
+    LastAndRandomStep,
     LogProbReward,
     NormalState,
     Pruning,
     SequenceDataModule,
-    StepPerInstance,
     TargetAmongBest,
     WarmupCosine,
 )
@@ -46,7 +46,7 @@ def stage(kind: str, source: Path) -> BaseStage:
         return released_spt(scheduler=schedule)
     if kind == "spt with every choice":
         backbone = replace(SMALL, repeat_bias=True, initial_state=NormalState(scale=0.5))
-        alignment, supervision = Alignment(cosine=True, tau=0.1, mask_same_target=True), StepPerInstance()
+        alignment, supervision = Alignment(cosine=True, tau=0.1, mask_same_target=True), LastAndRandomStep()
         return released_spt(backbone, alignment=alignment, supervision=supervision, ema=0.9, scheduler=schedule)
     if kind == "rpt with every choice":
         choices: dict[str, Any] = {"advantage": BatchAdvantage(), "actions": TargetAmongBest(5), "reward": LogProbReward()}

@@ -27,19 +27,13 @@ class SupervisedStates(NamedTuple):
 class Supervision(ABC):
     """Selects states of a trajectory for the next-item loss."""
 
-    #: whether it reads draws of each row, which batches then bring
-    reads_draws = True
-
     @abstractmethod
-    def __call__(
-        self, trajectory: Tensor, generator: torch.Generator | None = None, of_rows: Tensor | None = None
-    ) -> SupervisedStates:
+    def __call__(self, trajectory: Tensor, generator: torch.Generator | None = None) -> SupervisedStates:
         """Select.
 
         Args:
             trajectory: user states of steps 1 … T, `[T, R, d]`.
-            generator: of draws that all rows share, on the CPU.
-            of_rows: two uniform draws from (0, 1) of each row, `[R, 2]`; from `generator` where None.
+            generator: of draws, on the CPU.
         """
 
 
@@ -47,11 +41,7 @@ class Supervision(ABC):
 class LastStep(Supervision):
     """The last step; the paper's."""
 
-    reads_draws = False
-
-    def __call__(
-        self, trajectory: Tensor, generator: torch.Generator | None = None, of_rows: Tensor | None = None
-    ) -> SupervisedStates:
+    def __call__(self, trajectory: Tensor, generator: torch.Generator | None = None) -> SupervisedStates:
         return SupervisedStates(trajectory[-1:], trajectory.new_ones(1))
 
 
@@ -64,15 +54,12 @@ class EveryStep(Supervision):
     """
 
     decay: float = 1.0
-    reads_draws = False
 
     def __post_init__(self) -> None:
         if not 0 < self.decay <= 1:
             raise LaresError(f"EveryStep: decay must be within (0, 1], got {self.decay}")
 
-    def __call__(
-        self, trajectory: Tensor, generator: torch.Generator | None = None, of_rows: Tensor | None = None
-    ) -> SupervisedStates:
+    def __call__(self, trajectory: Tensor, generator: torch.Generator | None = None) -> SupervisedStates:
         steps = len(trajectory)
         weights = self.decay ** torch.arange(steps - 1, -1, -1, device=trajectory.device, dtype=torch.float32)
         return SupervisedStates(trajectory, weights / weights.sum())
@@ -87,47 +74,15 @@ class LastAndRandomStep(Supervision):
     """
 
     last_weight: float = 0.5
-    reads_draws = False
 
     def __post_init__(self) -> None:
         if not 0 < self.last_weight < 1:
             raise LaresError(f"LastAndRandomStep: last_weight must be within (0, 1), got {self.last_weight}")
 
-    def __call__(
-        self, trajectory: Tensor, generator: torch.Generator | None = None, of_rows: Tensor | None = None
-    ) -> SupervisedStates:
+    def __call__(self, trajectory: Tensor, generator: torch.Generator | None = None) -> SupervisedStates:
         if len(trajectory) == 1:
             return LastStep()(trajectory)
         earlier = int(torch.randint(len(trajectory) - 1, (), generator=generator))
         weights = torch.full((2,), self.last_weight, device=trajectory.device)
         weights[0] = 1 - self.last_weight
         return SupervisedStates(torch.stack([trajectory[earlier], trajectory[-1]]), weights)
-
-
-@dataclass(frozen=True)
-class StepPerInstance(Supervision):
-    """One step of each instance: the last one with some probability, else one drawn uniformly from all.
-
-    Trains every step at the cost of one product with the catalogue, as each instance is read once.
-
-    Args:
-        last_probability: probability of the last step, within [0, 1].
-    """
-
-    last_probability: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.last_probability <= 1:
-            raise LaresError(f"StepPerInstance: last_probability must be within [0, 1], got {self.last_probability}")
-
-    def __call__(
-        self, trajectory: Tensor, generator: torch.Generator | None = None, of_rows: Tensor | None = None
-    ) -> SupervisedStates:
-        steps, rows = trajectory.shape[:2]
-        if of_rows is None:
-            of_rows = torch.rand(rows, 2, generator=generator).to(trajectory.device)
-        drawn = (of_rows[:, 0] * steps).long().clamp(max=steps - 1)
-        chosen = torch.where(of_rows[:, 1] < self.last_probability, steps - 1, drawn)
-        places = chosen * rows + torch.arange(rows, device=trajectory.device)
-        states = trajectory.flatten(0, 1).index_select(0, places)  # its gradient is one scattering, indexing's sorts first
-        return SupervisedStates(states[None], trajectory.new_ones(1))

@@ -40,10 +40,9 @@ class NetworkModule(L.LightningModule):
             is what updates change.
     """
 
-    #: what training batches must bring: instances to align (of a sequence), histories with the same targets, draws by instance
+    #: what training batches must bring: instances to align (of a sequence), histories with the same targets
     needs_aligned = False
     needs_partners = False
-    needs_draws = False
 
     def __init__(self, backbone: BackboneConfig, init_from: str | None, ema: float) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ from lares_pl.errors import LaresError
 from lares_pl.evaluation.metrics import RankingMetric
 from lares_pl.losses.alignment import Alignment, GatheredRows, alignment_losses
 from lares_pl.losses.next_item import FullSoftmax, NextItemLoss, Proposal
-from lares_pl.losses.supervision import StepPerInstance, Supervision
+from lares_pl.losses.supervision import LastStep, Supervision
 from lares_pl.model.architecture import BackboneConfig
 from lares_pl.model.rollout import step_residual
 from lares_pl.parsing import from_plain
@@ -45,8 +45,7 @@ class SPT(BaseStage):
         alpha: weight of trajectory-level alignment (TLA); 0 leaves its pass out.
         gamma: weight of step-level alignment (SLA).
         alignment: how both compare states.
-        supervision: which steps the loss of the target reads: `LastStep` (the paper's), `EveryStep`, `LastAndRandomStep`,
-            `StepPerInstance`.
+        supervision: which steps the loss of the target reads: `LastStep` (the paper's), `EveryStep`, `LastAndRandomStep`.
         loss: of predicting the target: `FullSoftmax`, or `SampledSoftmax` for catalogues too large for it.
         optimizer: the optimiser.
         scheduler: learning-rate schedule, stepped after every update; None keeps the learning rate.
@@ -69,7 +68,7 @@ class SPT(BaseStage):
         alpha: float = 0.0,
         gamma: float = 0.0,
         alignment: Alignment = Alignment(),
-        supervision: Supervision = StepPerInstance(),
+        supervision: Supervision = LastStep(),
         loss: NextItemLoss = FullSoftmax(),
         optimizer: OptimizerFactory = partial(Adam, lr=2e-3),
         scheduler: SchedulerFactory | None = WarmupCosine,
@@ -113,11 +112,6 @@ class SPT(BaseStage):
     def needs_partners(self) -> bool:  # type: ignore[override]
         """Whether batches must bring histories with the same target."""
         return self.alpha > 0
-
-    @property
-    def needs_draws(self) -> bool:  # type: ignore[override]
-        """Whether batches must bring draws of each instance."""
-        return self.supervision.reads_draws
 
     def setup(self, stage: str) -> None:
         """Count training targets, where negatives are drawn by them."""
@@ -168,7 +162,7 @@ class SPT(BaseStage):
     def _next_item_loss(self, trajectory: Tensor, batch: Batch) -> Tensor:
         """The loss of the targets at the supervised steps of a trajectory `[T, R, d]`, mean over instances."""
         draws = self.randomness.draws
-        states, weights = self.supervision(trajectory, draws, batch.draws)
+        states, weights = self.supervision(trajectory, draws)
         steps, rows, _ = states.shape
         head = self.learner.head(batch.histories, batch.target_positions, batch.read).repeat(steps, rows)
         shares = (weights / rows).repeat_interleave(rows, output_size=steps * rows)

@@ -31,7 +31,6 @@ class Batch:
         partners: for each aligned history, that of another training instance with the same target.
         seen_rows, seen_items: pairs (row, item) of the items of each user before the target, rows ascending, `[E]` each.
         read_rows, read_items: pairs (row, item) of the different items of each history, rows ascending, `[E]` each.
-        draws: two uniform draws from [0, 1) that belong to each instance in this epoch, `[B, 2]`, float32.
     """
 
     histories: Histories
@@ -46,7 +45,6 @@ class Batch:
     seen_items: Tensor | None = None
     read_rows: Tensor | None = None
     read_items: Tensor | None = None
-    draws: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.targets)

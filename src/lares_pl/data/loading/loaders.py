@@ -35,7 +35,6 @@ class BatchLoader(ABC):
         shard: this process's share.
         pin: whether batches are in page-locked memory.
         with_read: whether each batch has the items that have been read at each instance.
-        with_draws: whether each batch has draws that belong to its instances.
     """
 
     batch_sampler = None  # Lightning looks for it wherever there is a `sampler`
@@ -51,14 +50,12 @@ class BatchLoader(ABC):
         shard: Shard = Shard(),
         pin: bool = False,
         with_read: bool = False,
-        with_draws: bool = False,
     ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
         self.max_length = max_length
         self.pin = pin
         self.with_read = with_read
-        self.with_draws = with_draws
         self.sampler = EpochOrder(count, shuffle, seed, shard)  # Lightning calls `sampler.set_epoch`
         self._served = 0  # batches of this epoch
         self._resumed = (-1, 0)  # epoch in which a run is resumed, and the batches already served in it
@@ -76,9 +73,6 @@ class BatchLoader(ABC):
                 batch = self.cut(indices[start : start + size], draws)
                 if self.with_read:
                     batch.note_read()
-                if self.with_draws:
-                    of_instances = [draws.uniform(batch.instances.numpy(), purpose) for purpose in (2, 3)]
-                    batch.draws = torch.from_numpy(np.stack(of_instances, axis=1)).float()
                 served += 1
                 self._served = served
                 yield batch.pin_memory() if self.pin else batch
