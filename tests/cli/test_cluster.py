@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import math
 import os
@@ -21,6 +22,7 @@ import yaml
 
 from lares_pl import LaresError, SequenceDataset
 from lares_pl.callbacks.graceful_shutdown import GracefulShutdown
+from lares_pl.cli.main import main
 from lares_pl.cli.shipped_configs import shipped_configs, shipped_files
 from lares_pl.runs import StageFolder
 from tests.console import Running, clean_environment, error, lares
@@ -128,6 +130,21 @@ def test_a_folder_is_locked_by_one_process(tmp_path: Path) -> None:
     StageFolder(tmp_path / "runs" / "a" / "rpt").hold().close()  # another stage is another folder
     first.close()
     folder.hold().close()
+
+
+@pytest.mark.slow
+def test_a_fit_releases_the_folder_when_it_ends(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when Python collects what the command left behind."""
+    monkeypatch.chdir(work)
+    line = ["lares", "fit", "--config", "spt.yaml", "--run", "one-process", "--test_after_fit", "false"]
+    gc.disable()
+    try:
+        for options in (["1"], ["2", "--ckpt_path", "last"]):
+            monkeypatch.setattr(sys, "argv", [*line, "--trainer.max_epochs", *options])
+            main()
+    finally:
+        gc.enable()
+    assert torch.load(checkpoint(work, "one-process"), weights_only=True)["epoch"] == 1
 
 
 @pytest.mark.slow

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from jsonargparse import Namespace, dict_to_namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
@@ -90,6 +91,10 @@ class LaresParser(Parser, LightningArgumentParser):
 
 class LaresCLI(LightningCLI):
     """The four commands that use a trainer."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        with ExitStack() as self.held:  # the lock of a run's folder, until the command ends
+            super().__init__(*arguments, **options)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add trainer, model and data; the model is optional because a checkpoint may define it."""
@@ -254,7 +259,7 @@ class LaresCLI(LightningCLI):
 
     def _claim(self) -> None:
         assert self.folder is not None
-        self.claim: TextIO = self.folder.hold()  # kept open for the lifetime of this object
+        self.held.enter_context(self.folder.hold())
         if self.chosen.get("ckpt_path") is None and (former := self.folder.move_aside()) is not None:
             rank_zero_info(f"{self.folder.path} already contained a run, which was moved to {former}")
         if self.finished is None:
@@ -282,13 +287,6 @@ class LaresCLI(LightningCLI):
 
     def after_validate(self) -> None:
         """Print the metrics, and write them to `--output` if given."""
-        self._keep_metrics()
-
-    def after_test(self) -> None:
-        """Print the metrics, and write them to `--output` if given."""
-        self._keep_metrics()
-
-    def _keep_metrics(self) -> None:
         if not self.trainer.is_global_zero:
             return
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
@@ -296,3 +294,5 @@ class LaresCLI(LightningCLI):
         print(metrics_text(report))
         if self.chosen.output is not None:
             write_json(Path(self.chosen.output), report)
+
+    after_test = after_validate
