@@ -33,7 +33,7 @@ lint: $(VENV)/.installed
 	$(RUN)/mypy
 
 unit: $(VENV)/.spark
-	$(RUN)/python -m pytest -n 2
+	$(RUN)/python -m pytest -n 3
 
 # without TESTS all quick tests: make test-clone TESTS=
 TESTS ?= tests/test_golden.py tests/test_architecture.py tests/docs tests/losses tests/data/loading
