@@ -162,8 +162,12 @@ def draw(lines: Lines, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     datasets = [name for name in found(lines)[0] if cells(lines, name, "recipe")]
-    figure, axes = plt.subplots(1, max(1, len(datasets)), figsize=(3.2 * max(1, len(datasets)), 3), squeeze=False)
-    for axis, dataset in zip(axes[0], datasets, strict=False):
+    columns = min(3, max(1, len(datasets)))
+    rows = -(-max(1, len(datasets)) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.2 * columns, 2.6 * rows + 0.6), squeeze=False)
+    for axis in axes.flat[len(datasets) :]:
+        axis.set_axis_off()
+    for axis, dataset in zip(axes.flat, datasets, strict=False):
         of_seeds = np.array([[value(line, "left out", d) for d in DEPTHS] for line in cells(lines, dataset, "recipe")])
         axis.plot(DEPTHS, of_seeds.mean(axis=0), marker="o", label="recipe, one set of weights")
         axis.fill_between(DEPTHS, of_seeds.min(axis=0), of_seeds.max(axis=0), alpha=0.2)
@@ -172,10 +176,11 @@ def draw(lines: Lines, path: Path) -> None:
             if baseline:
                 axis.axhline(float(np.mean(baseline)), linestyle=style, color="black", linewidth=1, label=MODELS[name].label)
         axis.set(title=dataset, xlabel="reasoning steps", xticks=DEPTHS)
-    axes[0][0].set_ylabel("test NDCG@10,\nseen items left out")
+    for row in axes:
+        row[0].set_ylabel("test NDCG@10,\nseen items left out")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=2, frameon=False)
-    figure.tight_layout(rect=(0, 0.16, 1, 1))
+    figure.tight_layout(rect=(0, 0.16 / rows, 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
