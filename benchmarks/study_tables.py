@@ -162,8 +162,9 @@ def draw(lines: Lines, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     datasets = [name for name in found(lines)[0] if cells(lines, name, "recipe")]
-    columns = min(3, max(1, len(datasets)))
-    rows = -(-max(1, len(datasets)) // columns)
+    panels = max(1, len(datasets))
+    columns = min(3, panels)
+    rows = -(-panels // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(3.2 * columns, 2.6 * rows + 0.6), squeeze=False)
     for axis in axes.flat[len(datasets) :]:
         axis.set_axis_off()

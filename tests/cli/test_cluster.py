@@ -23,7 +23,7 @@ import yaml
 from lares_pl import LaresError, SequenceDataset
 from lares_pl.callbacks.graceful_shutdown import GracefulShutdown
 from lares_pl.cli.main import main
-from lares_pl.cli.shipped_configs import shipped_configs, shipped_files
+from lares_pl.cli.shipped_configs import shipped_configs
 from lares_pl.runs import StageFolder
 from tests.console import Running, clean_environment, error, lares
 
@@ -97,7 +97,7 @@ def launched(folder: Path, *arguments: str, command: tuple[str, ...] = ("-m", "l
     )
 
 
-def wait_for(path: Path, process: subprocess.Popen[str] | Running) -> None:
+def wait_for(path: Path, process: subprocess.Popen[str] | subprocess.Popen[bytes] | Running) -> None:
     deadline = time.monotonic() + 240
     while not path.exists():
         assert process.poll() is None, process
@@ -353,23 +353,23 @@ class SlurmJob:
     Args:
         folder: where it is submitted.
         state: what `squeue` says of the job.
-        lares: what the command `lares` does; None: the real one.
+        stand_in: what the command `lares` does; None: the real one.
     """
 
-    def __init__(self, folder: Path, state: str, lares: str | None = None) -> None:
+    def __init__(self, folder: Path, state: str, stand_in: str | None = None) -> None:
         self.folder, self.said, self.requeued = folder, folder / "slurm.log", folder / "scontrol.txt"
         self.number = str(10000 + os.getpid() % 9000)
         commands = {
             "srun": SRUN,
             "scontrol": '#!/bin/bash\necho "$*" >> scontrol.txt\n',
             "squeue": f"#!/bin/bash\necho {state}\n",
-            "lares": f"#!/bin/bash\n{lares}\n" if lares else f'#!/bin/bash\nexec {sys.executable} -m lares_pl "$@"\n',
+            "lares": f"#!/bin/bash\n{stand_in}\n" if stand_in else f'#!/bin/bash\nexec {sys.executable} -m lares_pl "$@"\n',
         }
         for name, text in commands.items():
             (folder / "tools").mkdir(exist_ok=True)
             (folder / "tools" / name).write_text(text)
             (folder / "tools" / name).chmod(0o755)
-        (folder / "slurm.sh").write_text(shipped_files()["slurm.sh"].read_text())
+        (folder / "slurm.sh").write_text(lares(folder, "config", "slurm.sh").stdout)
 
     def start(self, *options: str, **environment: str) -> subprocess.Popen[bytes]:
         job = {"SLURM_JOB_ID": self.number, "SLURM_JOB_NAME": "lares", "SLURM_JOB_NUM_NODES": "1", "SLURM_NNODES": "1"}
@@ -394,11 +394,7 @@ def test_the_slurm_script_requeues_itself_and_resumes(work: Path) -> None:
     job, last = SlurmJob(work, "RUNNING"), checkpoint(work, "friday")
     options = ("--run", "friday", "--test_after_fit", "false", "--trainer.max_epochs")
     first = job.start(*options, "5000")
-    deadline = time.monotonic() + 240
-    while not last.exists():
-        assert first.poll() is None, job.said.read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(last, first)
     job.end_tasks()
     assert first.wait(timeout=120) == 143, job.said.read_text()
     assert job.said.read_text().count("terminated; a checkpoint was saved") == 1
@@ -420,7 +416,7 @@ def test_the_slurm_script_requeues_itself_and_resumes(work: Path) -> None:
     ids=["out of time", "too often", "cancelled", "failed"],
 )
 def test_when_the_slurm_script_requeues(tmp_path: Path, state: str, status: int, restarts: int, requeues: bool) -> None:
-    job = SlurmJob(tmp_path, state, lares=f'echo "$*" >> called.txt; exit {status}')
+    job = SlurmJob(tmp_path, state, stand_in=f'echo "$*" >> called.txt; exit {status}')
     assert job.start("--run", "friday", SLURM_RESTART_COUNT=str(restarts)).wait(timeout=60) == status
     assert job.requeued.exists() == requeues
     called = (tmp_path / "called.txt").read_text().splitlines()
@@ -429,5 +425,5 @@ def test_when_the_slurm_script_requeues(tmp_path: Path, state: str, status: int,
 
 
 def test_the_slurm_script_starts_rpt_after_spt(tmp_path: Path) -> None:
-    assert SlurmJob(tmp_path, "RUNNING", lares='echo "$3" >> called.txt').start().wait(timeout=60) == 0
+    assert SlurmJob(tmp_path, "RUNNING", stand_in='echo "$3" >> called.txt').start().wait(timeout=60) == 0
     assert (tmp_path / "called.txt").read_text().split() == ["spt.yaml"] * 2 + ["rpt.yaml"] * 2

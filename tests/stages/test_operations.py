@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,7 +21,7 @@ from lares_pl.stages.base import BaseStage
 from lares_pl.stages.gradient_check import GradientCheck, Update
 from lares_pl.stages.optimizers import fused
 from tests.released import released_backbone
-from tests.stages.operations import LaunchCounter, fused_kernels
+from tests.stages.operations import LaunchCounter, fused_kernels, one_kernel
 from tests.stages.test_no_waiting import batch_for, on_meta
 from tests.training import released_rpt, released_spt
 
@@ -38,30 +37,15 @@ UPDATES: dict[str, tuple[Callable[[], BaseStage], str, int, int]] = {
 }
 
 
-class _Call(torch.autograd.Function):
-    """A compiled step, which reads all parameters of the core: one launch, and one for its gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, state: Tensor, *others: Tensor) -> Tensor:
-        ctx.inputs = state, *others
-        return torch.ones_like(state)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        made = torch.ones_like(gradients[0])
-        return tuple(made.new_empty(x.shape) if x.requires_grad else None for x in ctx.inputs)
-
-
 class Calls:
-    """Stands for the compiled steps of a backbone."""
+    """Stands for the compiled steps of a backbone, which read all parameters of the core."""
 
     def __init__(self, backbone: RecurrentBackbone) -> None:
         parts = (backbone.core_norm, backbone.injection, backbone.core_blocks)
         self.parameters = [parameter for part in parts for parameter in part.parameters()]
 
     def step(self, state: Tensor, context: Tensor, layout: Layout) -> Tensor:
-        called: Tensor = _Call.apply(state, context, *self.parameters)  # type: ignore[no-untyped-call]
-        return called
+        return one_kernel(state, context, *self.parameters)
 
     def last_step(self, state: Tensor, context: Tensor, layout: Layout) -> Tensor:
         return self.step(state, context, layout)[:, 0]

@@ -176,7 +176,7 @@ class SequenceDataModule(L.LightningDataModule):
         """Training instances, in a new random order each epoch."""
         data = self.sequences
         order: dict[str, Any] = {"shuffle": True, "seed": self.seed, "shard": self._shard, "pin": self._on_cuda}
-        order |= {"with_read": self._asked("needs_read")}
+        order["with_read"] = self._asked("needs_read")
         loader: BatchLoader
         partners = SameTargetPartners(data) if self._asked("needs_partners") else None
         if self.reads_sequences:

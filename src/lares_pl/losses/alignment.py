@@ -18,7 +18,7 @@ class GatheredRows(NamedTuple):
     """Rows of all processes, padded so that their number is known without asking."""
 
     rows: Tensor  # [R, d]
-    real: Tensor | None  # [R] bool, False for padding; None: there is none
+    real: Tensor  # [R] bool, False for padding
 
 
 def info_nce(

@@ -7,7 +7,7 @@ compares rows with each other (TLA, SLA) needs the rows of all processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -24,7 +24,8 @@ from lares_pl.model.sharding import is_sharded, local
 Group = dist.ProcessGroup | None  # the processes that read different rows; None: all
 
 
-def _alone(group: Group) -> bool:
+def alone(group: Group = None) -> bool:
+    """Whether no other process reads rows of a batch."""
     return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1
 
 
@@ -36,7 +37,7 @@ def row_weight(rows: int, device: torch.device, group: Group = None) -> Tensor |
         device: device of the collective.
         group: the processes that read different rows.
     """
-    if _alone(group):
+    if alone(group):
         return 1.0
     total = torch.full((), float(rows), device=device)
     dist.all_reduce(total, group=group)
@@ -50,33 +51,30 @@ def sum_of_all(x: Tensor, group: Group = None) -> Tensor:
         x: of the same shape on all processes.
         group: the processes that read different rows.
     """
-    if _alone(group):
+    if alone(group):
         return x
     total = x.detach().clone()
     dist.all_reduce(total, group=group)
     return total
 
 
-def all_gather_rows(x: Tensor, room: Callable[[], int], group: Group = None) -> GatheredRows:
+def all_gather_rows(x: Tensor, most: int, group: Group = None) -> GatheredRows:
     """Gather the rows of all processes, in order of rank; gradients flow back to the process of each row.
 
     No process asks how many rows the others have, for which it would wait: each pads its own to the same number.
 
     Args:
         x: `[R, d]`; processes may have different R.
-        room: gives the number of rows that no process exceeds, the same on all of them.
+        most: upper bound of R, the same on all processes.
         group: the processes that read different rows.
 
     Returns:
-        `[processes * room, d]`, and which of these rows are real; `x` itself in a single process.
+        `[processes * most, d]`, and which of these rows are not padding.
     """
-    if _alone(group):
-        return GatheredRows(x, None)
-    padding = room() - len(x)
-    real = F.pad(torch.ones(len(x), dtype=torch.bool, device=x.device), (0, padding))
-    rows: Tensor = _OfAll.apply(F.pad(x, (0, 0, 0, padding)), group)  # type: ignore[no-untyped-call]
-    of_all: Tensor = _OfAll.apply(real, group)  # type: ignore[no-untyped-call]
-    return GatheredRows(rows.flatten(0, 1), of_all.flatten())
+    marked = F.pad(F.pad(x, (0, 1), value=1), (0, 0, 0, most - len(x)))  # the last column is 1, in padding 0
+    of_all: Tensor = _OfAll.apply(marked, group)  # type: ignore[no-untyped-call]
+    rows = of_all.flatten(0, 1)
+    return GatheredRows(rows[:, :-1], rows[:, -1] > 0)
 
 
 class _OfAll(torch.autograd.Function):

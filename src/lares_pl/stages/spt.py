@@ -28,7 +28,7 @@ from lares_pl.model.rollout import step_residual
 from lares_pl.parsing import from_plain
 from lares_pl.serialization import arguments
 from lares_pl.stages.base import BaseStage, SchedulerFactory
-from lares_pl.stages.distributed import all_gather_rows, row_weight
+from lares_pl.stages.distributed import all_gather_rows, alone, row_weight
 from lares_pl.stages.optimizers import OptimizerFactory
 from lares_pl.stages.schedules import WarmupCosine
 
@@ -141,7 +141,8 @@ class SPT(BaseStage):
         logged: dict[str, Tensor | float | int] = {"ce": cross_entropy.detach(), "depth": depth}
         loss = cross_entropy * row_weight(len(batch), self.device, self.data_parallel_group)
         if pair:
-            of_all = self._rows_of_all if self.gather_negatives else None
+            gathers = self.gather_negatives and not alone(self.data_parallel_group)
+            of_all = self._rows_of_all if gathers else None
             targets = batch.targets if batch.aligned_targets is None else batch.aligned_targets
             trajectory_level, step_level = alignment_losses(self.alignment, pair[0], pair[-1], step, targets, of_all)
             loss = loss + self.alpha * trajectory_level + self.gamma * step_level
@@ -157,7 +158,7 @@ class SPT(BaseStage):
 
     def _rows_of_all(self, rows: Tensor) -> GatheredRows:
         """The aligned instances' rows of all processes."""
-        return all_gather_rows(rows, lambda: self.trainer.datamodule.most_aligned, self.data_parallel_group)  # type: ignore[attr-defined]
+        return all_gather_rows(rows, self.trainer.datamodule.most_aligned, self.data_parallel_group)  # type: ignore[attr-defined]
 
     def _next_item_loss(self, trajectory: Tensor, batch: Batch) -> Tensor:
         """The loss of the targets at the supervised steps of a trajectory `[T, R, d]`, mean over instances."""
