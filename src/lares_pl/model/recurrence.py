@@ -121,6 +121,10 @@ class InitialState(ABC):
     def draw(self, layout: Layout, size: int, noise: Noise, training: bool) -> Tensor:
         """z_0, `[*layout.shape, size]`, float32."""
 
+    def random(self, training: bool) -> bool:
+        """Whether draws differ by their noise; where they don't, trajectories of one history without dropout are equal."""
+        return True
+
 
 def _truncated_normal(uniform: Tensor, std: float, cut: float = 3.0) -> Tensor:
     """Map uniform draws to N(0, std^2) cut at ±cut standard deviations (inverse CDF)."""
@@ -152,6 +156,9 @@ class ZeroState(InitialState):
     def draw(self, layout: Layout, size: int, noise: Noise, training: bool) -> Tensor:
         return torch.zeros(*layout.shape, size, device=layout.lengths.device)
 
+    def random(self, training: bool) -> bool:
+        return False
+
 
 @dataclass(frozen=True)
 class NormalZeroState(NormalState):
@@ -164,6 +171,9 @@ class NormalZeroState(NormalState):
 
     def draw(self, layout: Layout, size: int, noise: Noise, training: bool) -> Tensor:
         return super().draw(layout, size, noise, training) if training else ZeroState().draw(layout, size, noise, training)
+
+    def random(self, training: bool) -> bool:
+        return training
 
 
 # ---------------------------------------------------------------- injection

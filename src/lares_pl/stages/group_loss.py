@@ -88,8 +88,7 @@ def group_loss(
     starts = (None, None) if initial_states is None else initial_states
     count, instances = len(depths), len(targets)
     trajectories = policy.rollout(histories, depths, noise, starts[0], places)
-    with torch.no_grad():
-        references = reference.rollout(histories, depths, noise, starts[1], places)
+    references = reference_trajectories(reference, histories, depths, noise, starts[1], places)
     if read is None and policy.config.repeat_bias:
         read = items_read(histories, places)
     head, reference_head = (model.policy_head(read=read) for model in (policy, reference))
@@ -117,6 +116,22 @@ def group_loss(
     deepest = max(trajectories, key=len)
     residual = step_residual(deepest) if len(deepest) > 1 else None
     return GroupOutcome(loss, kl, None if cross_entropy is None else cross_entropy.detach(), rewards, advantages, residual)
+
+
+@torch.no_grad()
+def reference_trajectories(
+    reference: RecurrentBackbone,
+    histories: Histories,
+    depths: Sequence[int],
+    noise: Noise | None,
+    initial_states: Sequence[Tensor] | None,
+    places: Tensor | None,
+) -> list[Tensor]:
+    """User states of the reference's trajectories; without noise all are the beginning of the deepest one, run once."""
+    if initial_states is None and min(depths) > 0 and not reference.config.initial_state.random(reference.training):
+        (deepest,) = reference.rollout(histories, [max(depths)], noise, read=places)
+        return [deepest[:depth] for depth in depths]
+    return reference.rollout(histories, depths, noise, initial_states, places)
 
 
 @torch.no_grad()
