@@ -6,8 +6,8 @@
 DIRECTORY holds prepared datasets (`lares prepare`), one a folder. Every run is an ordinary `lares fit` in FOLDER/DATASET/SEED,
 with what it printed in a log beside it; a run that was killed is resumed from its last checkpoint, a finished one is skipped.
 Its line in FOLDER/results.jsonl holds settings, CPU seconds of training, and Recall@10 and NDCG@10 of both protocols (items
-seen before ranked, or left out) at depths 0 to 8. `table` writes tables, paired tests and the chart of the results page from
-these lines alone.
+seen before ranked, or left out) at depths 0 to 16, by the last step and by the mean score of all steps. `table` writes tables,
+paired tests and the chart of the results page from these lines alone.
 """
 
 from __future__ import annotations

@@ -13,14 +13,16 @@ from typing import Any
 import torch
 
 from lares_pl import SequenceDataModule, load_stage
+from lares_pl.data.loading.histories import Histories
 from lares_pl.data.loading.item_pairs import ItemPairs
 from lares_pl.data.loading.loaders import InstanceLoader
 from lares_pl.losses.rewards import ndcg, recall
+from lares_pl.model.reasoning import mean_up_to_each
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.stages.base import BaseStage
 from study_grid import BUDGETS, MODELS, Model, Stage
 
-DEPTHS = (0, 1, 2, 4, 8)
+DEPTHS = (0, 1, 2, 4, 8, 16)
 PROTOCOLS = ("ranked", "left out")  # what happens to items seen before
 
 
@@ -113,28 +115,36 @@ def evaluate(stage: BaseStage, data: SequenceDataModule) -> dict[str, Any]:
         data: its data module.
 
     Returns:
-        `{split: {protocol: {depth: {"recall@10": …, "ndcg@10": …}}}}`, and the depth of evaluation as `depth`.
+        `{split: {protocol: {depth: {"recall@10": …, "ndcg@10": …}}}}`; with recurrence also `val_averaged` and `test_averaged`,
+        where the scores of all steps up to a depth are averaged; and the depth of evaluation as `depth`.
     """
     stage.eval()
-    own = stage.evaluation_depth
-    depths = DEPTHS if own else (0,)
-    metrics: dict[str, Any] = {"depth": own}
+    metrics: dict[str, Any] = {"depth": stage.evaluation_depth}
     for split, held_out in (("val", "validation"), ("test", "test")):
         loader = InstanceLoader(data.sequences, data.sequences.held_out(held_out), 1024, data.max_length, with_seen=True)  # type: ignore[arg-type]
-        ranks: dict[tuple[str, int], list[torch.Tensor]] = {(p, d): [] for p in PROTOCOLS for d in depths}
+        ranks: dict[tuple[str, str, int], list[torch.Tensor]] = {}
         for batch in loader:
             batch = batch.to(stage.device)
             head = stage.backbone.head(batch.histories)
             assert batch.seen_rows is not None
             assert batch.seen_items is not None
             seen = {"ranked": None, "left out": ItemPairs(batch.seen_rows, batch.seen_items)}
-            (read,), states = stage.backbone.rollout(batch.histories, [0, max(depths)], KeyedNoise(batch.histories))
-            for protocol, depth in ranks:
-                of_depth = states[depth - 1] if depth else read
-                ranks[protocol, depth].append(head.rank(of_depth, batch.targets, seen[protocol])[batch.valid])
-        metrics[split] = {protocol: {} for protocol in PROTOCOLS}
-        for (protocol, depth), parts in ranks.items():
+            for (name, depth), states in states_by_depth(stage, batch.histories).items():
+                for protocol in PROTOCOLS:
+                    of_depth = head.rank(states, batch.targets, seen[protocol])[batch.valid]
+                    ranks.setdefault((split + name, protocol, depth), []).append(of_depth)
+        for (name, protocol, depth), parts in ranks.items():
             found = torch.cat(parts)
             values = {"recall@10": recall(found, 10), "ndcg@10": ndcg(found, 10)}
-            metrics[split][protocol][str(depth)] = {name: float(value.double().mean()) for name, value in values.items()}
+            of_protocol = metrics.setdefault(name, {}).setdefault(protocol, {})
+            of_protocol[str(depth)] = {metric: float(value.double().mean()) for metric, value in values.items()}
     return metrics
+
+
+def states_by_depth(stage: BaseStage, histories: Histories) -> dict[tuple[str, int], torch.Tensor]:
+    """User states `[B, d]` at each depth: those of the last step, and with recurrence (`_averaged`) those of all steps."""
+    if not stage.evaluation_depth:
+        return {("", 0): stage.backbone.rollout(histories, [0])[0][0]}
+    (read,), states = stage.backbone.rollout(histories, [0, max(DEPTHS)], KeyedNoise(histories))
+    kinds = {"": states, "_averaged": mean_up_to_each(stage.backbone.config, states)}
+    return {(name, depth): path[depth - 1] if depth else read for name, path in kinds.items() for depth in DEPTHS}

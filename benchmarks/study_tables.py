@@ -15,6 +15,7 @@ from study_runs import DEPTHS, PROTOCOLS, results
 START, END = "<!-- study: written by benchmarks/study.py -->", "<!-- end of study -->"
 FRONT_PAGE = ("sasrec", "sasrec4", "recipe")
 BASELINE = "sasrec"
+READ_OUTS = {"test": "last step", "test_averaged": "mean score of all steps"}
 Lines = Sequence[dict[str, Any]]
 
 
@@ -67,9 +68,9 @@ def found(lines: Lines) -> tuple[list[str], list[str]]:
     return datasets, [name for name in MODELS if any(line["model"] == name for line in lines)]
 
 
-def value(line: dict[str, Any], protocol: str, depth: int | None = None, metric: str = "ndcg@10") -> float:
-    """A test metric at the depth of evaluation, or another one."""
-    number: float = line["test"][protocol][str(line["depth"] if depth is None else depth)][metric]
+def value(line: dict[str, Any], protocol: str, depth: int | None = None, split: str = "test") -> float:
+    """Test NDCG@10 at the depth of evaluation, or another one."""
+    number: float = line[split][protocol][str(line["depth"] if depth is None else depth)]["ndcg@10"]
     return number
 
 
@@ -110,22 +111,27 @@ def _cell(lines: Lines, dataset: str, model: str, protocol: str) -> str:
 
 
 def by_depth(lines: Lines) -> str:
-    """Test NDCG@10 of models with recurrence at other depths, the same weights."""
+    """Test NDCG@10 of models with recurrence at other depths, the same weights: by the last step, and by all steps."""
     datasets, models = found(lines)
     rows = ["### Depth, the same weights: test NDCG@10, items seen before left out", ""]
-    rows += ["| model | dataset | " + " | ".join(f"depth {depth}" for depth in DEPTHS) + " | 4 against 1 | 8 against 4 |"]
-    rows += ["|---|---|" + "---|" * (len(DEPTHS) + 2)]
+    rows += ["| model | dataset | ranked by | " + " | ".join(f"depth {depth}" for depth in DEPTHS) + " | 4 to 1 | 8 to 4 |"]
+    rows += ["|---|---|---|" + "---|" * (len(DEPTHS) + 2)]
     for model in models:
         for dataset in datasets:
             own = [line for line in cells(lines, dataset, model) if line["depth"]]
             if not own:
                 continue
-            means = {depth: float(np.mean([value(line, "left out", depth) for line in own])) for depth in DEPTHS}
-            gains = f"{means[4] / means[1] - 1:+.1%} | {means[8] / means[4] - 1:+.1%}"
-            rows.append(
-                f"| {MODELS[model].label} | {dataset} | " + " | ".join(f"{means[d]:.4f}" for d in DEPTHS) + f" | {gains} |"
-            )
+            for split, label in READ_OUTS.items():
+                means = depth_curve(own, split)
+                gains = f"{means[4] / means[1] - 1:+.1%} | {means[8] / means[4] - 1:+.1%}"
+                texts = " | ".join(f"{means[depth]:.4f}" for depth in DEPTHS)
+                rows.append(f"| {MODELS[model].label} | {dataset} | {label} | {texts} | {gains} |")
     return "\n".join(rows)
+
+
+def depth_curve(lines: Lines, split: str) -> dict[int, float]:
+    """Mean test NDCG@10 of some lines at each depth, items seen before left out."""
+    return {depth: float(np.mean([value(line, "left out", depth, split) for line in lines])) for depth in DEPTHS}
 
 
 def cost(lines: Lines) -> str:
@@ -159,6 +165,7 @@ def draw(lines: Lines, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "lares"  # the same file from the same figures
     from matplotlib import pyplot as plt
 
     datasets = [name for name in found(lines)[0] if cells(lines, name, "recipe")]
@@ -169,14 +176,16 @@ def draw(lines: Lines, path: Path) -> None:
     for axis in axes.flat[len(datasets) :]:
         axis.set_axis_off()
     for axis, dataset in zip(axes.flat, datasets, strict=False):
-        of_seeds = np.array([[value(line, "left out", d) for d in DEPTHS] for line in cells(lines, dataset, "recipe")])
-        axis.plot(DEPTHS, of_seeds.mean(axis=0), marker="o", label="recipe, one set of weights")
-        axis.fill_between(DEPTHS, of_seeds.min(axis=0), of_seeds.max(axis=0), alpha=0.2)
+        own = cells(lines, dataset, "recipe")
+        for split, label in READ_OUTS.items():
+            of_seeds = np.array([[value(line, "left out", d, split) for d in DEPTHS] for line in own])
+            axis.plot(DEPTHS, of_seeds.mean(axis=0), marker="o", markersize=4, label=f"recipe, {label}")
+            axis.fill_between(DEPTHS, of_seeds.min(axis=0), of_seeds.max(axis=0), alpha=0.15)
         for name, style in (("sasrec", ":"), ("sasrec4", "--"), ("flat", "-.")):
             baseline = [value(line, "left out") for line in cells(lines, dataset, name)]
             if baseline:
                 axis.axhline(float(np.mean(baseline)), linestyle=style, color="black", linewidth=1, label=MODELS[name].label)
-        axis.set(title=dataset, xlabel="reasoning steps", xticks=DEPTHS)
+        axis.set(title=dataset, xlabel="reasoning steps", xticks=[d for d in DEPTHS if d != 1])
     for row in axes:
         row[0].set_ylabel("test NDCG@10,\nseen items left out")
     handles, labels = axes[0][0].get_legend_handles_labels()

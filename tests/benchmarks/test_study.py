@@ -27,6 +27,7 @@ def line(model: str, dataset: str, seed: int, value: float, depth: int) -> dict[
     return {
         "dataset": dataset, "model": model, "seed": seed, "epochs": 1, "cpu_seconds": {"model": 100.0 * (1 + depth)},
         "parameters": 9, "parameters_without_items": 5, "depth": depth, "val": metrics, "test": metrics,
+        **({"test_averaged": metrics} if depth else {}),
     }  # fmt: skip
 
 
@@ -50,7 +51,9 @@ def test_tables_say_what_the_record_says(record: Path) -> None:
     # at its depth of 4: 1.04 * (0.0451 + 0.0002)
     assert recipe.startswith("| recipe (spt.yaml) | 0.0471 ± 0.0012, +14.9% (p ")
     assert recipe.endswith("| not run |")
-    assert "| 0.0906 | 0.0915 | 0.0924 | 0.0942 | 0.0978 | +3.0% | +3.8% |" in study_tables.by_depth(lines)
+    for read in ("last step", "mean score of all steps"):
+        expected = f"beauty | {read} | 0.0906 | 0.0915 | 0.0924 | 0.0942 | 0.0978 | 0.1051 | +3.0% | +3.8% |"
+        assert expected in study_tables.by_depth(lines)
     assert "500 (5.00 x)" in study_tables.cost(lines)
     assert "| SASRec, 2 layers | 5 | 0.0410 / 0.0820 | 0.0200 / 0.0400 |" in study_tables.front_page(lines)
 
@@ -78,8 +81,8 @@ def test_a_cell_is_trained_once_and_its_line_is_what_a_test_gives(
 ) -> None:
     monkeypatch.setitem(study_grid.BUDGETS, "dataset", 1)
     options = dict(zip(TOY[::2], TOY[1::2], strict=True))
-    stage = study_grid.Stage("model", ("sasrec.yaml",), options)
-    monkeypatch.setitem(study_grid.MODELS, "toy", study_grid.Model("toy", "toy", (stage,)))
+    of_grid = study_grid.Stage("model", ("spt.yaml",), options)
+    monkeypatch.setitem(study_grid.MODELS, "toy", study_grid.Model("toy", "toy", (of_grid,)))
     record = tmp_path / "study.jsonl"
     for _ in range(2):
         run_grid(record, tmp_path / "runs", toy_dataset.parent, ["dataset"], ["toy"], [1], "cpu")
@@ -87,5 +90,9 @@ def test_a_cell_is_trained_once_and_its_line_is_what_a_test_gives(
     assert found["cpu_seconds"]["model"] > 0
     checkpoint = tmp_path / "runs" / "dataset" / "1" / "runs" / "toy" / "model" / "checkpoints" / "best.ckpt"
     trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False)
-    (tested,) = trainer.test(load_stage(checkpoint), SequenceDataModule(str(toy_dataset), max_length=8), verbose=False)
-    assert found["test"]["ranked"]["0"]["ndcg@10"] == pytest.approx(tested["test/ndcg@10"], rel=1e-5)
+    stage = load_stage(checkpoint)
+    for split, stage.evaluation_depth, stage.average_steps in (("test", 4, False), ("test_averaged", 8, True)):
+        (tested,) = trainer.test(stage, SequenceDataModule(str(toy_dataset), max_length=8), verbose=False)
+        of_depth = {protocol: found[split][protocol][str(stage.evaluation_depth)] for protocol in study_runs.PROTOCOLS}
+        assert of_depth["ranked"]["ndcg@10"] == pytest.approx(tested["test/ndcg@10"], rel=1e-5)
+        assert of_depth["left out"]["recall@10"] == pytest.approx(tested["test/unseen/recall@10"], rel=1e-5)

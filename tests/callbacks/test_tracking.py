@@ -121,10 +121,13 @@ def test_the_depth_sweep_is_a_table_a_chart_and_a_csv(stage: Path) -> None:
         assert logged[f"{key.removeprefix('_wandb/visualize/')}_table/path"] == logged["depth_sweep/table/path"]
 
 
-def test_a_sweep_equals_tests_at_each_depth(runs: Path, toy_dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("average", [False, True])
+def test_a_sweep_equals_tests_at_each_depth(runs: Path, toy_dataset: Path, tmp_path: Path, average: bool) -> None:
     model = load_stage(runs / "spt" / "checkpoints" / "best.ckpt")
+    model.average_steps = average
     data = SequenceDataModule(str(toy_dataset), max_length=8)
-    swept = metrics_by_depth(model.backbone, data.test_dataloader(), [1, 3, 5], partial(model.make_sums, data.sequences))
+    make_sums = partial(model.make_sums, data.sequences)
+    swept = metrics_by_depth(model.backbone, data.test_dataloader(), [1, 3, 5], make_sums, average)
     for row in swept:
         model.evaluation_depth = int(row["depth"])
         (metrics,) = trainer(tmp_path).test(model, data, verbose=False)

@@ -78,7 +78,7 @@ def test_evaluation_needs_only_a_checkpoint(work: Path, tmp_path: Path) -> None:
     assert "val/ndcg@10" in json.loads((tmp_path / "val.json").read_text())["metrics"]
 
 
-def test_a_stopping_rule_ends_before_the_depth(work: Path, tmp_path: Path) -> None:
+def test_a_stopping_rule_ends_before_the_depth_and_steps_are_averaged(work: Path, tmp_path: Path) -> None:
     """A threshold above every change stops all histories at the second step, a threshold of 0 none."""
     best = str(work / "runs" / "ml" / "spt" / "checkpoints" / "best.ckpt")
     read = {}
@@ -95,6 +95,11 @@ def test_a_stopping_rule_ends_before_the_depth(work: Path, tmp_path: Path) -> No
             assert read[stopped].pop(name) == pytest.approx(read[fixed].pop(name), rel=1e-4)
         assert read[stopped] == pytest.approx(read[fixed], rel=1e-6)
     assert read["two"] != read["five"]
+    done = lares(tmp_path, "test", "--ckpt_path", best, "--depth", "5", "--average_steps", "true", "--output", "test.json")
+    assert "test metrics at depth 5 (mean score of all steps)" in done.stdout
+    averaged = json.loads((tmp_path / "test.json").read_text())
+    assert (averaged["depth"], averaged["average_steps"]) == (5, True)
+    assert averaged["metrics"] not in (read["two"], read["five"])
     lists = []
     for name in ("two", "at once"):
         lares(tmp_path, "predict", "--ckpt_path", best, *options[name], "--output", f"{name}.parquet")

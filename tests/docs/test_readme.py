@@ -43,7 +43,7 @@ def readme(found: dict[str, Any], printed: str) -> None:
     assert len(set(found["steps"]["item_id"])) > 1
 
 
-def adaptive_depth(found: dict[str, Any], printed: str) -> None:
+def depth(found: dict[str, Any], printed: str) -> None:
     assert found["found"].to_pandas()["rank"].tolist() == [1, 2, 3, 4, 5]
 
 
@@ -86,7 +86,7 @@ def reports(found: dict[str, Any], printed: str) -> None:
 
 CHECKS: dict[str, Callable[[dict[str, Any], str], None]] = {
     "README.md": readme,
-    "docs/adaptive-depth.md": adaptive_depth,
+    "docs/depth.md": depth,
     "docs/extending.md": extending,
     "docs/lightning.md": lightning,
     "docs/python.md": python,
@@ -122,7 +122,7 @@ def test_python_code_of_a_page(
 
 def test_the_stopping_rule_of_the_documentation(checkpoint: Path) -> None:
     found: dict[str, Any] = {}
-    exec(script("docs/adaptive-depth.md", "my_stop.py"), found)
+    exec(script("docs/depth.md", "my_stop.py"), found)
     recommender = Recommender.from_checkpoint(checkpoint)
 
     def ranked(depth: int, threshold: float | None = None) -> list[str]:

@@ -25,6 +25,7 @@ from lares_pl import (
     ConcatInjection,
     ConstantDepth,
     CosineSimilarity,
+    DotSimilarity,
     FMLPBlock,
     Histories,
     LaresError,
@@ -44,6 +45,7 @@ from lares_pl.model.embedding import ItemText
 from lares_pl.model.layout import Layout
 from lares_pl.model.padded_layout import padded
 from lares_pl.model.recurrence import KeyedNoise
+from lares_pl.model.similarity import Similarity
 from lares_pl.stages.checkpoint_io import write_checkpoint
 from tests.conftest import ROOT
 from tests.console import error
@@ -107,12 +109,14 @@ def small(**options: Any) -> BackboneConfig:
     return released_backbone(**{**defaults, **options})
 
 
-def same(checkpoint: Path, folder: Path, depths: tuple[int, ...], format: Onnx | Torch, dataset: Path) -> Parity:
+def same(
+    checkpoint: Path, folder: Path, depths: tuple[int, ...], format: Onnx | Torch, dataset: Path, average_steps: bool = False
+) -> Parity:
     """Programs against model on histories that the export did not look at."""
     backbone = load_stage(checkpoint).backbone
     histories = sampled_histories(SequenceDataset.load(dataset), 70, LENGTH, seed=1)
     rankings, states = (format.load(folder / f"{name}{format.suffix}") for name in ("model", "user_state"))
-    return compare(backbone, rankings, states, np.load(folder / "item_vectors.npy"), histories, depths, K)
+    return compare(backbone, rankings, states, np.load(folder / "item_vectors.npy"), histories, depths, K, average_steps)
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +132,29 @@ def test_onnx_with_depth_as_input(served: tuple[Path, Path], toy_dataset: Path) 
     found = same(*served, depths=(0, 1, 3, 8), format=Onnx(), dataset=toy_dataset)
     assert found.difference < 1e-5
     assert found.equal == 1
+
+
+@pytest.mark.parametrize(
+    ("depth", "depths", "format", "similarity"),
+    [
+        (3, (3,), Onnx(), CosineSimilarity()),
+        ("input", (0, 1, 3, 8), Onnx(), DotSimilarity()),
+        ("input", (2, 5), Torch(), DotSimilarity()),
+    ],
+    ids=["fixed", "input", "torch"],
+)
+def test_averaged_steps(
+    toy_dataset: Path, tmp_path: Path, depth: Any, depths: tuple[int, ...], format: Onnx | Torch, similarity: Similarity
+) -> None:
+    config = small(similarity=similarity)
+    checkpoint = write_stage(config, toy_dataset, tmp_path / "stage.ckpt")
+    kind = "onnx" if isinstance(format, Onnx) else "torch"
+    export(str(checkpoint), str(tmp_path / "out"), format=kind, depth=depth, average_steps=True, k=K, check=20)  # type: ignore[arg-type]
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["average_steps"]
+    found = same(checkpoint, tmp_path / "out", depths, format, toy_dataset, average_steps=True)
+    assert (found.difference < 1e-5, found.equal) == (True, 1)
+    last_step = same(checkpoint, tmp_path / "out", depths, format, toy_dataset)
+    assert last_step.equal < 1
 
 
 def test_onnx_with_fixed_depth_of_blocks_over_frequencies(toy_dataset: Path, tmp_path: Path) -> None:

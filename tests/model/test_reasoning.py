@@ -1,8 +1,9 @@
-"""Compute at test time: fixed depth, stopping rules, several trajectories."""
+"""Compute at test time: fixed depth, stopping rules, averages over steps and trajectories."""
 
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -21,12 +22,13 @@ from lares_pl import (
     RecurrentBackbone,
     ResidualStop,
     TransformerBlock,
+    ZeroState,
 )
 from lares_pl.model.catalogue_head import CatalogueHead
 from lares_pl.model.layout import Layout
 from lares_pl.model.packed_layout import packed
 from lares_pl.model.padded_layout import padded
-from lares_pl.model.reasoning import StopRule
+from lares_pl.model.reasoning import StopRule, mean_up_to_each
 from lares_pl.model.recurrence import KeyedNoise
 from tests.released import released_backbone
 
@@ -102,6 +104,58 @@ def test_several_trajectories_rank_by_their_mean_score(
         torch.testing.assert_close(found, mean)
 
 
+@pytest.mark.parametrize("similarity", [DotSimilarity(), CosineSimilarity()])
+@pytest.mark.parametrize("stop", [None, ResidualStop(0.0)])
+@pytest.mark.parametrize("trajectories", [1, 3])
+@torch.no_grad()
+def test_averaged_steps_rank_by_their_mean_score(
+    similarity: DotSimilarity | CosineSimilarity, stop: StopRule | None, trajectories: int
+) -> None:
+    backbone = made(similarity=similarity)
+    paths = [path(backbone, 4, seed) for seed in range(trajectories)]
+    each = torch.stack([backbone.head().scores(states) for of_path in paths for states in of_path])
+    found = backbone.head().scores(Reasoning(4, stop, trajectories, average_steps=True)(backbone, HISTORIES).states)[:, 1:]
+    ratio = found / each.mean(dim=0)[:, 1:]
+    torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))
+    assert bool((ratio[:, 0] > 0).all())
+    if isinstance(similarity, DotSimilarity):
+        torch.testing.assert_close(ratio, torch.ones_like(ratio))
+    up_to_each = mean_up_to_each(backbone.config, paths[0])
+    assert torch.equal(Reasoning(4, average_steps=True)(backbone, HISTORIES).states, paths_mean(backbone, paths[0]))
+    torch.testing.assert_close(up_to_each[-1], paths_mean(backbone, paths[0]))
+    torch.testing.assert_close(up_to_each[1], paths_mean(backbone, paths[0][:2]))
+
+
+def paths_mean(backbone: RecurrentBackbone, states: torch.Tensor) -> torch.Tensor:
+    return backbone.config.similarity.normalise(states).mean(dim=0)
+
+
+@torch.no_grad()
+def test_each_history_averages_the_steps_it_made() -> None:
+    backbone = made()
+    states = path(backbone, 6)
+    changes = torch.stack([ResidualStop().change(backbone.head(), a, b) for a, b in pairwise(states)])[:4]
+    rule = ResidualStop(float(changes.flatten().sort().values[7:9].mean()))
+    ends, steps = Reasoning(6, rule, average_steps=True)(backbone, HISTORIES)
+    assert len(set(steps.tolist())) > 1
+    expected = [states[: int(made_steps), row].mean(dim=0) for row, made_steps in enumerate(steps.tolist())]
+    torch.testing.assert_close(ends, torch.stack(expected))
+
+
+def test_no_steps_are_averaged_at_depth_0() -> None:
+    backbone = made()
+    assert torch.equal(Reasoning(0, average_steps=True)(backbone, HISTORIES).states, path(backbone, 0)[0])
+
+
+@pytest.mark.parametrize("options", [{"average_steps": True}, {"trajectories": 2}])
+@pytest.mark.parametrize("stop", [None, ResidualStop()])
+def test_cosines_with_a_bias_of_repeats_are_not_averaged(options: dict[str, Any], stop: StopRule | None) -> None:
+    config = released_backbone(hidden_size=8, similarity=CosineSimilarity(), repeat_bias=True)
+    backbone = RecurrentBackbone(9, 6, config).eval()
+    with pytest.raises(LaresError, match="a model with repeat_bias that compares by cosines can't average scores"):
+        Reasoning(2, stop, **options)(backbone, HISTORIES)
+
+
 @torch.no_grad()
 def test_divergence_equals_the_kl_of_the_two_distributions() -> None:
     backbone = made()
@@ -155,6 +209,9 @@ def test_invalid_arguments_are_refused() -> None:
         DivergenceStop(float("nan"))
     with pytest.raises(LaresError, match="trajectories at least 1"):
         Reasoning(2, trajectories=0)
+    alike = RecurrentBackbone(9, 6, released_backbone(hidden_size=8, initial_state=ZeroState())).eval()
+    with pytest.raises(LaresError, match=r"trajectories: 4 asked of a model that starts all of them alike \(ZeroState\)"):
+        Reasoning(2, trajectories=4)(alike, HISTORIES)
     flat = RecurrentBackbone(9, 6, released_backbone(hidden_size=8, core_layers=0, depth=ConstantDepth(0))).eval()
     for stop in (None, ResidualStop()):
         with pytest.raises(LaresError, match="without core-block"):

@@ -146,7 +146,7 @@ def test_own_candidates_take_no_more_memory_for_more_users(monkeypatch: pytest.M
         assert len(looked_up) > 1
 
 
-def test_depth_stop_and_trajectories_reach_the_model() -> None:
+def test_what_is_spent_on_a_history_reaches_the_model() -> None:
     model = recommender()
     deep = model.recommend(HISTORIES, k=30, depth=9)
     assert deep.scores != model.recommend(HISTORIES, k=30, depth=1).scores
@@ -154,6 +154,10 @@ def test_depth_stop_and_trajectories_reach_the_model() -> None:
     assert stopped.steps == [2.0] * 3
     assert stopped.item_ids == model.recommend(HISTORIES, k=30, depth=2).item_ids
     assert model.recommend(HISTORIES, k=30, trajectories=3).scores != model.recommend(HISTORIES, k=30).scores
+    averaged = model.recommend(HISTORIES, k=30, depth=9, average_steps=True)
+    assert averaged.scores not in (deep.scores, model.recommend(HISTORIES, k=30, depth=1).scores)
+    first = model.recommend(HISTORIES, k=30, depth=1, average_steps=True)
+    assert first.item_ids == model.recommend(HISTORIES, k=30, depth=1).item_ids
 
 
 def test_the_ranking_after_each_step() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from torch import Tensor
 
 from lares_pl import (
     RPT,
@@ -244,6 +245,23 @@ def test_pruning_keeps_instances_that_rank_within_top_in_any_pass(spt_checkpoint
     assert (three | ~single).all()  # the first pass is one of the three
     assert torch.equal(three, kept(3, 5, size=7))
     assert kept(1, 40).all()
+
+
+def test_pruning_makes_one_pass_where_passes_would_be_equal(toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = RecurrentBackbone(40, 8, BackboneConfig(hidden_size=16, initializer_range=0.3)).eval()
+    asked: list[int] = []
+    rollout = RecurrentBackbone.rollout
+
+    def counted(model: RecurrentBackbone, histories: Any, depths: list[int], *more: Any, **options: Any) -> list[Tensor]:
+        asked.append(len(depths))
+        return rollout(model, histories, depths, *more, **options)
+
+    monkeypatch.setattr(RecurrentBackbone, "rollout", counted)
+    count = len(data(toy_dataset).sequences.training_instances)
+    three, one = (kept_instances(backbone, data(toy_dataset).instances_loader(), count, 2, Pruning(n, 5)) for n in (3, 1))
+    assert set(asked) == {1}
+    assert torch.equal(three, one)
+    assert 0 < one.sum() < count
 
 
 def test_rpt_without_weights_is_refused(toy_dataset: Path, tmp_path: Path) -> None:

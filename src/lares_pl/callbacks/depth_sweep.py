@@ -24,7 +24,8 @@ CHARTS = ("ndcg@10", "recall@10")
 
 
 class DepthSweep(Callback):
-    """After a test, computes metrics at depths 1 to `reach` times the mean depth, from one rollout per batch.
+    """After a test, computes metrics at depths 1 to `reach` times the mean depth, from one rollout per batch; with
+    `--average_steps` by the mean score of all steps up to each depth.
 
     W&B gets the table `depth_sweep/table` and, by split, line charts of NDCG@10 and Recall@10 if they are among the stage's
     metrics; the CSV has the same rows. The sweep is skipped for a model without recurrence, and if there is nowhere to write
@@ -56,7 +57,7 @@ class DepthSweep(Callback):
             with trainer.precision_plugin.test_step_context():
                 batches, depths = self._batches(trainer, split), range(1, deepest + 1)
                 make_metrics = partial(pl_module.make_sums, trainer.datamodule.sequences)  # type: ignore[attr-defined]
-                found = metrics_by_depth(pl_module.backbone, batches, depths, make_metrics)
+                found = metrics_by_depth(pl_module.backbone, batches, depths, make_metrics, pl_module.average_steps)
             rows += [{"split": split, **row, "depth": int(row["depth"])} for row in found]
         if trainer.is_global_zero:
             self._keep(rows, loggers)

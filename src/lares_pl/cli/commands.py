@@ -87,7 +87,7 @@ class StageCommand:
 
 
 def _evaluation(own: tuple[str, ...], data: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]]:
-    outside = ("help", "config", "ckpt_path", "depth", "stop", "trajectories", *own, "seed_everything")
+    outside = ("help", "config", "ckpt_path", "depth", "stop", "trajectories", "average_steps", *own, "seed_everything")
     return {
         "": outside,
         "data": ("dataset", "eval_batch_size", *data),

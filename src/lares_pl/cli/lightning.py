@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace, dict_to_namespace
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -39,11 +39,11 @@ from lares_pl.cli.known_warnings import silence_known_warnings
 from lares_pl.cli.loggers import place_loggers
 from lares_pl.cli.outcome import Outcome, metrics_text
 from lares_pl.cli.parser import Parser
+from lares_pl.cli.reasoning_options import add_reasoning_options, reasoning_of, set_reasoning
 from lares_pl.cli.shipped_configs import TRAINER, shipped_configs, with_shipped_configs
 from lares_pl.data.dataset.prepared import check_dataset
 from lares_pl.data.module import SequenceDataModule
 from lares_pl.errors import LaresError
-from lares_pl.model.reasoning import StopRule
 from lares_pl.parsing import own_defaults, readable
 from lares_pl.runs import BEST, StageFolder, stage_folder, trained
 from lares_pl.stages.base import BaseStage
@@ -105,13 +105,7 @@ class LaresCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options outside trainer, model and data."""
         parser.add_argument("--run", default="default", help="Name of the run: a stage is written to runs/RUN/STAGE.")
-        parser.add_argument("--depth", type=NonNegativeInt | None, help="Depth of evaluation; default: the model's mean depth.")
-        parser.add_argument(
-            "--stop", type=StopRule | None, help="Stops reasoning about a history before that depth (lares_pl.ResidualStop)."
-        )
-        parser.add_argument(
-            "--trajectories", type=PositiveInt, default=1, help="Trajectories whose scores evaluation averages."
-        )
+        add_reasoning_options(parser)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -234,9 +228,7 @@ class LaresCLI(LightningCLI):
         config = self.chosen
         if self.resumed is not None:
             self.model.initial_checkpoint = self.resumed.initial_checkpoint
-        if config.depth is not None:
-            self.model.evaluation_depth = config.depth
-        self.model.stop, self.model.trajectories = self._get(self.config_init, "stop"), config.trajectories
+        set_reasoning(self.model, config, self._get(self.config_init, "stop"))
         if self.subcommand == "predict":
             self.model.predict_k = config.k
 
@@ -290,7 +282,7 @@ class LaresCLI(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        report = {"checkpoint": self.chosen.ckpt_path, "depth": self.model.evaluation_depth, "metrics": metrics}
+        report = {"checkpoint": self.chosen.ckpt_path, **reasoning_of(self.model), "metrics": metrics}
         print(metrics_text(report))
         if self.chosen.output is not None:
             write_json(Path(self.chosen.output), report)

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lares_pl.atomic_io import write_json
 from lares_pl.callbacks.depth_sweep import DepthSweep
 from lares_pl.callbacks.flop_budget import FlopBudget
+from lares_pl.cli.reasoning_options import reasoning_of
 from lares_pl.data.module import SequenceDataModule
 from lares_pl.evaluation.metrics import DEFAULT_METRICS, functions_of
 from lares_pl.runs import BEST, LAST, StageFolder
@@ -90,7 +91,7 @@ class Outcome:
             cause = "trainer.fast_dev_run" if self._trial else "trainer.enable_checkpointing"
             rank_zero_warn(f"no checkpoint was kept ({cause}), so none is tested")
             return
-        report: dict[str, Any] = {"checkpoint": best, "depth": self.model.evaluation_depth}
+        report: dict[str, Any] = {"checkpoint": best, **reasoning_of(self.model)}
         if isinstance(self.model, RPT) and (source := self.model.initial_checkpoint) is not None and Path(source).is_file():
             report["before"] = {"checkpoint": source, "metrics": self._test_before(source)}
             report["initial_weights_kept"] = read_checkpoint(best).holds_initial_weights()
@@ -104,7 +105,7 @@ class Outcome:
     def _test_before(self, path: str) -> Mapping[str, float]:
         """Test metrics of the SPT checkpoint under the same conditions, logged nowhere."""
         before = load_stage(path)
-        for name in ("evaluation_depth", "stop", "trajectories", "exclude_seen", "metrics"):
+        for name in ("evaluation_depth", "stop", "trajectories", "average_steps", "exclude_seen", "metrics"):
             setattr(before, name, getattr(self.model, name))
         trainer: Any = self.trainer
         loggers, callbacks = trainer.loggers, trainer.callbacks
@@ -120,13 +121,14 @@ def metrics_text(report: Mapping[str, Any]) -> str:
     """Format a report of metrics as text, next to the metrics before this stage if there are any.
 
     Args:
-        report: the content of `test.json`: `depth`, `metrics`; after RPT also `before` and `initial_weights_kept`.
+        report: the content of `test.json`: `depth`, `average_steps`, `metrics`; after RPT `before`, `initial_weights_kept`.
     """
     before = report.get("before", {}).get("metrics")
     kept = report.get("initial_weights_kept", False)
     found: Mapping[str, float] = report["metrics"]
     split = {"val": "validation"}.get(prefix := next(iter(found)).split("/")[0], prefix)
-    lines = [f"{split} metrics at depth {report['depth']}" + (" before and after RPT" if before else "")]
+    averaged = " (mean score of all steps)" if report.get("average_steps") else ""
+    lines = [f"{split} metrics at depth {report['depth']}{averaged}" + (" before and after RPT" if before else "")]
     order = {name: place for place, name in enumerate(functions_of(DEFAULT_METRICS))}  # recorded names are sorted as text
     for protocol, heading in _PROTOCOLS.items():
         shown = {name: name.removeprefix(f"{prefix}/{protocol}") for name in found if name.startswith(f"{prefix}/{protocol}")}

@@ -9,12 +9,17 @@ import torch
 from lares_pl.data.loading.batches import Batch
 from lares_pl.evaluation.protocols import MetricSums
 from lares_pl.model.backbone import RecurrentBackbone
+from lares_pl.model.reasoning import mean_up_to_each
 from lares_pl.model.recurrence import KeyedNoise
 
 
 @torch.no_grad()
 def metrics_by_depth(
-    backbone: RecurrentBackbone, batches: Iterable[Batch], depths: Sequence[int], make_metrics: Callable[[], MetricSums]
+    backbone: RecurrentBackbone,
+    batches: Iterable[Batch],
+    depths: Sequence[int],
+    make_metrics: Callable[[], MetricSums],
+    average_steps: bool = False,
 ) -> list[dict[str, float]]:
     """Compute metrics at each depth, over the batches of all processes; the noise is that of evaluation at any depth.
 
@@ -23,6 +28,7 @@ def metrics_by_depth(
         batches: (this process's share of) evaluation batches.
         depths: the depths, at least 1 each.
         make_metrics: makes the metrics of one depth.
+        average_steps: rank by the mean score of all steps up to each depth.
 
     Returns:
         One row per depth: `depth`, `recall@5`, …, and the values under the other protocol.
@@ -32,6 +38,8 @@ def metrics_by_depth(
     for batch in batches:
         batch = batch.to(device)
         (states,) = backbone.rollout(batch.histories, [max(depths)], KeyedNoise(batch.histories))
+        if average_steps:
+            states = mean_up_to_each(backbone.config, states)
         head = backbone.head(batch.histories, read=batch.read)
         for of_depth, depth in zip(metrics, depths, strict=True):
             of_depth.rank(head, states[depth - 1], batch)

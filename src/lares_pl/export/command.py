@@ -46,6 +46,7 @@ def export(
     output: str = "exported",
     format: Literal["onnx", "torch"] = "onnx",
     depth: int | Literal["input"] | None = None,
+    average_steps: bool = False,
     k: int = 20,
     check: int = 256,
     dataset: str | None = None,
@@ -60,6 +61,7 @@ def export(
         output: folder to write.
         format: onnx (for onnxruntime and similar runtimes), or torch (a program of torch.export).
         depth: number of reasoning steps, or `input`: an input of the program. Default: the checkpoint's depth of evaluation.
+        average_steps: average the scores of all steps, as the option of evaluation does.
         k: length of the ranked lists; at most the number of items.
         check: number of histories on which to compare program and model.
         dataset: dataset with the original ids and the histories to compare on; default: the checkpoint's.
@@ -87,7 +89,7 @@ def export(
     if backbone.item_vectors.dtype != torch.float32:
         backbone = backbone.float()  # onnxruntime has kernels for float32 above all
     sequences = _dataset(checkpoint, dataset)
-    steps = _depth(depth, backbone, stage.evaluation_depth)
+    steps = _depth(depth, backbone, stage.evaluation_depth, average_steps)
     k = min(k, backbone.items)
     with atomic_folder(target, lambda: _check_target(target, overwrite)) as folder:
         states, rankings = trace(chosen, backbone, steps, k, folder)
@@ -106,6 +108,7 @@ def export(
             "hidden_size": backbone.config.hidden_size,
             "depth": "input" if isinstance(steps, InputDepth) else steps.checked[0],
             "depth_of_evaluation": stage.evaluation_depth,
+            "average_steps": average_steps,
             "k": k,
             "similarity": repr(backbone.config.similarity),
             "repeat_bias": float(backbone.bias_of_repeats) if backbone.config.repeat_bias else None,
@@ -144,15 +147,15 @@ def _dataset(checkpoint: StageCheckpoint, named: str | None) -> SequenceDataset:
     return sequences
 
 
-def _depth(asked: int | Literal["input"] | None, backbone: RecurrentBackbone, usual: int) -> Depth:
+def _depth(asked: int | Literal["input"] | None, backbone: RecurrentBackbone, usual: int, average_steps: bool) -> Depth:
     if asked == "input" and backbone.core_blocks:
-        return InputDepth(usual)
+        return InputDepth(usual, average_steps)
     steps = usual if asked is None else asked
     if isinstance(steps, str) or (steps > 0 and not backbone.core_blocks):
         raise LaresError(f"depth {asked} asked of a model without core-block (core_layers: 0): its only depth is 0")
     if steps < 0:
         raise LaresError(f"depth must not be negative, got {steps}")
-    return FixedDepth(steps)
+    return FixedDepth(steps, average_steps)
 
 
 def _compare(
@@ -167,7 +170,8 @@ def _compare(
     """Compare the written programs with the model."""
     histories = sampled_histories(sequences, count, backbone.max_length)
     rankings, states = (chosen.load(folder / f"{name}{chosen.suffix}") for name in ("model", "user_state"))
-    return compare(backbone, rankings, states, np.load(folder / "item_vectors.npy"), histories, depth.checked, k)
+    vectors = np.load(folder / "item_vectors.npy")
+    return compare(backbone, rankings, states, vectors, histories, depth.checked, k, depth.average_steps)
 
 
 def _write_items(ids: pa.Array, folder: Path) -> None:

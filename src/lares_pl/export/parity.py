@@ -15,7 +15,7 @@ from lares_pl.data.loading.item_pairs import ItemPairs
 from lares_pl.errors import LaresError
 from lares_pl.export.formats import Run
 from lares_pl.model.backbone import RecurrentBackbone
-from lares_pl.model.recurrence import KeyedNoise
+from lares_pl.model.reasoning import Reasoning
 
 TOLERANCE = 1e-4  # largest difference of a score, relative to the largest score; round-off is about 1e-6
 BATCH_SIZE = 64
@@ -69,6 +69,7 @@ def compare(
     histories: Histories,
     depths: tuple[int, ...],
     k: int,
+    average_steps: bool = False,
 ) -> Parity:
     """Run programs and model on the same histories.
 
@@ -81,6 +82,7 @@ def compare(
         histories: the histories.
         depths: depths to compare at; more than one if the depth is an input.
         k: length of the lists.
+        average_steps: whether the model is to average the scores of all steps.
     """
     largest, difference, equal = 0.0, 0.0, 0
     for batch in _batches(histories):
@@ -90,15 +92,15 @@ def compare(
             at = {"depth": np.array(depth)} if len(depths) > 1 else {}
             found = rankings({**inputs, "excluded": excluded, **at})
             state = states({**inputs, **at})["state"]
-            (trajectory,) = backbone.rollout(batch, [depth], KeyedNoise(batch))
-            expected, items = backbone.head(batch).top_k(trajectory[-1], k, pairs)
+            of_user = Reasoning(depth, average_steps=average_steps)(backbone, batch).states
+            expected, items = backbone.head(batch).top_k(of_user, k, pairs)
             real = expected.isfinite().numpy()
             ranked = np.where(real, found["ranked_items"], 0)
             inner_products = np.einsum("bd,bkd->bk", state, vectors[ranked])
             if backbone.config.repeat_bias:  # no part of the user states, which are for nearest-neighbour search
                 read = (padded[:, None, :] == ranked[:, :, None]).any(axis=2)
                 inner_products += read * float(backbone.bias_of_repeats)
-            of_model = backbone.head(batch).scores(trajectory[-1]).gather(1, torch.from_numpy(ranked))
+            of_model = backbone.head(batch).scores(of_user).gather(1, torch.from_numpy(ranked))
             largest = max(largest, float(np.abs(expected.numpy()[real]).max(initial=0)))
             # the n-th best score; the model's score of the program's n-th item; and that of the user state
             for scores in (expected.numpy(), of_model.numpy(), inner_products):

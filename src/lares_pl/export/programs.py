@@ -18,6 +18,7 @@ from torch._higher_order_ops.while_loop import while_loop
 
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.padded_layout import PaddedLayout
+from lares_pl.model.reasoning import averageable
 from lares_pl.model.recurrence import Noise, keyed_uniform, token_keys
 
 BATCH = torch.export.Dim("batch")
@@ -55,10 +56,12 @@ class Depth(ABC):
     inputs: dict[str, Tensor]
     #: depths at which it is compared with the model
     checked: tuple[int, ...]
+    #: whether the scores of all steps are averaged
+    average_steps: bool
 
     @abstractmethod
     def reason(self, backbone: RecurrentBackbone) -> nn.Module:
-        """A module called as `module(z_0, h, lengths, depth) -> z_T`, states `[B, L, d]`."""
+        """A module called as `module(z_0, h, lengths, depth) -> z_T` (or the mean over steps), states `[B, L, d]`."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,11 @@ class FixedDepth(Depth):
 
     Args:
         steps: T; 0 gives the pre-block's states.
+        average_steps: whether the scores of all steps are averaged.
     """
 
     steps: int
+    average_steps: bool = False
 
     @property
     def inputs(self) -> dict[str, Tensor]:  # type: ignore[override]
@@ -80,7 +85,7 @@ class FixedDepth(Depth):
         return (self.steps,)
 
     def reason(self, backbone: RecurrentBackbone) -> nn.Module:
-        return _Unrolled(backbone, self.steps)
+        return _Unrolled(backbone, self.steps, self.average_steps)
 
 
 @dataclass(frozen=True)
@@ -89,9 +94,11 @@ class InputDepth(Depth):
 
     Args:
         usual: depth to trace with; the program is compared with the model at depths around it.
+        average_steps: whether the scores of all steps are averaged.
     """
 
     usual: int
+    average_steps: bool = False
 
     @property
     def inputs(self) -> dict[str, Tensor]:  # type: ignore[override]
@@ -102,7 +109,7 @@ class InputDepth(Depth):
         return tuple(sorted({0, 1, self.usual, 2 * self.usual}))
 
     def reason(self, backbone: RecurrentBackbone) -> nn.Module:
-        return _Looped(backbone)
+        return _Looped(backbone, self.average_steps)
 
 
 class Step(nn.Module):
@@ -118,22 +125,29 @@ class Step(nn.Module):
 
 
 class _Unrolled(nn.Module):
-    def __init__(self, backbone: RecurrentBackbone, steps: int) -> None:
+    def __init__(self, backbone: RecurrentBackbone, steps: int, average_steps: bool) -> None:
         super().__init__()
         self.step = Step(backbone)
         self.steps = steps
+        self.config = backbone.config
+        self.average_steps = average_steps
 
     def forward(self, state: Tensor, context: Tensor, lengths: Tensor, depth: None = None) -> Tensor:
         if self.steps == 0:
             return context
+        total = torch.zeros_like(state)
         for _ in range(self.steps):
             state = self.step(state, context, lengths)
-        return state
+            if self.average_steps:
+                total = total + averageable(self.config, state)
+        return total / self.steps if self.average_steps else state
 
 
 class _Looped(nn.Module):
-    def __init__(self, backbone: RecurrentBackbone) -> None:
+    def __init__(self, backbone: RecurrentBackbone, average_steps: bool) -> None:
         super().__init__()
+        self.config = backbone.config
+        self.average_steps = average_steps
         shape = (2, backbone.max_length, backbone.config.hidden_size)
         # the loop traces its body more strictly than other code, so the body is traced beforehand; its inputs must be
         # different tensors, or they are merged into one
@@ -146,13 +160,17 @@ class _Looped(nn.Module):
     def forward(self, state: Tensor, context: Tensor, lengths: Tensor, depth: Tensor) -> Tensor:
         step = self._step[0]
 
-        def goes_on(t: Tensor, state: Tensor) -> Tensor:
+        def goes_on(t: Tensor, state: Tensor, *total: Tensor) -> Tensor:
             return t < depth
 
-        def body(t: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-            return t + 1, step(state, context, lengths)
+        def body(t: Tensor, state: Tensor, *total: Tensor) -> tuple[Tensor, ...]:
+            state = step(state, context, lengths)
+            return t + 1, state, *(so_far + averageable(self.config, state) for so_far in total)
 
-        _, state = while_loop(goes_on, body, (torch.zeros((), dtype=torch.int64), state))
+        totals = (torch.zeros_like(state),) if self.average_steps else ()
+        _, state, *totals_at_end = while_loop(goes_on, body, (torch.zeros((), dtype=torch.int64), state, *totals))
+        for total in totals_at_end:
+            state = total / depth.clamp(min=1)
         return torch.where(depth < 1, context, state)
 
 

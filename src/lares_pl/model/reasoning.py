@@ -1,14 +1,15 @@
 """Compute at test time: how long a trained model reasons about each history, and from how many initial states.
 
 Depth is the same for all histories unless a `StopRule` ends each trajectory once it has arrived; what has arrived leaves the
-batch. A second axis runs several trajectories from different initial states and averages their scores.
+batch. Scores can be averaged: over all steps of a trajectory, and over trajectories from different initial states.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from lares_pl.data.loading.histories import Histories
 from lares_pl.errors import LaresError
+from lares_pl.model.architecture import BackboneConfig
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.catalogue_head import CatalogueHead
 from lares_pl.model.recurrence import KeyedNoise, Noise
@@ -101,7 +103,7 @@ class DivergenceStop(StopRule):
 class Reasoned(NamedTuple):
     """Where reasoning about B histories ended."""
 
-    states: Tensor  # [B, d]: user states that rank by the mean score over the trajectories
+    states: Tensor  # [B, d]: user states that rank by the mean score over what is averaged
     steps: Tensor  # [B] float32: mean number of steps of the trajectories
 
 
@@ -113,11 +115,13 @@ class Reasoning:
         depth: number of steps; with a rule the largest.
         stop: ends each trajectory by itself; None lets all go to the full depth.
         trajectories: number of trajectories from different initial states, whose scores are averaged (K).
+        average_steps: average the scores of all steps instead of taking those of the last one.
     """
 
     depth: int
     stop: StopRule | None = None
     trajectories: int = 1
+    average_steps: bool = False
 
     def __post_init__(self) -> None:
         if self.depth < 0 or self.trajectories < 1:
@@ -133,27 +137,60 @@ class Reasoning:
             histories: B of them.
 
         Raises:
-            LaresError: if a depth above 0 is asked of a model without core-block.
+            LaresError: if a depth above 0 is asked of a model without core-block, several trajectories of one that starts them
+                all alike, or a mean of scores that it can't give.
         """
+        start = backbone.config.initial_state
+        if self.trajectories > 1 and not start.random(training=False):
+            raise LaresError(
+                f"trajectories: {self.trajectories} asked of a model that starts all of them alike ({type(start).__name__})"
+            )
         noises = [KeyedNoise(histories, seed) for seed in range(self.trajectories)]
+        averaged = self.average_steps or self.trajectories > 1
+        read = partial(averageable, backbone.config) if averaged else _as_it_is
         if self.stop is None:
             paths = backbone.rollout(histories, [self.depth] * self.trajectories, noises)
-            ends = torch.stack([path[-1] for path in paths])
+            ends = torch.stack([read(path).mean(dim=0) if self.average_steps else read(path[-1]) for path in paths])
             steps = torch.full(ends.shape[:2], float(self.depth), device=ends.device)
         else:
-            ends, steps = _until_arrived(backbone, histories, self.depth, noises, self.stop)
-        if self.trajectories > 1:
-            if backbone.config.repeat_bias and backbone.config.similarity.normalise(ends) is not ends:
-                raise LaresError("trajectories: a model with repeat_bias that compares by cosines can't average their scores")
-            # scores are dot products of what `normalise` gives; that the mean of cosines is scaled once more changes no rank
-            ends = backbone.config.similarity.normalise(ends)
+            ends, steps = _until_arrived(backbone, histories, self.depth, noises, self.stop, read, self.average_steps)
         return Reasoned(ends.mean(dim=0), steps.mean(dim=0))
 
 
+def averageable(config: BackboneConfig, states: Tensor) -> Tensor:
+    """States `[*, d]` whose mean ranks by the mean of their scores.
+
+    Scores are dot products of what the similarity normalises. That the mean of cosines is scaled once more changes no rank.
+
+    Raises:
+        LaresError: if a bias of repeats is added to cosines: it would have to be scaled as well.
+    """
+    normalised = config.similarity.normalise(states)
+    if config.repeat_bias and normalised is not states:
+        raise LaresError("trajectories, average_steps: a model with repeat_bias that compares by cosines can't average scores")
+    return normalised
+
+
+def mean_up_to_each(config: BackboneConfig, path: Tensor) -> Tensor:
+    """What ranks by the mean score of steps 1 … t, for each t: `[T, B, d]` -> `[T, B, d]`; errors as of `averageable`."""
+    counts = torch.arange(1, len(path) + 1, device=path.device)
+    return averageable(config, path).cumsum(dim=0) / counts[:, None, None]
+
+
+def _as_it_is(states: Tensor) -> Tensor:
+    return states
+
+
 def _until_arrived(
-    backbone: RecurrentBackbone, histories: Histories, depth: int, noises: Sequence[Noise], stop: StopRule
+    backbone: RecurrentBackbone,
+    histories: Histories,
+    depth: int,
+    noises: Sequence[Noise],
+    stop: StopRule,
+    read: Callable[[Tensor], Tensor],
+    average_steps: bool,
 ) -> tuple[Tensor, Tensor]:
-    """User states `[K, B, d]` at which each trajectory ends, and how many steps it made, `[K, B]`."""
+    """What is read at the step at which each trajectory ends (or on the way to it), `[K, B, d]`, and its number, `[K, B]`."""
     backbone.check_depth(depth)
     count = len(noises)
     context, layout = backbone.encode(histories)
@@ -162,11 +199,14 @@ def _until_arrived(
     rows = torch.arange(layout.rows, device=context.device)  # of those that still reason
     now = layout.last(context)
     head = backbone.head(histories).repeat(count, len(histories))
-    ends, steps = now.clone(), torch.zeros(layout.rows, device=context.device)
+    ends, steps = read(now).clone(), torch.zeros(layout.rows, device=context.device)
     for step in range(1, depth + 1):
         state = backbone.step(state, context, layout)
         before, now = now, layout.last(state)
-        ends[rows], steps[rows] = now, float(step)
+        found = read(now)
+        if average_steps and step > 1:
+            found = torch.lerp(ends[rows], found, 1 / step)  # the mean so far
+        ends[rows], steps[rows] = found, float(step)
         if stop.least <= step < depth:
             moving = stop.change(head, before, now) >= stop.threshold
             if not bool(moving.any()):

@@ -42,7 +42,7 @@ class Recommender:
     Args:
         backbone: the trained model; moved to `device`, in evaluation mode.
         item_ids: original ids of items 1 … N.
-        reasoning: default depth, stop rule and trajectories of `recommend`.
+        reasoning: default of what `recommend` spends on a history.
         exclude_seen: default of `recommend` for excluding the items of the history.
         device: the device; `auto` is the GPU if there is one.
 
@@ -114,6 +114,7 @@ class Recommender:
         depth: int | None = None,
         stop: StopRule | None = None,
         trajectories: int | None = None,
+        average_steps: bool | None = None,
         exclude_seen: bool | None = None,
         candidates: GivenCandidates | None = None,
         filter: Callable[[Id], bool] | None = None,
@@ -128,6 +129,7 @@ class Recommender:
             depth: number of reasoning steps (with `stop` the largest); the model's own where None.
             stop: ends reasoning about a history once it has arrived.
             trajectories: trajectories whose scores are averaged.
+            average_steps: average the scores of all steps.
             exclude_seen: leave out the items of each history; as the model was evaluated where None.
             candidates: rank only these items; a mapping, or a series of lists indexed by user, gives each user's own (none
                 where it names no such user), as a list of lists does, one for each history. Those that the model does not
@@ -139,7 +141,7 @@ class Recommender:
             LaresError: if histories have an unknown form, a number is out of range, or no item is left to rank.
         """
         k, batch_size = at_least_one("k", k), at_least_one("batch_size", batch_size)
-        reasoning = self._reasoning(depth, stop, trajectories)
+        reasoning = self._reasoning(depth, stop, trajectories, average_steps)
         unseen = UnseenHistories.of(histories)
         numbers = self._index.numbers(unseen.items)
         seen = [part[part > 0] for part in np.split(numbers, unseen.offsets[1:-1])] if unseen.users else []
@@ -193,7 +195,7 @@ class Recommender:
         seen = numbers[numbers > 0]
         if len(seen) == 0:
             raise LaresError(f"no item of this history is in the catalogue: {unseen.items[:5].tolist()}")
-        depth = self._reasoning(depth, None, 1).depth
+        depth = self._reasoning(depth).depth
         read = self._read([seen])
         states = self._path(read, depth)
         head = self.backbone.head(read).repeat(len(states), 1)
@@ -211,12 +213,19 @@ class Recommender:
 
     # ------------------------------------------------------------ the work
 
-    def _reasoning(self, depth: int | None, stop: StopRule | None, trajectories: int | None) -> Reasoning:
+    def _reasoning(
+        self,
+        depth: int | None,
+        stop: StopRule | None = None,
+        trajectories: int | None = None,
+        average_steps: bool | None = None,
+    ) -> Reasoning:
         own = self.reasoning
         return Reasoning(
             own.depth if depth is None else whole("depth", depth),
             own.stop if stop is None else stop,
             own.trajectories if trajectories is None else whole("trajectories", trajectories),
+            own.average_steps if average_steps is None else average_steps,
         )
 
     def _read(self, seen: Sequence[np.ndarray]) -> Histories:

@@ -27,6 +27,7 @@ def recommend(
     depth: int | None = None,
     stop: StopRule | None = None,
     trajectories: int = 1,
+    average_steps: bool = False,
     exclude_seen: bool | None = None,
     candidates: str | None = None,
     new_items: str | None = None,
@@ -50,6 +51,7 @@ def recommend(
         depth: number of reasoning steps; with `stop` the largest.
         stop: ends reasoning about a history early, such as `lares_pl.ResidualStop`.
         trajectories: trajectories from different initial states, whose scores are averaged.
+        average_steps: average the scores of all steps; more steps than in training do no harm then.
         exclude_seen: exclude the items of each history; default: as in the model's evaluation.
         candidates: text file with the original ids of the items to rank, one per line; default: all items.
         new_items: Parquet file of items to rank from their text alone, with columns `item_id` and `embedding`, such as
@@ -89,6 +91,7 @@ def recommend(
         depth=depth,
         stop=stop,
         trajectories=trajectories,
+        average_steps=average_steps,
         exclude_seen=exclude_seen,
         candidates=among,
         batch_size=batch_size,

@@ -26,6 +26,7 @@ _NOT_CONFIGURATION = (
     "depth",
     "stop",
     "trajectories",
+    "average_steps",
     "test_after_fit",
     "data.seed",
     "model.init_args.init_from",

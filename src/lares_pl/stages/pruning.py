@@ -23,7 +23,7 @@ class Pruning:
     """Which training instances to keep.
 
     Args:
-        passes: number of stochastic passes over all instances.
+        passes: number of stochastic passes over all instances; one is made if the model's evaluation has no noise.
         top: keep an instance if its target is among the first `top` in any pass.
     """
 
@@ -33,6 +33,10 @@ class Pruning:
     def __post_init__(self) -> None:
         if self.passes < 1 or self.top < 1:
             raise LaresError("passes and top must be at least 1")
+
+    def passes_of(self, backbone: RecurrentBackbone) -> int:
+        """How many passes of a model differ and are made."""
+        return self.passes if backbone.config.initial_state.random(training=False) else 1
 
 
 @dataclass(frozen=True)
@@ -98,9 +102,9 @@ def kept_instances(
     kept = torch.zeros(instances, dtype=torch.uint8, device=device)
     for batch in batches:
         batch = batch.to(device)
-        noise = [KeyedNoise(batch.histories, seed) for seed in range(pruning.passes)]
+        noise = [KeyedNoise(batch.histories, seed) for seed in range(pruning.passes_of(backbone))]
         head = backbone.head(batch.histories, batch.target_positions, batch.read)
-        for states in backbone.rollout(batch.histories, [depth] * pruning.passes, noise, read=batch.target_positions):
+        for states in backbone.rollout(batch.histories, [depth] * len(noise), noise, read=batch.target_positions):
             ranks = head.rank(states[-1], batch.targets)
             kept[batch.instances[batch.valid & (ranks <= pruning.top)]] = 1
     return kept

@@ -60,6 +60,8 @@ class RankingModule(NetworkModule):
         self.stop: StopRule | None = None
         #: trajectories whose scores are averaged in validation, test and prediction
         self.trajectories = 1
+        #: whether the scores of all steps are averaged there, instead of taking those of the last one
+        self.average_steps = False
         #: length of the lists that `predict` gives
         self.predict_k = 10
         self._sums: MetricSums  # of the validation or test that is running
@@ -79,7 +81,7 @@ class RankingModule(NetworkModule):
     @property
     def reasoning(self) -> Reasoning:
         """What evaluation spends on a history."""
-        return Reasoning(self.evaluation_depth, self.stop, self.trajectories)
+        return Reasoning(self.evaluation_depth, self.stop, self.trajectories, self.average_steps)
 
     def excluded(self, batch: Batch) -> ItemPairs | None:
         """Items that are not ranked: those seen before, where they are to be left out."""

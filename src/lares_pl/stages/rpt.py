@@ -194,7 +194,7 @@ class RPT(BaseStage):
         instances, kept = len(self._kept.mask), int(self._kept.mask.sum())
         rank_zero_info(
             f"pruning kept {kept:,} of {instances:,} training instances ({kept / instances:.1%}): "
-            f"target among the first {self.pruning.top} in any of {self.pruning.passes} passes"
+            f"target among the first {self.pruning.top} in any of {self.pruning.passes_of(self.reference)} passes"
         )
         if kept == 0:
             raise LaresError("pruning left no training instance: the SPT model ranks no target that high; raise pruning.top")
@@ -210,7 +210,8 @@ class RPT(BaseStage):
             assert self._kept is not None
             return self._kept
         instances = len(sequences.training_instances)
-        rank_zero_info(f"pruning {instances:,} training instances: {pruning.passes} x {self.evaluation_depth} steps each")
+        passes = pruning.passes_of(self.reference)
+        rank_zero_info(f"pruning {instances:,} training instances: {passes} x {self.evaluation_depth} steps each")
         loader = data.instances_loader(self.reference.causal)
         kept = kept_instances(self.reference, loader, instances, self.evaluation_depth, pruning)
         of_all = self.trainer.strategy.reduce(kept.int(), reduce_op="sum") > 0
