@@ -23,7 +23,7 @@ def add_reasoning_options(parser: LightningArgumentParser) -> None:
         "--average_steps",
         type=bool,
         default=False,
-        help="Evaluation averages the scores of all steps; more steps than in training do no harm then.",
+        help="Evaluation averages the scores of all steps, which suits more steps than in training.",
     )
 
 
