@@ -146,5 +146,5 @@ def states_by_depth(stage: BaseStage, histories: Histories) -> dict[tuple[str, i
     if not stage.evaluation_depth:
         return {("", 0): stage.backbone.rollout(histories, [0])[0][0]}
     (read,), states = stage.backbone.rollout(histories, [0, max(DEPTHS)], KeyedNoise(histories))
-    kinds = {"": states, "_averaged": mean_up_to_each(stage.backbone.config, states)}
+    kinds = {"": states, "_averaged": mean_up_to_each(stage.backbone.config.similarity, states)}
     return {(name, depth): path[depth - 1] if depth else read for name, path in kinds.items() for depth in DEPTHS}

@@ -114,7 +114,9 @@ def by_depth(lines: Lines) -> str:
     """Test NDCG@10 of models with recurrence at other depths, the same weights: by the last step, and by all steps."""
     datasets, models = found(lines)
     rows = ["### Depth, the same weights: test NDCG@10, items seen before left out", ""]
-    rows += ["| model | dataset | ranked by | " + " | ".join(f"depth {depth}" for depth in DEPTHS) + " | 4 to 1 | 8 to 4 |"]
+    rows += [
+        "| model | dataset | ranked by | " + " | ".join(f"depth {depth}" for depth in DEPTHS) + " | 4 against 1 | 8 against 4 |"
+    ]
     rows += ["|---|---|---|" + "---|" * (len(DEPTHS) + 2)]
     for model in models:
         for dataset in datasets:

@@ -14,6 +14,7 @@ import study_runs
 import study_tables
 from lares_pl import SequenceDataModule, load_stage
 from study_runs import results, run_grid
+from tests.conftest import ROOT
 
 TOY = ("--data.max_length", "8", "--model.backbone.hidden_size", "16")
 
@@ -73,6 +74,15 @@ def test_only_the_marked_part_of_a_page_is_replaced(record: Path, tmp_path: Path
     (docs / "results.md").write_text("no marks")
     with pytest.raises(SystemExit, match="expected the lines"):
         study_tables.write_results(record, docs)
+
+
+def test_the_pages_say_what_the_committed_record_says(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    pages = ("docs/results.md", "README.md")
+    for page in pages:
+        (tmp_path / page).write_text((ROOT / page).read_text())
+    study_tables.write_results(ROOT / "docs" / "study.jsonl", tmp_path / "docs")
+    assert [(tmp_path / page).read_text() for page in pages] == [(ROOT / page).read_text() for page in pages]
 
 
 @pytest.mark.slow

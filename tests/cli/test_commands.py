@@ -98,7 +98,8 @@ def test_a_stopping_rule_ends_before_the_depth_and_steps_are_averaged(work: Path
     done = lares(tmp_path, "test", "--ckpt_path", best, "--depth", "5", "--average_steps", "true", "--output", "test.json")
     assert "test metrics at depth 5 (mean score of all steps)" in done.stdout
     averaged = json.loads((tmp_path / "test.json").read_text())
-    assert (averaged["depth"], averaged["average_steps"]) == (5, True)
+    reasoning = {"depth": 5, "stop": None, "trajectories": 1, "average_steps": True}
+    assert {name: averaged[name] for name in reasoning} == reasoning
     assert averaged["metrics"] not in (read["two"], read["five"])
     lists = []
     for name in ("two", "at once"):
@@ -262,6 +263,9 @@ def test_errors_are_one_paragraph(work: Path, tmp_path: Path) -> None:
     )
     assert "FMLPBlock lets a position see later ones" in error(
         tmp_path, "fit", "--config", "spt.yaml", "--config", "fmlp.yaml", "--data.instances", "sequence", *data
+    )
+    assert "trajectories: 3 asked of a model that starts all of them alike (ZeroState)" in error(
+        tmp_path, "fit", "--config", "spt.yaml", "--trajectories", "3", *data
     )
     assert "unknown command 'fti'" in error(tmp_path, "fti")
     assert not (tmp_path / "runs").exists()

@@ -135,26 +135,25 @@ def test_onnx_with_depth_as_input(served: tuple[Path, Path], toy_dataset: Path) 
 
 
 @pytest.mark.parametrize(
-    ("depth", "depths", "format", "similarity"),
-    [
-        (3, (3,), Onnx(), CosineSimilarity()),
-        ("input", (0, 1, 3, 8), Onnx(), DotSimilarity()),
-        ("input", (2, 5), Torch(), DotSimilarity()),
-    ],
-    ids=["fixed", "input", "torch"],
+    ("depth", "depths", "similarity"),
+    [(3, (3,), CosineSimilarity()), ("input", (0, 1, 3, 8), DotSimilarity())],
+    ids=["fixed", "input"],
 )
-def test_averaged_steps(
-    toy_dataset: Path, tmp_path: Path, depth: Any, depths: tuple[int, ...], format: Onnx | Torch, similarity: Similarity
-) -> None:
-    config = small(similarity=similarity)
-    checkpoint = write_stage(config, toy_dataset, tmp_path / "stage.ckpt")
-    kind = "onnx" if isinstance(format, Onnx) else "torch"
-    export(str(checkpoint), str(tmp_path / "out"), format=kind, depth=depth, average_steps=True, k=K, check=20)  # type: ignore[arg-type]
+def test_averaged_steps(toy_dataset: Path, tmp_path: Path, depth: Any, depths: tuple[int, ...], similarity: Similarity) -> None:
+    checkpoint = write_stage(small(similarity=similarity), toy_dataset, tmp_path / "stage.ckpt")
+    export(str(checkpoint), str(tmp_path / "out"), depth=depth, average_steps=True, k=K, check=20)
     assert json.loads((tmp_path / "out" / "export.json").read_text())["average_steps"]
-    found = same(checkpoint, tmp_path / "out", depths, format, toy_dataset, average_steps=True)
-    assert (found.difference < 1e-5, found.equal) == (True, 1)
-    last_step = same(checkpoint, tmp_path / "out", depths, format, toy_dataset)
+    found = same(checkpoint, tmp_path / "out", depths, Onnx(), toy_dataset, average_steps=True)
+    assert found.difference < 1e-5
+    assert found.equal == 1
+    last_step = same(checkpoint, tmp_path / "out", depths, Onnx(), toy_dataset)
     assert last_step.equal < 1
+
+
+def test_what_can_not_be_averaged_is_refused_before_anything_is_traced(toy_dataset: Path, tmp_path: Path) -> None:
+    checkpoint = write_stage(small(similarity=CosineSimilarity(), repeat_bias=True), toy_dataset, tmp_path / "stage.ckpt")
+    with pytest.raises(LaresError, match=r"^trajectories, average_steps: a model of cosines and repeat_bias"):
+        export(str(checkpoint), str(tmp_path / "out"), average_steps=True)
 
 
 def test_onnx_with_fixed_depth_of_blocks_over_frequencies(toy_dataset: Path, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_averaged_steps_rank_by_their_mean_score(
     assert bool((ratio[:, 0] > 0).all())
     if isinstance(similarity, DotSimilarity):
         torch.testing.assert_close(ratio, torch.ones_like(ratio))
-    up_to_each = mean_up_to_each(backbone.config, paths[0])
+    up_to_each = mean_up_to_each(backbone.config.similarity, paths[0])
     assert torch.equal(Reasoning(4, average_steps=True)(backbone, HISTORIES).states, paths_mean(backbone, paths[0]))
     torch.testing.assert_close(up_to_each[-1], paths_mean(backbone, paths[0]))
     torch.testing.assert_close(up_to_each[1], paths_mean(backbone, paths[0][:2]))
@@ -152,7 +152,7 @@ def test_no_steps_are_averaged_at_depth_0() -> None:
 def test_cosines_with_a_bias_of_repeats_are_not_averaged(options: dict[str, Any], stop: StopRule | None) -> None:
     config = released_backbone(hidden_size=8, similarity=CosineSimilarity(), repeat_bias=True)
     backbone = RecurrentBackbone(9, 6, config).eval()
-    with pytest.raises(LaresError, match="a model with repeat_bias that compares by cosines can't average scores"):
+    with pytest.raises(LaresError, match="a model of cosines and repeat_bias can't average its scores"):
         Reasoning(2, stop, **options)(backbone, HISTORIES)
 
 

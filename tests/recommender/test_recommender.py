@@ -156,6 +156,12 @@ def test_what_is_spent_on_a_history_reaches_the_model() -> None:
     assert model.recommend(HISTORIES, k=30, trajectories=3).scores != model.recommend(HISTORIES, k=30).scores
     averaged = model.recommend(HISTORIES, k=30, depth=9, average_steps=True)
     assert averaged.scores not in (deep.scores, model.recommend(HISTORIES, k=30, depth=1).scores)
+    averaging = Recommender(model.backbone, IDS, Reasoning(9, average_steps=True))
+    assert averaging.recommend(HISTORIES, k=30) == averaged
+    explained = averaging.explain(HISTORIES["ann"], k=30)
+    assert explained[explained["step"] == 9]["item_id"].tolist() == averaged.item_ids[0]
+    with pytest.raises(LaresError, match="average_steps must be True or False; got 'false'"):
+        model.recommend(HISTORIES, average_steps="false")  # type: ignore[arg-type]
     first = model.recommend(HISTORIES, k=30, depth=1, average_steps=True)
     assert first.item_ids == model.recommend(HISTORIES, k=30, depth=1).item_ids
 

@@ -58,7 +58,8 @@ class DepthSweep(Callback):
                 batches, depths = self._batches(trainer, split), range(1, deepest + 1)
                 make_metrics = partial(pl_module.make_sums, trainer.datamodule.sequences)  # type: ignore[attr-defined]
                 found = metrics_by_depth(pl_module.backbone, batches, depths, make_metrics, pl_module.average_steps)
-            rows += [{"split": split, **row, "depth": int(row["depth"])} for row in found]
+            read = "mean of steps" if pl_module.average_steps else "last step"
+            rows += [{"split": split, "scores": read, **row, "depth": int(row["depth"])} for row in found]
         if trainer.is_global_zero:
             self._keep(rows, loggers)
 

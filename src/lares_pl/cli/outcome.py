@@ -121,7 +121,7 @@ def metrics_text(report: Mapping[str, Any]) -> str:
     """Format a report of metrics as text, next to the metrics before this stage if there are any.
 
     Args:
-        report: the content of `test.json`: `depth`, `average_steps`, `metrics`; after RPT `before`, `initial_weights_kept`.
+        report: the content of `test.json`: `depth`, `average_steps` …, `metrics`; after RPT `before`, `initial_weights_kept`.
     """
     before = report.get("before", {}).get("metrics")
     kept = report.get("initial_weights_kept", False)

@@ -9,6 +9,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lares_pl.model.reasoning import StopRule
+from lares_pl.serialization import to_plain
 from lares_pl.stages.base import BaseStage
 
 
@@ -18,12 +19,17 @@ def add_reasoning_options(parser: LightningArgumentParser) -> None:
     parser.add_argument(
         "--stop", type=StopRule | None, help="Stops reasoning about a history before that depth (lares_pl.ResidualStop)."
     )
-    parser.add_argument("--trajectories", type=PositiveInt, default=1, help="Trajectories whose scores evaluation averages.")
+    parser.add_argument(
+        "--trajectories",
+        type=PositiveInt,
+        default=1,
+        help="Trajectories whose scores evaluation averages, for models that start from noise.",
+    )
     parser.add_argument(
         "--average_steps",
         type=bool,
         default=False,
-        help="Evaluation averages the scores of all steps, which suits more steps than in training.",
+        help="Evaluation averages the scores of all steps, which suits more steps than the mean depth.",
     )
 
 
@@ -34,12 +40,21 @@ def set_reasoning(stage: BaseStage, config: Namespace, stop: StopRule | None) ->
         stage: the stage.
         config: the command's configuration.
         stop: the rule of `config.stop`.
+
+    Raises:
+        LaresError: if the stage can't be evaluated so.
     """
     if config.depth is not None:
         stage.evaluation_depth = config.depth
     stage.stop, stage.trajectories, stage.average_steps = stop, config.trajectories, config.average_steps
+    stage.reasoning.check(stage.backbone_config)
 
 
 def reasoning_of(stage: BaseStage) -> dict[str, Any]:
     """What a report of its metrics says about it."""
-    return {"depth": stage.evaluation_depth, "average_steps": stage.average_steps}
+    return {
+        "depth": stage.evaluation_depth,
+        "stop": to_plain(stage.stop),
+        "trajectories": stage.trajectories,
+        "average_steps": stage.average_steps,
+    }

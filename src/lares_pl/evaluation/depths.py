@@ -39,7 +39,7 @@ def metrics_by_depth(
         batch = batch.to(device)
         (states,) = backbone.rollout(batch.histories, [max(depths)], KeyedNoise(batch.histories))
         if average_steps:
-            states = mean_up_to_each(backbone.config, states)
+            states = mean_up_to_each(backbone.config.similarity, states)
         head = backbone.head(batch.histories, read=batch.read)
         for of_depth, depth in zip(metrics, depths, strict=True):
             of_depth.rank(head, states[depth - 1], batch)

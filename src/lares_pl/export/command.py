@@ -23,6 +23,7 @@ from lares_pl.export.parity import Parity, check_parity, compare, sampled_histor
 from lares_pl.export.programs import Depth, FixedDepth, InputDepth, Program, item_vectors
 from lares_pl.export.tracing import trace
 from lares_pl.model.backbone import RecurrentBackbone
+from lares_pl.model.reasoning import Reasoning
 from lares_pl.runs import BEST, trained
 from lares_pl.stages.checkpoint import StageCheckpoint, read_checkpoint
 from lares_pl.stages.loading import load_stage
@@ -89,6 +90,7 @@ def export(
     if backbone.item_vectors.dtype != torch.float32:
         backbone = backbone.float()  # onnxruntime has kernels for float32 above all
     sequences = _dataset(checkpoint, dataset)
+    Reasoning(stage.evaluation_depth, average_steps=average_steps).check(backbone.config)
     steps = _depth(depth, backbone, stage.evaluation_depth, average_steps)
     k = min(k, backbone.items)
     with atomic_folder(target, lambda: _check_target(target, overwrite)) as folder:

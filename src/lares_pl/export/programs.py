@@ -18,7 +18,6 @@ from torch._higher_order_ops.while_loop import while_loop
 
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.padded_layout import PaddedLayout
-from lares_pl.model.reasoning import averageable
 from lares_pl.model.recurrence import Noise, keyed_uniform, token_keys
 
 BATCH = torch.export.Dim("batch")
@@ -139,7 +138,7 @@ class _Unrolled(nn.Module):
         for _ in range(self.steps):
             state = self.step(state, context, lengths)
             if self.average_steps:
-                total = total + averageable(self.config, state)
+                total = total + self.config.similarity.normalise(state)
         return total / self.steps if self.average_steps else state
 
 
@@ -165,7 +164,7 @@ class _Looped(nn.Module):
 
         def body(t: Tensor, state: Tensor, *total: Tensor) -> tuple[Tensor, ...]:
             state = step(state, context, lengths)
-            return t + 1, state, *(so_far + averageable(self.config, state) for so_far in total)
+            return t + 1, state, *(so_far + self.config.similarity.normalise(state) for so_far in total)
 
         totals = (torch.zeros_like(state),) if self.average_steps else ()
         _, state, *totals_at_end = while_loop(goes_on, body, (torch.zeros((), dtype=torch.int64), state, *totals))

@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -21,6 +20,7 @@ from lares_pl.model.architecture import BackboneConfig
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.catalogue_head import CatalogueHead
 from lares_pl.model.recurrence import KeyedNoise, Noise
+from lares_pl.model.similarity import Similarity
 
 # ---------------------------------------------------------------- when to stop
 
@@ -129,6 +129,23 @@ class Reasoning:
                 f"depth must not be negative and trajectories at least 1, got {self.depth} and {self.trajectories}"
             )
 
+    def check(self, config: BackboneConfig) -> None:
+        """Whether a model of this architecture can reason so.
+
+        Raises:
+            LaresError: if several trajectories are asked of a model that starts them all alike, or averages of one that adds a
+                bias of repeats to cosines, which would have to be scaled as they are.
+        """
+        start = config.initial_state
+        if self.trajectories > 1 and not start.random(training=False):
+            raise LaresError(
+                f"trajectories: {self.trajectories} asked of a model that starts all of them alike ({type(start).__name__})"
+            )
+        state = torch.ones(1)
+        averages, scaled = self.average_steps or self.trajectories > 1, config.similarity.normalise(state) is not state
+        if averages and scaled and config.repeat_bias:
+            raise LaresError("trajectories, average_steps: a model of cosines and repeat_bias can't average its scores")
+
     def __call__(self, backbone: RecurrentBackbone, histories: Histories) -> Reasoned:
         """Reason about B histories; the noise of initial states is a function of each history and the trajectory's number.
 
@@ -137,17 +154,12 @@ class Reasoning:
             histories: B of them.
 
         Raises:
-            LaresError: if a depth above 0 is asked of a model without core-block, several trajectories of one that starts them
-                all alike, or a mean of scores that it can't give.
+            LaresError: if a depth above 0 is asked of a model without core-block; as `check`.
         """
-        start = backbone.config.initial_state
-        if self.trajectories > 1 and not start.random(training=False):
-            raise LaresError(
-                f"trajectories: {self.trajectories} asked of a model that starts all of them alike ({type(start).__name__})"
-            )
+        self.check(backbone.config)
         noises = [KeyedNoise(histories, seed) for seed in range(self.trajectories)]
-        averaged = self.average_steps or self.trajectories > 1
-        read = partial(averageable, backbone.config) if averaged else _as_it_is
+        averages = self.average_steps or self.trajectories > 1
+        read = backbone.config.similarity.normalise if averages else _as_it_is
         if self.stop is None:
             paths = backbone.rollout(histories, [self.depth] * self.trajectories, noises)
             ends = torch.stack([read(path).mean(dim=0) if self.average_steps else read(path[-1]) for path in paths])
@@ -157,24 +169,13 @@ class Reasoning:
         return Reasoned(ends.mean(dim=0), steps.mean(dim=0))
 
 
-def averageable(config: BackboneConfig, states: Tensor) -> Tensor:
-    """States `[*, d]` whose mean ranks by the mean of their scores.
+def mean_up_to_each(similarity: Similarity, path: Tensor) -> Tensor:
+    """What ranks by the mean score of steps 1 … t, for each t: `[T, B, d]` -> `[T, B, d]`.
 
     Scores are dot products of what the similarity normalises. That the mean of cosines is scaled once more changes no rank.
-
-    Raises:
-        LaresError: if a bias of repeats is added to cosines: it would have to be scaled as well.
     """
-    normalised = config.similarity.normalise(states)
-    if config.repeat_bias and normalised is not states:
-        raise LaresError("trajectories, average_steps: a model with repeat_bias that compares by cosines can't average scores")
-    return normalised
-
-
-def mean_up_to_each(config: BackboneConfig, path: Tensor) -> Tensor:
-    """What ranks by the mean score of steps 1 … t, for each t: `[T, B, d]` -> `[T, B, d]`; errors as of `averageable`."""
     counts = torch.arange(1, len(path) + 1, device=path.device)
-    return averageable(config, path).cumsum(dim=0) / counts[:, None, None]
+    return similarity.normalise(path).cumsum(dim=0) / counts[:, None, None]
 
 
 def _as_it_is(states: Tensor) -> Tensor:

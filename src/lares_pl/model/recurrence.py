@@ -122,7 +122,10 @@ class InitialState(ABC):
         """z_0, `[*layout.shape, size]`, float32."""
 
     def random(self, training: bool) -> bool:
-        """Whether draws differ by their noise; where they don't, trajectories of one history without dropout are equal."""
+        """Whether draws differ by their noise; where they don't, trajectories of one history without dropout are equal.
+
+        Then only one of them is computed, so whoever overrides `draw` of a class without noise overrides this as well.
+        """
         return True
 
 

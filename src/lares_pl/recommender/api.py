@@ -24,12 +24,12 @@ from lares_pl.data.loading.histories import Histories
 from lares_pl.device import resolve_device
 from lares_pl.errors import LaresError
 from lares_pl.model.backbone import RecurrentBackbone
-from lares_pl.model.reasoning import Reasoning, StopRule
+from lares_pl.model.reasoning import Reasoning, StopRule, mean_up_to_each
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.recommender.candidates import Candidates, PerUserCandidates, SharedCandidates
 from lares_pl.recommender.given_candidates import GivenCandidates, split_candidates
 from lares_pl.recommender.new_items import unknown_items
-from lares_pl.recommender.numbers import at_least_one, whole
+from lares_pl.recommender.numbers import at_least_one, switch, whole
 from lares_pl.recommender.recommendations import Recommendations
 from lares_pl.stages.checkpoint import read_checkpoint
 from lares_pl.stages.growth import with_new_items
@@ -225,7 +225,7 @@ class Recommender:
             own.depth if depth is None else whole("depth", depth),
             own.stop if stop is None else stop,
             own.trajectories if trajectories is None else whole("trajectories", trajectories),
-            own.average_steps if average_steps is None else average_steps,
+            own.average_steps if average_steps is None else switch("average_steps", average_steps),
         )
 
     def _read(self, seen: Sequence[np.ndarray]) -> Histories:
@@ -239,8 +239,10 @@ class Recommender:
 
     @torch.no_grad()
     def _path(self, read: Histories, depth: int) -> Tensor:
-        """The user state after every step, `[T, d]`."""
+        """The user state that ranks after every step, `[T, d]`."""
         (states,) = self.backbone.rollout(read, [depth], KeyedNoise(read))
+        if self.reasoning.average_steps:
+            states = mean_up_to_each(self.backbone.config.similarity, states)
         return states[:, 0]
 
     def _looked_up(self, lists: Iterable[list[Id]]) -> tuple[list[np.ndarray], list[Id]]:

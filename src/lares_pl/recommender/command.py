@@ -51,7 +51,7 @@ def recommend(
         depth: number of reasoning steps; with `stop` the largest.
         stop: ends reasoning about a history early, such as `lares_pl.ResidualStop`.
         trajectories: trajectories from different initial states, whose scores are averaged.
-        average_steps: average the scores of all steps, which suits more steps than in training.
+        average_steps: average the scores of all steps, which suits more steps than the mean depth.
         exclude_seen: exclude the items of each history; default: as in the model's evaluation.
         candidates: text file with the original ids of the items to rank, one per line; default: all items.
         new_items: Parquet file of items to rank from their text alone, with columns `item_id` and `embedding`, such as

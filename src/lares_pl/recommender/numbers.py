@@ -1,9 +1,11 @@
-"""Checks of numbers that callers give."""
+"""Checks of numbers and switches that callers give."""
 
 from __future__ import annotations
 
 import operator
 from typing import Any
+
+import numpy as np
 
 from lares_pl.errors import LaresError
 
@@ -34,3 +36,14 @@ def at_least_one(name: str, value: Any) -> int:
     if number < 1:
         raise LaresError(f"{name} must be {wanted}; got {value!r}")
     return number
+
+
+def switch(name: str, value: Any) -> bool:
+    """True or False, of Python or NumPy.
+
+    Raises:
+        LaresError: if it is neither; text such as "false" would count as true.
+    """
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    raise LaresError(f"{name} must be True or False; got {value!r}")

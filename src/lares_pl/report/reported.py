@@ -36,10 +36,10 @@ def _of_group(group: GroupFindings) -> Iterator[tuple[str, str, float, float, in
 
 
 def _read(folder: Path | None, depth: int) -> dict[str, float]:
-    """The metrics of a stage's test by their short names; none if it was not tested at this depth."""
+    """The metrics of a stage's test by their short names; none if it was not tested by the last of so many steps."""
     if folder is None or not (file := folder / "test.json").is_file():
         return {}
     report = json.loads(file.read_text(encoding="utf-8"))
-    if report.get("depth") != depth:
+    if report.get("depth") != depth or report.get("stop") or report.get("average_steps") or report.get("trajectories", 1) > 1:
         return {}
     return {name.removeprefix("test/"): value for name, value in report["metrics"].items()}

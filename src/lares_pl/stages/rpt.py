@@ -192,9 +192,10 @@ class RPT(BaseStage):
             return
         self._kept = self._prune(data, self.pruning)
         instances, kept = len(self._kept.mask), int(self._kept.mask.sum())
+        passes = self.pruning.passes_of(self.reference)
         rank_zero_info(
-            f"pruning kept {kept:,} of {instances:,} training instances ({kept / instances:.1%}): "
-            f"target among the first {self.pruning.top} in any of {self.pruning.passes_of(self.reference)} passes"
+            f"pruning kept {kept:,} of {instances:,} training instances ({kept / instances:.1%}): target among the first "
+            f"{self.pruning.top}" + (f" in any of {passes} passes" if passes > 1 else "")
         )
         if kept == 0:
             raise LaresError("pruning left no training instance: the SPT model ranks no target that high; raise pruning.top")
