@@ -174,7 +174,9 @@ def draw(lines: Lines, path: Path) -> None:
     panels = max(1, len(datasets))
     columns = min(3, panels)
     rows = -(-panels // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3.2 * columns, 2.6 * rows + 0.6), squeeze=False)
+    for_legend = 0.7  # inches
+    height = 2.6 * rows + for_legend
+    figure, axes = plt.subplots(rows, columns, figsize=(3.2 * columns, height), squeeze=False)
     for axis in axes.flat[len(datasets) :]:
         axis.set_axis_off()
     for axis, dataset in zip(axes.flat, datasets, strict=False):
@@ -191,8 +193,8 @@ def draw(lines: Lines, path: Path) -> None:
     for row in axes:
         row[0].set_ylabel("test NDCG@10,\nseen items left out")
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=2, frameon=False)
-    figure.tight_layout(rect=(0, 0.16 / rows, 1, 1))
+    figure.legend(handles, labels, loc="lower center", ncols=columns, frameon=False)
+    figure.tight_layout(rect=(0, for_legend / height, 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
