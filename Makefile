@@ -36,7 +36,7 @@ unit: $(VENV)/.spark
 	$(RUN)/python -m pytest -n 3
 
 # without TESTS all quick tests: make test-clone TESTS=
-TESTS ?= tests/test_golden.py tests/test_architecture.py tests/docs tests/losses tests/data/loading
+TESTS ?= tests/test_golden.py tests/test_architecture.py tests/docs
 test-clone: $(VENV)/.installed  ## some quick tests in a clone of the last commit, with nothing beside it
 	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && git clone -q . "$$folder/clone" && cd "$$folder/clone" \
 	  && PYTHONPATH=src $(CURDIR)/$(RUN)/python -m pytest -n 2 -m "not slow" $(TESTS)
