@@ -1,13 +1,13 @@
 """The study behind docs/results.md: models x datasets x seeds, trained by the command line, skipped where done.
 
     python benchmarks/study.py run --data DIRECTORY --folder study [--datasets beauty …] [--models recipe …] [--seeds 1 2 3]
-    python benchmarks/study.py table --folder study --output docs
+    python benchmarks/study.py table [--record docs/study.jsonl] [--output docs]
 
 DIRECTORY holds prepared datasets (`lares prepare`), one a folder. Every run is an ordinary `lares fit` in FOLDER/DATASET/SEED,
 with what it printed in a log beside it; a run that was killed is resumed from its last checkpoint, a finished one is skipped.
-Its line in FOLDER/results.jsonl holds settings, CPU seconds of training, and Recall@10 and NDCG@10 of both protocols (items
-seen before ranked, or left out) at depths 0 to 16, by the last step and by the mean score of all steps. `table` writes tables,
-paired tests and the chart of the results page from these lines alone.
+Its line in the record (`docs/study.jsonl`) holds settings, CPU seconds of training, and Recall@10 and NDCG@10 of both protocols
+(items seen before ranked, or left out) at depths 0 to 16, by the last step and by the mean score of all steps. `table` writes
+tables, paired tests and the chart of the results page from these lines alone.
 """
 
 from __future__ import annotations

@@ -124,16 +124,11 @@ def by_depth(lines: Lines) -> str:
             if not own:
                 continue
             for split, label in READ_OUTS.items():
-                means = depth_curve(own, split)
+                means = {depth: np.mean([value(line, "left out", depth, split) for line in own]) for depth in DEPTHS}
                 gains = f"{means[4] / means[1] - 1:+.1%} | {means[8] / means[4] - 1:+.1%}"
                 texts = " | ".join(f"{means[depth]:.4f}" for depth in DEPTHS)
                 rows.append(f"| {MODELS[model].label} | {dataset} | {label} | {texts} | {gains} |")
     return "\n".join(rows)
-
-
-def depth_curve(lines: Lines, split: str) -> dict[int, float]:
-    """Mean test NDCG@10 of some lines at each depth, items seen before left out."""
-    return {depth: float(np.mean([value(line, "left out", depth, split) for line in lines])) for depth in DEPTHS}
 
 
 def cost(lines: Lines) -> str:

@@ -128,24 +128,23 @@ class _Unrolled(nn.Module):
         super().__init__()
         self.step = Step(backbone)
         self.steps = steps
-        self.config = backbone.config
+        self.similarity = backbone.config.similarity
         self.average_steps = average_steps
 
     def forward(self, state: Tensor, context: Tensor, lengths: Tensor, depth: None = None) -> Tensor:
         if self.steps == 0:
             return context
-        total = torch.zeros_like(state)
+        path = []
         for _ in range(self.steps):
             state = self.step(state, context, lengths)
-            if self.average_steps:
-                total = total + self.config.similarity.normalise(state)
-        return total / self.steps if self.average_steps else state
+            path.append(state)
+        return self.similarity.normalise(torch.stack(path)).mean(dim=0) if self.average_steps else state
 
 
 class _Looped(nn.Module):
     def __init__(self, backbone: RecurrentBackbone, average_steps: bool) -> None:
         super().__init__()
-        self.config = backbone.config
+        self.similarity = backbone.config.similarity
         self.average_steps = average_steps
         shape = (2, backbone.max_length, backbone.config.hidden_size)
         # the loop traces its body more strictly than other code, so the body is traced beforehand; its inputs must be
@@ -164,7 +163,7 @@ class _Looped(nn.Module):
 
         def body(t: Tensor, state: Tensor, *total: Tensor) -> tuple[Tensor, ...]:
             state = step(state, context, lengths)
-            return t + 1, state, *(so_far + self.config.similarity.normalise(state) for so_far in total)
+            return t + 1, state, *(so_far + self.similarity.normalise(state) for so_far in total)
 
         totals = (torch.zeros_like(state),) if self.average_steps else ()
         _, state, *totals_at_end = while_loop(goes_on, body, (torch.zeros((), dtype=torch.int64), state, *totals))

@@ -142,9 +142,12 @@ class Reasoning:
                 f"trajectories: {self.trajectories} asked of a model that starts all of them alike ({type(start).__name__})"
             )
         state = torch.ones(1)
-        averages, scaled = self.average_steps or self.trajectories > 1, config.similarity.normalise(state) is not state
-        if averages and scaled and config.repeat_bias:
+        if self._averages and config.repeat_bias and config.similarity.normalise(state) is not state:
             raise LaresError("trajectories, average_steps: a model of cosines and repeat_bias can't average its scores")
+
+    @property
+    def _averages(self) -> bool:
+        return self.average_steps or self.trajectories > 1
 
     def __call__(self, backbone: RecurrentBackbone, histories: Histories) -> Reasoned:
         """Reason about B histories; the noise of initial states is a function of each history and the trajectory's number.
@@ -158,8 +161,7 @@ class Reasoning:
         """
         self.check(backbone.config)
         noises = [KeyedNoise(histories, seed) for seed in range(self.trajectories)]
-        averages = self.average_steps or self.trajectories > 1
-        read = backbone.config.similarity.normalise if averages else _as_it_is
+        read = backbone.config.similarity.normalise if self._averages else _as_it_is
         if self.stop is None:
             paths = backbone.rollout(histories, [self.depth] * self.trajectories, noises)
             ends = torch.stack([read(path).mean(dim=0) if self.average_steps else read(path[-1]) for path in paths])
