@@ -33,12 +33,17 @@ SMALL = [
 
 # processes are forked from one that has imported everything: importing takes longer than all else that a test does
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["lares_pl.cli.lightning", "lares_pl.data.prepare.command", "lares_pl.data.dataset.prepared"])
+CONTEXT.set_forkserver_preload(
+    [
+        *("lares_pl.cli.lightning", "lares_pl.data.prepare.command", "lares_pl.data.dataset.prepared"),
+        "wandb.sdk.launch.inputs.internal",  # wandb imports it when a run starts
+    ]
+)
 
 
 def clean_environment() -> dict[str, str]:
-    """What a command sees of the environment of the tests."""
-    own = ("WANDB", "LARES", "PYTHONPATH", "PL_", "PYTEST")
+    """What a command sees of the environment of the tests; a module is compiled once, not by each process."""
+    own = ("WANDB", "LARES", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PL_", "PYTEST")
     return {**{key: value for key, value in os.environ.items() if not key.startswith(own)}, "OMP_NUM_THREADS": "1"}
 
 

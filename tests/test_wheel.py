@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,15 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.console import QUICK, SMALL, lares_of
+from tests.console import QUICK, SMALL, clean_environment, lares_of
 
 pytestmark = pytest.mark.slow
 
 
 def test_both_stages_run_from_a_wheel(interactions: Path, tmp_path: Path) -> None:
     def run(*command: str) -> None:
-        clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-        done = subprocess.run(command, capture_output=True, text=True, env=clean, check=False, timeout=550)
+        done = subprocess.run(command, capture_output=True, text=True, env=clean_environment(), check=False, timeout=550)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
     run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(ROOT))

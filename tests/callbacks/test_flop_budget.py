@@ -13,7 +13,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 from torch.utils.flop_counter import FlopCounterMode
 
 from lares_pl import SPT, ConstantDepth, LaresError, Pruning, SequenceDataModule
@@ -173,7 +173,7 @@ def test_two_processes_share_one_budget_and_stop_together(toy_dataset: Path, tmp
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    spawn(_spend, (port, str(toy_dataset), tmp_path), nprocs=2)
+    start_processes(_spend, (port, str(toy_dataset), tmp_path), nprocs=2, start_method="forkserver")
     one, two = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert one["updates"] == two["updates"]
     assert one["flops"] == two["flops"] >= 1e8

@@ -15,6 +15,7 @@ from lares_pl.cli.arguments import help_last
 from lares_pl.cli.commands import FUNCTIONS, STAGES
 from lares_pl.cli.completion import _function_parsers, _stage_parsers, completion
 from lares_pl.cli.help import render
+from lares_pl.cli.lightning import LaresCLI
 from lares_pl.cli.main import main
 from lares_pl.cli.options import sections
 from lares_pl.cli.shipped_configs import shipped_files
@@ -53,6 +54,12 @@ def test_the_list_of_commands_imports_no_heavy_packages() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert all(f"\n  {command} " in done.stdout for command in [*FUNCTIONS, *STAGES])
+
+
+def test_the_parsers_of_other_commands_are_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    for command in STAGES:
+        monkeypatch.setattr(sys, "argv", ["lares", command])
+        assert list(LaresCLI.subcommands()) == [command]
 
 
 def test_help_of_every_command_ends_with_examples() -> None:

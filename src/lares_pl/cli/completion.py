@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import shtab
 from jsonargparse import ArgumentParser, auto_parser
+from lightning.pytorch.cli import LightningCLI
 
 from lares_pl.cli.commands import FUNCTIONS, TEXTS
 from lares_pl.cli.lightning import LaresCLI, run
@@ -65,6 +66,8 @@ def _stage_parsers() -> dict[str, ArgumentParser]:
     found: dict[str, ArgumentParser] = {}
 
     class Unparsed(LaresCLI):
+        subcommands = staticmethod(LightningCLI.subcommands)  # all of them
+
         def parse_arguments(self, parser: Any, args: Any) -> None:
             found.update(self._subcommand_parsers)
             raise StopIteration

@@ -71,7 +71,7 @@ def run(kind: type[LaresCLI] | None = None) -> None:
             subclass_mode_model=True,
             save_config_callback=ConfigSaver,
             parser_class=LaresParser,
-            parser_kwargs={"allow_abbrev": False, "fit": {"default_config_files": [str(shipped_configs()[TRAINER])]}},
+            parser_kwargs={"allow_abbrev": False},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             seed_everything_default=0,
@@ -96,6 +96,11 @@ class LaresCLI(LightningCLI):
         with ExitStack() as self.held:  # the lock of a run's folder, until the command ends
             super().__init__(*arguments, **options)
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The command that was typed; building the parsers of the others as well would take longer than all other parsing."""
+        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name == sys.argv[1]}
+
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add trainer, model and data; the model is optional because a checkpoint may define it."""
         parser.add_lightning_class_args(self.trainer_class, "trainer")
@@ -108,7 +113,8 @@ class LaresCLI(LightningCLI):
         add_reasoning_options(parser)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        files = {"default_config_files": [str(shipped_configs()[TRAINER])]} if subcommand == "fit" else {}
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs, **files)
         assert isinstance(parser, LaresParser)
         parser.explain(**vars(STAGES[subcommand]))
         add_callback_options(parser)

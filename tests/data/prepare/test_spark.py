@@ -24,6 +24,17 @@ pytestmark = [
 pytest.importorskip("pyspark", reason="the extra spark is not installed")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Settings for small data: two tasks instead of 200 behind each exchange, and no optimising compiler of Java."""
+    folder = tmp_path_factory.mktemp("conf")
+    java = "spark.driver.extraJavaOptions -XX:TieredStopAtLevel=1"
+    (folder / "spark-defaults.conf").write_text(f"spark.sql.shuffle.partitions 2\nspark.ui.enabled false\n{java}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPARK_CONF_DIR", str(folder))
+        yield
+
+
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A log in several files, with ties in time, repeats and ratings."""
