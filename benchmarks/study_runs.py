@@ -20,7 +20,7 @@ from lares_pl.losses.rewards import ndcg, recall
 from lares_pl.model.reasoning import mean_up_to_each
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.stages.base import BaseStage
-from study_grid import BUDGETS, MODELS, Model, Stage
+from study_grid import MODELS, Model, Stage
 
 DEPTHS = (0, 1, 2, 4, 8, 16)
 PROTOCOLS = ("ranked", "left out")  # what happens to items seen before
@@ -64,7 +64,7 @@ def run_cell(folder: Path, data: Path, dataset: str, name: str, seed: int, devic
     learned = sum(p.numel() for p in stage.backbone.parameters())
     blocks = learned - stage.backbone.item_vectors.numel()
     return {
-        "dataset": dataset, "model": name, "seed": seed, "epochs": BUDGETS[dataset], "cpu_seconds": cpu,
+        "dataset": dataset, "model": name, "seed": seed, "epochs": model.epochs[dataset], "cpu_seconds": cpu,
         "parameters": learned, "parameters_without_items": blocks, **found,
     }  # fmt: skip
 
@@ -86,7 +86,7 @@ def train(place: Path, data: Path, dataset: str, model: Model, stage: Stage, see
         "--trainer.enable_progress_bar": "false",
         "--trainer.accelerator": device,
         "--trainer.devices": "1",
-        **({"--trainer.max_epochs": str(BUDGETS[dataset]), "--data.dataset": str(data)} if stage.budget else {}),
+        **({"--trainer.max_epochs": str(model.epochs[dataset]), "--data.dataset": str(data)} if stage.budget else {}),
         **stage.options,
     }
     command = [sys.executable, "-m", "lares_pl", "fit"]

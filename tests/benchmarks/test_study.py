@@ -89,15 +89,16 @@ def test_the_pages_say_what_the_committed_record_says(tmp_path: Path) -> None:
 def test_a_cell_is_trained_once_and_its_line_is_what_a_test_gives(
     toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(study_grid.BUDGETS, "dataset", 1)
     options = dict(zip(TOY[::2], TOY[1::2], strict=True))
     of_grid = study_grid.Stage("model", ("spt.yaml",), options)
-    monkeypatch.setitem(study_grid.MODELS, "toy", study_grid.Model("toy", "toy", (of_grid,)))
+    monkeypatch.setitem(study_grid.MODELS, "toy", study_grid.Model("toy", "toy", (of_grid,), {"dataset": 1}))
     record = tmp_path / "study.jsonl"
     for _ in range(2):
         run_grid(record, tmp_path / "runs", toy_dataset.parent, ["dataset"], ["toy"], [1], "cpu")
     (found,) = results(record)
     assert found["cpu_seconds"]["model"] > 0
+    assert found["epochs"] == 1
+    assert json.loads((tmp_path / "runs/dataset/1/runs/toy/model/finished.json").read_text())["epochs"] == 1
     checkpoint = tmp_path / "runs" / "dataset" / "1" / "runs" / "toy" / "model" / "checkpoints" / "best.ckpt"
     trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False)
     stage = load_stage(checkpoint)
