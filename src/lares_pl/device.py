@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,6 +24,12 @@ def resolve_device(name: str | torch.device) -> torch.device:
         reason = str(error).splitlines()[0].rstrip(".")
         raise LaresError(f"--device {name}: {reason}. Choose auto, cpu or, with a GPU, cuda") from error
     return device
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Operations in the precision of their operands, also where a model is run in mixed precision."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 def on_device(values: Tensor, device: torch.device) -> Tensor:

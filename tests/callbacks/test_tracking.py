@@ -26,7 +26,7 @@ from lares_pl.evaluation.depths import metrics_by_depth
 from lares_pl.runs import StageFolder
 from tests import wandb_files
 from tests.console import SMALL, error
-from tests.training import trainer
+from tests.training import data, released_spt, trainer
 
 pytestmark = pytest.mark.slow
 
@@ -194,6 +194,16 @@ def test_invalid_sweeps_are_refused() -> None:
     for options in wrong:
         with pytest.raises(LaresError, match="DepthSweep"):
             DepthSweep(**options)
+
+
+def test_a_split_without_batches_is_not_in_the_sweep(toy_dataset: Path, tmp_path: Path) -> None:
+    sweep = DepthSweep(path=str(tmp_path / "sweep.csv"))
+    tester = trainer(tmp_path, limit_val_batches=0, callbacks=[sweep])
+    stage, module = released_spt(), data(toy_dataset)
+    tester.fit(stage, module)
+    tester.test(stage, module, verbose=False)
+    with (tmp_path / "sweep.csv").open() as file:
+        assert {row["split"] for row in csv.DictReader(file)} == {"test"}
 
 
 def test_the_sweep_file_uses_options_of_the_command(toy_dataset: Path, tmp_path: Path) -> None:

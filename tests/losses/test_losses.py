@@ -35,6 +35,7 @@ def test_group_advantages_by_hand() -> None:
     advantages = GroupAdvantage()(rewards)
     assert advantages[0].tolist() == pytest.approx([expected, -expected, -expected, expected], rel=1e-6)
     assert advantages[1].tolist() == [0, 0, 0, 0]
+    assert not GroupAdvantage()(torch.tensor([[1 / math.log2(7)] * 7, [-9.6] * 7])).any()  # means that are not exact
 
 
 def test_grpo_by_hand() -> None:

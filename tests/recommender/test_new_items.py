@@ -79,6 +79,8 @@ def test_what_does_not_fit_is_refused(model: Recommender) -> None:
         model.with_items([1, 2], np.ones((1, 5)))
     with pytest.raises(LaresError, match="new item 7 occurs twice"):
         model.with_items([7, 7], np.ones((2, 5)))
+    with pytest.raises(LaresError, match="new item '7' occurs twice"):
+        model.with_items([7, "7"], np.ones((2, 5)))
     plain = Recommender(RecurrentBackbone(20, 6, released_backbone(hidden_size=8)), pa.array(range(20)), Reasoning(1))
     with pytest.raises(LaresError, match=r"this model reads none; train one with tedrec\.yaml"):
         plain.with_items([99], np.ones((1, 5)))

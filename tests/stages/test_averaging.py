@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from lares_pl import SPT, LaresError, load_stage
+from lares_pl import SPT, LaresError, TransformerBlock, load_stage
+from lares_pl.model.layout import Layout
 from lares_pl.stages.checkpoint import read_checkpoint
-from tests.training import data, released_rpt, released_spt, trainer
+from tests.training import SMALL, data, released_rpt, released_spt, trainer
 
 DECAY = 0.9
 
@@ -52,6 +54,36 @@ def test_the_average_is_the_recursion_over_updates(toy_dataset: Path, tmp_path: 
     torch.testing.assert_close(model.backbone.item_vectors, average)
     torch.testing.assert_close(model.learner.item_vectors, weights.seen[-1])
     assert not torch.allclose(average, weights.seen[-1], atol=1e-4)
+
+
+class CountedBlock(TransformerBlock):
+    """Has a buffer that training changes, as a batch norm has."""
+
+    count: torch.Tensor
+
+    def __init__(self, hidden_size: int, dropout: float | None = None) -> None:
+        super().__init__(hidden_size, inner_size=16, dropout=dropout)
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor, layout: Layout) -> torch.Tensor:
+        if self.training:
+            self.count += 1
+        return super().forward(x, layout)
+
+
+def test_buffers_of_a_block_are_those_of_the_trained_weights(toy_dataset: Path, tmp_path: Path) -> None:
+    model = released_spt(replace(SMALL, core_block=CountedBlock), ema=DECAY)
+    fit = trainer(tmp_path, max_epochs=1)
+    fit.fit(model, data(toy_dataset))
+    kept, trained = (dict(network.named_buffers())["core_blocks.0.count"] for network in (model.backbone, model.learner))
+    assert kept == trained > 0
+    assert kept is not trained
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_an_average_in_16_bits_is_refused(precision: Any, toy_dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(LaresError, match=rf"precision {precision} would keep the averaged weights \(model.ema 0.9\)"):
+        trainer(tmp_path, precision=precision).fit(released_spt(ema=DECAY), data(toy_dataset))
 
 
 def test_validation_checkpoint_test_and_next_stage_use_the_same_weights(toy_dataset: Path, tmp_path: Path) -> None:

@@ -32,8 +32,8 @@ UPDATES: dict[str, tuple[Callable[[], BaseStage], str, int, int]] = {
     "recipe": (lambda: SPT(FOUR_STEPS), "sequence", 524, 223),
     "recipe, alignment": (lambda: SPT(FOUR_STEPS, alpha=0.1, gamma=0.1), "sequence", 818, 410),
     "released": (lambda: released_spt(RELEASED), "prefix", 784, 379),
-    "recipe, RPT": (lambda: RPT(backbone=FOUR_STEPS), "sequence", 838, 546),
-    "released RPT": (lambda: released_rpt(backbone=RELEASED), "prefix", 1023, 616),
+    "recipe, RPT": (lambda: RPT(backbone=FOUR_STEPS), "sequence", 844, 552),
+    "released RPT": (lambda: released_rpt(backbone=RELEASED), "prefix", 1027, 622),
 }
 
 

@@ -89,6 +89,16 @@ def test_batches_of_another_size_are_served_from_the_next_epoch_on(toy_dataset: 
     assert run(toy_dataset, 8, path, batch_size=32).global_step == 8
 
 
+def test_a_limited_epoch_is_complete_at_its_limit(toy_dataset: Path, tmp_path: Path) -> None:
+    few: dict[str, Any] = {"limit_train_batches": 2, "max_epochs": 2}
+    first = trainer(tmp_path, **{**few, "max_epochs": 1})
+    first.fit(released_spt(), data(toy_dataset))
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    second = trainer(tmp_path, **few)
+    second.fit(released_spt(), data(toy_dataset, batch_size=32), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert second.global_step == 4
+
+
 def test_changed_settings_are_named() -> None:
     before = {"alpha": 0.1, "optimizer": {"class_path": "x", "init_args": {"lr": 0.1, "eps": 1}}, "ema": 0.9}
     now = {"alpha": 0.1, "optimizer": {"class_path": "x", "init_args": {"lr": 0.2, "eps": 1}}, "ema": 0.5}

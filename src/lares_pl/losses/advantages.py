@@ -37,6 +37,7 @@ class GroupAdvantage(Advantage):
     """
 
     def __call__(self, rewards: Tensor, total: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        rewards = rewards - rewards[:, :1]  # equal ones are exactly 0 then, and so is their mean
         spread = rewards.std(dim=1, keepdim=True)
         return (rewards - rewards.mean(dim=1, keepdim=True)) / (spread + 1e-4)
 

@@ -22,7 +22,7 @@ from lares_pl.model import target_softmax, tiles
 from lares_pl.model.sharding import Rows, rows_of
 from lares_pl.model.similarity import Similarity
 from lares_pl.model.target_softmax import LossOfRows
-from lares_pl.model.tiles import Repeats, ranking_tile_shape, repeats_of, slices, tile_of, with_repeats
+from lares_pl.model.tiles import Repeats, ranking_tile_of, ranking_tile_shape, repeats_of, slices, tile_of, upcast
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class CatalogueHead:
         if self.repeats is None:
             return own, others
         at = self.repeats.pairs.matches(items)
-        return with_repeats(own, targets, self.repeats), others.index_put(at, self.repeats.bias.expand(len(at[0])), True)
+        return tiles.with_repeats(own, targets, self.repeats), others.index_put(at, self.repeats.bias.expand(len(at[0])), True)
 
     def subset(self, items: Tensor, local_index: Tensor) -> CatalogueHead:
         """The head of a catalogue of some of the items; what is read of others counts no more.
@@ -160,8 +160,13 @@ class CatalogueHead:
 
     # ------------------------------------------------------------ rankings
 
+    def _prepare_for_ranking(self, states: Tensor) -> tuple[Tensor, Rows]:
+        """As `prepare`, at least in float32."""
+        left, table = self.prepare(upcast(states))
+        return left, replace(table, vectors=upcast(table.vectors))
+
     def rank(self, states: Tensor, targets: Tensor, excluded: ItemPairs | None = None) -> Tensor:
-        """Rank of each target among all items, 1 is best; ties count against the target.
+        """Rank of each target among all items, 1 is best; ties, up to rounding, count against the target.
 
         Args:
             states: `[R, d]`.
@@ -179,7 +184,7 @@ class CatalogueHead:
 
         Scores are computed and compared once; excluded items then count as if below the target.
         """
-        left, table = self.prepare(states)
+        left, table = self._prepare_for_ranking(states)
         rows_step, classes_step = ranking_tile_shape(left, table.most)
         parts = list(slices(len(table.vectors), classes_step))
         row_ranges = list(slices(len(states), rows_step))
@@ -188,15 +193,13 @@ class CatalogueHead:
         below_target = torch.zeros(2, len(targets), dtype=torch.int64, device=targets.device)
         for number, rows in enumerate(row_ranges):
             chunk, own_items, repeats = left[rows], targets[rows], repeats_of(self.repeats, rows, len(states))
-            # by the same product as the scores it is compared with, so that ties are ties
-            own = (chunk @ table.vectors[table.local_index(own_items)].T).diagonal().float()
-            own = table.all_reduce_sum(table.mask_local(with_repeats(own, own_items, repeats), own_items))[:, None]
+            own = table.all_reduce_sum(tiles.least_of_targets(chunk, table, own_items, repeats).float())[:, None]
             left_out = pairs[number : number + 1]
             if left_out and not (table.complete and len(parts) == 1):
                 left_out = left_out[0].by_classes(table.start, parts)
             everywhere, unseen = below_target[:, rows]
             for tile, part in enumerate(parts):
-                scores = tile_of(chunk, table, part, repeats)[0].float()
+                scores = ranking_tile_of(chunk, table, part, repeats)
                 start = table.start + part.start
                 _leave_out(scores, slice(start, table.start + part.stop), None)
                 below = torch.lt(scores, own, out=scores)
@@ -222,7 +225,7 @@ class CatalogueHead:
         Returns:
             Scores `[R, k]` in descending order (-inf where fewer than k items remain) and item indices `[R, k]`.
         """
-        left, table = self.prepare(states)
+        left, table = self._prepare_for_ranking(states)
         here = slice(table.start, table.start + len(table.vectors))
         own = min(k, table.most)
         best_scores = states.new_full((len(states), own), -torch.inf, dtype=torch.float32)
@@ -230,7 +233,7 @@ class CatalogueHead:
         found = min(own, len(table.vectors))
         for rows in slices(len(states), max(1, tiles.CHUNK // table.most)):
             everything = slice(0, len(table.vectors))
-            chunk = tile_of(left[rows], table, everything, repeats_of(self.repeats, rows, len(states)))[0].float()
+            chunk = ranking_tile_of(left[rows], table, everything, repeats_of(self.repeats, rows, len(states)))
             _leave_out(chunk, here, None if excluded is None else excluded.within_rows(rows))
             best_scores[rows, :found], best_items[rows, :found] = chunk.topk(found, dim=1)
         best_scores, best_items = table.all_gather(best_scores), table.all_gather(best_items + table.start)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lares_pl.data.loading.item_pairs import ItemPairs
+from lares_pl.device import without_autocast
 from lares_pl.model.sharding import Rows
 
 CHUNK = 1 << 22  # scores held at a time (float32: 16 MiB); on a CPU at least those of 64 rows
@@ -84,6 +85,12 @@ def tile_of(states: Tensor, table: Rows, part: slice, repeats: Repeats | None) -
     return scores, at
 
 
+def ranking_tile_of(states: Tensor, table: Rows, part: slice, repeats: Repeats | None) -> Tensor:
+    """As `tile_of`, in float32 also in mixed precision: 16 bits would make ties of scores that differ."""
+    with without_autocast(states.device):
+        return tile_of(states, table, part, repeats)[0].float()
+
+
 def repeats_of(repeats: Repeats | None, rows: slice, count: int) -> Repeats | None:
     """Those of a range of rows, which are counted from its start.
 
@@ -101,6 +108,17 @@ def of_targets(states: Tensor, table: Rows, targets: Tensor, repeats: Repeats | 
     """Score of each row's target where this process holds it, else 0; `[rows]`."""
     own = upcast((states * table.vectors[table.local_index(targets)]).sum(dim=1))
     return table.mask_local(with_repeats(own, targets, repeats), targets)
+
+
+def least_of_targets(states: Tensor, table: Rows, targets: Tensor, repeats: Repeats | None) -> Tensor:
+    """As `of_targets`, less what rounding can make of two equal items: a product's sum depends on its place among others.
+
+    The margin is `eps sqrt(d) |state| |item|`, twice the largest difference that was seen, for d from 16 to 768.
+    """
+    items = table.vectors[table.local_index(targets)]
+    own = with_repeats(upcast((states * items).sum(dim=1)), targets, repeats)
+    rounding = torch.finfo(torch.float32).eps * states.shape[1] ** 0.5
+    return table.mask_local(torch.sub(own, states.norm(dim=1) * items.norm(dim=1), alpha=rounding), targets)
 
 
 def with_repeats(scores: Tensor, items: Tensor, repeats: Repeats | None) -> Tensor:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from lares_pl.data.dataset.ids import ItemIndex
+from lares_pl.data.dataset.ids import ItemIndex, id_text
 from lares_pl.data.loading.external_histories import Id
 from lares_pl.errors import LaresError
 
@@ -53,7 +53,8 @@ def unknown_items(index: ItemIndex, item_ids: Iterable[Id], vectors: np.ndarray)
     vectors = np.asarray(vectors, dtype=np.float32)
     if vectors.ndim != 2 or len(vectors) != len(ids) or not np.isfinite(vectors).all():
         raise LaresError(f"{len(ids):,} new items need as many vectors of finite numbers, got an array {list(vectors.shape)}")
-    if ids.duplicated().any():
-        raise LaresError(f"new item {ids[ids.duplicated()].iloc[0]!r} occurs twice")
+    again = ids.map(id_text).duplicated()  # 99 and "99" are one id
+    if again.any():
+        raise LaresError(f"new item {ids[again].iloc[0]!r} occurs twice")
     chosen = (index.numbers(ids) == 0) & vectors.any(axis=1)
     return ids[chosen].tolist(), torch.from_numpy(vectors[chosen])

@@ -97,7 +97,7 @@ def report(
     heading = title or "Report on " + (", ".join(source.name for source in sources) if len(sources) <= 3 else names)
     sections = [*(make(study) for make in SECTIONS), provenance(study, command_line())]
     lead = [
-        f"Evaluated: {names}, on the {study.target} items of {study.population.users:,} users of {Path(data).name}. These "
+        f"Evaluated: {names}, on {study.population.users:,} {study.target} items of {Path(data).name}. These "
         "models read a user's history once and refine its representation by applying one small block repeatedly; the number of "
         "these reasoning steps is the depth.",
     ]

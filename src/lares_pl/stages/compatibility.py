@@ -52,6 +52,11 @@ def check_trainer(trainer: Any, stage: Any) -> None:
             "trainer.overfit_batches: the batches of the data module have an order of their own, new in each epoch. Leave it "
             "out, and prepare a dataset of a few users to overfit"
         )
+    if stage.ema and trainer.precision in ("bf16-true", "16-true"):
+        raise LaresError(
+            f"trainer.precision {trainer.precision} would keep the averaged weights (model.ema {stage.ema}) in 16 bits, which "
+            "lose the small steps of an average. Use bf16-mixed, or train without an average (--model.ema 0)"
+        )
     callbacks: list[Callback] = trainer.callbacks
     for callback in callbacks:
         for kind, reason in _REFUSED.items():

@@ -80,6 +80,8 @@ def check_position(loop: Mapping[str, Any], data: Any) -> None:
     Raises:
         LaresError: if the rest of the epoch would have other batches.
     """
+    if loop.get("epoch_loop.batch_progress", {}).get("is_last_batch"):
+        return  # the epoch is complete, which with trainer.limit_train_batches is before the loader's last batch
     for loader in loop["state_dict"].get("combined_loader", ()):
         if not 0 < loader["served"] < loader.get("batches", 0):
             continue

@@ -220,11 +220,11 @@ class RPT(BaseStage):
 
     def expected_updates(self) -> float:
         """Of RPT only a budget in updates is known before its instances are pruned."""
-        if self.trainer.max_steps != -1:
-            return self.trainer.max_steps
-        if self.pruning is not None:
+        if self.pruning is None:
+            return super().expected_updates()
+        if self.trainer.max_steps == -1:
             raise LaresError("RPT prunes its instances first: set model.scheduler.total, or trainer.max_steps")
-        return super().expected_updates()
+        return self.trainer.max_steps
 
     def training_step(self, batch: Batch) -> Tensor:
         """One update from one group of trajectories an instance."""

@@ -130,6 +130,18 @@ def test_incomplete_flat_copies_are_recreated(tmp_path: Path, state: str) -> Non
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
 
 
+def test_flat_copies_of_a_rewritten_file_of_the_same_size_are_recreated(tmp_path: Path) -> None:
+    for name, text in (("one", "1 2 3 4\n2 3 4\n"), ("other", "1 4 3 2\n2 3 4\n")):
+        (tmp_path / f"{name}.txt").write_text(text)
+        prepare(str(tmp_path / f"{name}.txt"), str(tmp_path / name))
+    one, other = (tmp_path / name / "sequences.parquet" for name in ("one", "other"))
+    assert one.stat().st_size == other.stat().st_size
+    expected = SequenceDataset.load(tmp_path / "other").items.tolist()
+    assert SequenceDataset.load(tmp_path / "one").items.tolist() != expected
+    one.write_bytes(other.read_bytes())
+    assert SequenceDataset.load(tmp_path / "one").items.tolist() == expected
+
+
 def test_sequences_in_many_files_are_one_dataset(tmp_path: Path, toy_dataset: Path) -> None:
     shutil.copytree(toy_dataset, tmp_path / "out")
     table = pq.read_table(tmp_path / "out" / "sequences.parquet")

@@ -62,7 +62,7 @@ def flat_copies(folder: Path, users: int, interactions: int, catalogue: int) -> 
         LaresError: if the sequences have other numbers of users or interactions, or an item outside the catalogue.
     """
     files = [*sequence_files(folder), *folder.glob(SPLIT)]
-    made_from = {path.name: path.stat().st_size for path in files}
+    made_from = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
     mapped = _mapped(folder / FOLDER, made_from)
     if mapped is not None and (len(mapped.offsets), len(mapped.items)) == (users + 1, interactions):
         return mapped
@@ -100,7 +100,7 @@ def leave_one_out(offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return ends - 2 * held, ends - held
 
 
-def _mapped(folder: Path, made_from: dict[str, int]) -> Flat | None:
+def _mapped(folder: Path, made_from: dict[str, list[int]]) -> Flat | None:
     """Map the cache of exactly these files; None if there is none or it is damaged."""
     try:
         record = json.loads((folder / RECORD).read_text())
