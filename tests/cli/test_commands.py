@@ -62,7 +62,7 @@ def test_rpt_reports_what_it_kept_and_what_changed(work: Path) -> None:
     spt = json.loads((work / "runs" / "ml" / "spt" / "test.json").read_text())
     assert report["before"]["metrics"] == pytest.approx(spt["metrics"], rel=1e-6)
     assert ("nothing was gained" in said) == (report["metrics"] == report["before"]["metrics"])
-    assert ("no update of RPT improved validation" in said) == report["initial_weights_kept"]
+    assert ("no validation after an update was better" in said) == report["initial_weights_kept"]
     assert report["initial_weights_kept"] == ("nothing was gained" in said)
 
 
@@ -142,6 +142,7 @@ def test_predict_writes_original_ids(work: Path, tmp_path: Path) -> None:
         assert set(items) <= known - seen
     said = error(tmp_path, "predict", "--ckpt_path", best)
     assert "predictions.parquet exists; --overwrite true" in said
+    assert "ends with .parquet" in error(tmp_path, "predict", "--ckpt_path", best, "--output", "lists.csv")
 
 
 def test_predict_for_histories_from_a_file(work: Path, tmp_path: Path) -> None:
@@ -203,6 +204,11 @@ def test_a_resumed_rpt_reports_what_changed_since_spt(work: Path) -> None:
 def test_an_invalid_configuration_moves_no_run_aside(work: Path) -> None:
     data = ["--run", "ml", *QUICK, *SMALL, "--model.backbone.core_block.heads", "3"]
     assert "heads=3 does not divide" in error(work, "fit", "--config", "spt.yaml", *data)
+    for option, said in (
+        (["--model.optimizer.lr", "-1"], "model.optimizer: Invalid learning rate"),
+        (["--model.scheduler.warmup", "500", "--model.scheduler.total", "100"], "expected 0 <= warmup < total"),
+    ):
+        assert said in error(work, "fit", "--config", "spt.yaml", *data[:-2], *option)
     assert (work / "runs" / "ml" / "spt" / "checkpoints" / "best.ckpt").is_file()
     assert not (work / "runs" / "ml" / "spt.1").exists()
 

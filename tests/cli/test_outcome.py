@@ -21,7 +21,7 @@ def test_the_table_after_rpt_shows_the_change() -> None:
 def test_the_table_after_rpt_states_that_the_initial_weights_were_kept() -> None:
     text = metrics_text({"depth": 4, "before": BEFORE, "metrics": BEFORE["metrics"], "initial_weights_kept": True})
     assert "%" not in text
-    assert text.endswith("no update of RPT improved validation: the best checkpoint holds the weights that RPT started from")
+    assert text.endswith("no validation after an update was better: the best checkpoint holds RPT's starting weights")
 
 
 def test_metrics_of_a_single_checkpoint_have_no_change() -> None:

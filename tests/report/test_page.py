@@ -28,6 +28,12 @@ def test_only_lines_with_few_points_have_markers() -> None:
     assert marks(21) == 0
 
 
+def test_a_chart_of_more_runs_than_groups_is_described() -> None:
+    panel = Panel("", "NDCG@10", [Series("spt", np.array([-0.12, 0.0, 0.12]), np.array([0.1, 0.3, 0.2]))], ticks=["spt"])
+    chart = draw("seeds", "Every run", "Read it.", [panel], ["spt"])
+    assert "spt from 0.100 at spt to 0.200 at spt, highest 0.300 at spt" in chart.alt
+
+
 def test_equal_data_give_equal_images() -> None:
     panels = [Panel("steps", "NDCG@10", [Series("$a_b$ <x>", [1, 2, 4], [0.1, 0.2, 0.15], [0.05, 0.1, 0.1], [0.2, 0.3, 0.2])])]
     charts = [draw("c", "A chart", "Read it.", panels, ["$a_b$ <x>", "b"]) for _ in range(2)]

@@ -11,6 +11,7 @@ from lares_pl import (
     LaresError,
 )
 from lares_pl.report.sources import find_sources, group_by_seed, why_apart
+from tests.console import QUICK, SMALL, lares
 
 
 def test_runs_that_differ_only_in_their_seed_form_a_group(runs: Path) -> None:
@@ -36,6 +37,19 @@ def test_another_configuration_or_the_same_seed_is_another_group(runs: Path, tmp
         "again/spt is not grouped with seed1/spt as another seed of one configuration: that group already has seed 2.",
         "other/spt is not grouped with seed1/spt as another seed of one configuration: they differ in record.budget.",
     ]
+
+
+@pytest.mark.slow
+def test_a_resumed_run_is_a_seed_of_its_configuration(toy_dataset: Path, tmp_path: Path) -> None:
+    """It records values of its checkpoint, in other words than were typed."""
+    (tmp_path / "prepared").symlink_to(toy_dataset)
+    line = ["fit", "--config", "spt.yaml", *QUICK[:4], *SMALL, "--trainer.logger", "false", "--test_after_fit", "false"]
+    for seed in ("1", "2"):
+        lares(tmp_path, *line, "--seed_everything", seed, "--run", seed, "--trainer.max_epochs", seed)
+    lares(tmp_path, *line, "--run", "1", "--ckpt_path", "last", "--trainer.max_epochs", "2")
+    sources, _ = find_sources([str(tmp_path / "runs" / seed) for seed in ("1", "2")])
+    (group,) = group_by_seed(sources)
+    assert [source.seed for source in group.sources] == [1, 2]
 
 
 def test_runs_moved_aside_are_left_out_and_reported(runs: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from lares_pl.atomic_io import atomic_write, check_free
 from lares_pl.data.dataset.instances import Instances
 from lares_pl.data.dataset.prepared import SequenceDataset
+from lares_pl.errors import LaresError
 
 
 class PredictionWriter(Callback):
@@ -40,9 +41,16 @@ class PredictionWriter(Callback):
         self._rows = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that the file may be written, before any work is done."""
-        if stage == "predict":
-            check_free(self.path, self.overwrite)
+        """Check that the file may be written, before any work is done.
+
+        Raises:
+            LaresError: if it exists, or its name is not that of a Parquet file.
+        """
+        if stage != "predict":
+            return
+        if self.path.suffix != ".parquet":
+            raise LaresError(f"{self.path}: predictions are written as Parquet; name a file that ends with .parquet")
+        check_free(self.path, self.overwrite)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the file under a temporary name."""

@@ -143,7 +143,7 @@ def metrics_text(report: Mapping[str, Any]) -> str:
             else:
                 lines.append(f"  {label:<{width}} {found[name]:.4f}")
     if kept:
-        lines.append("no update of RPT improved validation: the best checkpoint holds the weights that RPT started from")
+        lines.append("no validation after an update was better: the best checkpoint holds RPT's starting weights")
     return "\n".join(lines)
 
 

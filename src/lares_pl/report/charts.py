@@ -286,7 +286,8 @@ def _description(panels: Sequence[Panel]) -> str:
 def _describe(series: Series, panel: Panel) -> str:
     y = np.asarray(series.y, dtype=float)
     known = np.flatnonzero(np.isfinite(y))
-    names = list(panel.ticks) if panel.ticks else [short(float(x)) for x in series.x]
+    # with ticks, x is the number of a tick, and what is beside it
+    names = [panel.ticks[round(float(x))] if panel.ticks else short(float(x)) for x in series.x]
     first, last, top = known[0], known[-1], int(np.nanargmax(y))
     if len(known) == 1 or series.dashed:
         return f"{series.label} {short(y[first])}"

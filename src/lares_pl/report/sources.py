@@ -29,7 +29,8 @@ _NOT_CONFIGURATION = (
     "average_steps",
     "test_after_fit",
     "data.seed",
-    "model.init_args.init_from",
+    "data.dataset",  # these two as the checkpoint has them: a resumed run records the same values in other words
+    "model",
     "trainer.logger",
     "trainer.enable_progress_bar",
     "trainer.enable_model_summary",
@@ -140,7 +141,8 @@ def _source(path: Path) -> Source:
 
 def _configuration(checkpoint: StageCheckpoint, folder: Path | None, depth: int = 0) -> dict[str, Any]:
     """Everything but the seed that determined the training: the recorded config, if any, and that of the initial checkpoint."""
-    parts: dict[str, Any] = {"class": checkpoint.class_path, "settings": checkpoint.settings, "items": checkpoint.catalogue}
+    parts: dict[str, Any] = {"class": checkpoint.class_path, "settings": checkpoint.settings}
+    parts |= {"items": checkpoint.catalogue, "data": checkpoint.data}
     record = None if folder is None else folder / "config.yaml"
     if record is not None and record.is_file():
         try:

@@ -24,6 +24,7 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 
 from lares_pl.errors import LaresError
+from lares_pl.stages.optimizers import check_factories
 
 _HIGHER_IS_BETTER = re.compile(r"val/((all|unseen)/)?(recall|ndcg|map|mrr|hit)")
 _USE_EMA = "Leave it out and set model.ema (0.999), whose average is what is validated, saved, tested and exported"
@@ -57,6 +58,7 @@ def check_trainer(trainer: Any, stage: Any) -> None:
             f"trainer.precision {trainer.precision} would keep the averaged weights (model.ema {stage.ema}) in 16 bits, which "
             "lose the small steps of an average. Use bf16-mixed, or train without an average (--model.ema 0)"
         )
+    check_factories(stage.optimizer, stage.scheduler)
     callbacks: list[Callback] = trainer.callbacks
     for callback in callbacks:
         for kind, reason in _REFUSED.items():

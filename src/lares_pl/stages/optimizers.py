@@ -10,9 +10,26 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from lares_pl.errors import LaresError
 from lares_pl.serialization import class_of
 
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], Optimizer]
+
+
+def check_factories(optimizer: OptimizerFactory, scheduler: Callable[[Optimizer], Any] | None) -> None:
+    """Check the options of an optimiser and its schedule before anything is built or written.
+
+    Raises:
+        LaresError: if they can't be made, even for one number.
+    """
+    option = "optimizer"
+    try:
+        made = optimizer([torch.nn.Parameter(torch.zeros(1))])
+        option = "scheduler"
+        if scheduler is not None:
+            scheduler(made)
+    except (TypeError, ValueError) as error:
+        raise LaresError(f"model.{option}: {error}") from error
 
 
 def options_of(factory: OptimizerFactory) -> dict[str, Any]:

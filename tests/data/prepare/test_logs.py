@@ -104,12 +104,16 @@ def test_the_timestamp_column_is_found_in_any_letter_case(name: str, tmp_path: P
 # ---------------------------------------------------------------- ratings
 
 
-@pytest.mark.parametrize("name", ["time", "ts", "Date", "unixReviewTime", "event_timestamp"])
+@pytest.mark.parametrize("name", ["time", "ts", "Date", "unixReviewTime", "event_timestamp", "bought at", "order_date"])
 def test_times_under_another_name_are_not_ignored_silently(name: str, tmp_path: Path) -> None:
     text = BASIC.replace("timestamp", name)
     refused(tmp_path, "x.csv", text, "no column 'timestamp'", f"--columns.time {name}", "--columns.time ''")
     assert read(tmp_path, "x.csv", text, columns=Columns(time=name)) == READ
     assert read(tmp_path, "x.csv", text, columns=Columns(time=""))["ann"] == ["a", "b"]
+
+
+def test_one_column_for_users_and_items_is_refused(tmp_path: Path) -> None:
+    refused(tmp_path, "x.csv", BASIC, "'item_id' can't be both user and item", columns=Columns(user="item_id"))
 
 
 def test_times_that_are_true_or_false_are_refused(tmp_path: Path) -> None:

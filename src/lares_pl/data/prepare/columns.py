@@ -17,7 +17,7 @@ from lares_pl.data.dataset.ids import plain_ids
 from lares_pl.data.prepare.text_files import SEPARATORS
 from lares_pl.errors import LaresError
 
-_TIMES = re.compile(r"times?|timestamp|ts|date(time)?|created_at|unix(review)?time|(event|unix|review)_(date|time(stamp)?)")
+_TIMES = re.compile(r"(.*[ _])?(times?|timestamp|ts|date|datetime|at)|unix(review)?time")
 _MISSING = {"null", "nan", "none", "na", "n/a", "#n/a", "<na>", "nil"}  # among numbers no id
 _EXACT = {2: 2.0**11, 4: 2.0**24, 8: 2.0**53}  # below these, floats of so many bytes hold every whole number
 
@@ -63,6 +63,8 @@ def chosen_columns(
             "Name the parts NAME.train.inter, NAME.valid.inter and NAME.test.inter and give their folder"
         )
     found = {"user": columns.user, "item": columns.item}
+    if columns.user == columns.item:
+        raise LaresError(f"{path}: column {columns.user!r} can't be both user and item; name two with --columns.user and .item")
     for ours, asked, usual in (("time", columns.time, "timestamp"), ("rating", columns.rating, "rating")):
         if (name := asked if asked is not None else _usual(names, usual, path, ours)) and (asked or ours == "time" or ratings):
             found[ours] = name
