@@ -128,7 +128,9 @@ def metrics_text(report: Mapping[str, Any]) -> str:
     found: Mapping[str, float] = report["metrics"]
     split = {"val": "validation"}.get(prefix := next(iter(found)).split("/")[0], prefix)
     averaged = " (mean score of all steps)" if report.get("average_steps") else ""
-    lines = [f"{split} metrics at depth {report['depth']}{averaged}" + (" before and after RPT" if before else "")]
+    rule = report.get("stop")
+    stopped = f" at most, stopped by {rule['class_path'].rpartition('.')[2]}" if rule else ""
+    lines = [f"{split} metrics at depth {report['depth']}{stopped}{averaged}" + (" before and after RPT" if before else "")]
     order = {name: place for place, name in enumerate(functions_of(DEFAULT_METRICS))}  # recorded names are sorted as text
     for protocol, heading in _PROTOCOLS.items():
         shown = {name: name.removeprefix(f"{prefix}/{protocol}") for name in found if name.startswith(f"{prefix}/{protocol}")}
