@@ -103,9 +103,7 @@ def no_column(names: Sequence[str], name: str, path: Path, option: str) -> Lares
     written = [str(other) for other in names]
     separator = next((sep for sep in SEPARATORS if len(written) == 1 and sep in written[0]), None)
     if separator is not None:
-        return LaresError(
-            f"{what}: its fields are separated by {separator!r}. Say so with --separator '{SEPARATORS[separator]}'"
-        )
+        return LaresError(f"{what}: its fields are separated by {separator!r}; give --separator '{SEPARATORS[separator]}'")
     for other in written:
         if _plain(other) == _plain(name):
             quote = next((quote for quote in "\"'" if other.strip().startswith(quote) and not name.startswith(quote)), None)
