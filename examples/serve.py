@@ -23,6 +23,8 @@ class Model:
         self.session = onnxruntime.InferenceSession(Path(folder, "model.onnx"))
 
     def recommend(self, history, exclude=(), **depth):  # depth=8, where it is an input
+        if isinstance(history, str) or isinstance(exclude, str):
+            raise TypeError("history and exclude are lists of ids")
         known = [self.index[str(item)] for item in history if str(item) in self.index][-self.length :]
         if not known:
             return []
@@ -38,10 +40,10 @@ class Model:
 
 class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         try:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             status, answer = 200, self.server.model.recommend(**asked)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:  # no JSON, or not what is asked for
             status, answer = 400, str(error)
         self.send_response(status)
         self.end_headers()

@@ -6,6 +6,7 @@ import ast
 import json
 import sys
 import threading
+import urllib.error
 import urllib.request
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -247,6 +248,9 @@ def test_serving_original_ids(served: tuple[Path, Path]) -> None:
         url = f"http://127.0.0.1:{server.server_port}"
         with urllib.request.urlopen(urllib.request.Request(url, json.dumps(asked).encode())) as answer:
             found = json.loads(answer.read())
+        for wrong in (b'{"history": "12"}', b"no JSON"):
+            with pytest.raises(urllib.error.HTTPError, match="400"):
+                urllib.request.urlopen(urllib.request.Request(url, wrong))
         server.shutdown()
     items, scores = expected(checkpoint, history, [11, 7], 3)
     assert [entry["item"] for entry in found] == [ids[item] for item in items]
