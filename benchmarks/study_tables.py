@@ -77,11 +77,9 @@ def value(line: dict[str, Any], protocol: str, depth: int | None = None, split: 
 def spread(values: Sequence[float]) -> str:
     """Mean and standard deviation over seeds, and their number where it is less than three."""
     mean, deviation = mean_and_spread(values)
-    return (
-        f"{mean:.4f}"
-        + (f" ± {deviation:.4f}" if len(values) > 1 else "")
-        + {1: " (one seed)", 2: " (two seeds)"}.get(len(values), "")
-    )
+    around = f" ± {deviation:.4f}" if len(values) > 1 else ""
+    few = {1: " (one seed)", 2: " (two seeds)"}.get(len(values), "")
+    return f"{mean:.4f}{around}{few}"
 
 
 def quality(lines: Lines) -> str:

@@ -13,12 +13,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.multiprocessing.spawn import start_processes
 
 from lares_pl.cli.main import main
 
@@ -39,6 +41,11 @@ CONTEXT.set_forkserver_preload(
         "wandb.sdk.launch.inputs.internal",  # wandb imports it when a run starts
     ]
 )
+
+
+def on_forked_processes(task: Callable[..., None], arguments: tuple[Any, ...], count: int) -> None:
+    """Run `task(rank, *arguments)` in several processes, and raise an exception of any of them."""
+    start_processes(task, arguments, nprocs=count, start_method=CONTEXT.get_start_method())
 
 
 def clean_environment() -> dict[str, str]:

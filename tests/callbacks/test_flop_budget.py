@@ -13,7 +13,6 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
-from torch.multiprocessing.spawn import start_processes
 from torch.utils.flop_counter import FlopCounterMode
 
 from lares_pl import SPT, ConstantDepth, LaresError, Pruning, SequenceDataModule
@@ -22,7 +21,7 @@ from lares_pl.callbacks.flop_budget import FlopBudget, spent
 from lares_pl.runs import StageFolder
 from lares_pl.stages.checkpoint import read_checkpoint
 from tests.console import SMALL as NARROW
-from tests.console import error, lares
+from tests.console import error, lares, on_forked_processes
 from tests.released import released_backbone
 from tests.training import released_rpt, released_spt, trainer
 
@@ -173,7 +172,7 @@ def test_two_processes_share_one_budget_and_stop_together(toy_dataset: Path, tmp
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    start_processes(_spend, (port, str(toy_dataset), tmp_path), nprocs=2, start_method="forkserver")
+    on_forked_processes(_spend, (port, str(toy_dataset), tmp_path), 2)
     one, two = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert one["updates"] == two["updates"]
     assert one["flops"] == two["flops"] >= 1e8

@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.multiprocessing.spawn import start_processes
 
 from lares_pl import CosineSimilarity, DotSimilarity, LaresError, RecurrentBackbone, SampledSoftmax
 from lares_pl.data.loading.item_pairs import ItemPairs
@@ -20,7 +19,7 @@ from lares_pl.model.embedding import ItemTable, ItemText
 from lares_pl.model.sharding import local, rows_of, sharded
 from lares_pl.model.similarity import Similarity
 from lares_pl.model.tiles import Repeats
-from tests import console  # noqa: F401  (its forked processes have imported everything)
+from tests.console import on_forked_processes
 from tests.released import released_backbone
 
 pytestmark = pytest.mark.slow
@@ -30,7 +29,7 @@ CASES = 12
 
 def on_processes(task: Callable[[int, int], None], world: int, folder: Path) -> None:
     """Run `task(rank, world)` in several processes of one process group, and raise an exception of any of them."""
-    start_processes(_joined, (world, task, str(folder / "rendezvous")), nprocs=world, start_method="forkserver")
+    on_forked_processes(_joined, (world, task, str(folder / "rendezvous")), world)
 
 
 def _joined(rank: int, world: int, task: Callable[[int, int], None], rendezvous: str) -> None:

@@ -52,28 +52,24 @@ class DepthSweep(Callback):
         trial: bool = trainer.fast_dev_run  # type: ignore[attr-defined]
         if deepest == 0 or trial or not (self.path or loggers):
             return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        limits = {"val": trainer.limit_val_batches, "test": trainer.limit_test_batches}
+        depths, make_metrics = range(1, deepest + 1), partial(pl_module.make_sums, data.sequences)
+        read = "mean of steps" if pl_module.average_steps else "last step"
         rows: list[dict[str, Any]] = []
         for split in self.splits:
-            if not self._limit(trainer, split):
+            if not limits[split]:
                 continue
             with trainer.precision_plugin.test_step_context():
-                batches, depths = self._batches(trainer, split), range(1, deepest + 1)
-                make_metrics = partial(pl_module.make_sums, trainer.datamodule.sequences)  # type: ignore[attr-defined]
+                batches = self._batches(data, split, limits[split])
                 found = metrics_by_depth(pl_module.backbone, batches, depths, make_metrics, pl_module.average_steps)
-            read = "mean of steps" if pl_module.average_steps else "last step"
             rows += [{"split": split, "scores": read, **row, "depth": int(row["depth"])} for row in found]
         if rows and trainer.is_global_zero:
             self._keep(rows, loggers)
 
     @staticmethod
-    def _limit(trainer: Trainer, split: str) -> int | float:
-        return trainer.limit_val_batches if split == "val" else trainer.limit_test_batches
-
-    @staticmethod
-    def _batches(trainer: Trainer, split: str) -> Iterable[Any]:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    def _batches(data: Any, split: str, limit: float) -> Iterable[Any]:
         loader = data.val_dataloader() if split == "val" else data.test_dataloader()
-        limit = DepthSweep._limit(trainer, split)
         return islice(loader, limit if isinstance(limit, int) else int(limit * len(loader)))
 
     def _keep(self, rows: list[dict[str, Any]], loggers: list[Wandb]) -> None:

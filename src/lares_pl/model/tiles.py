@@ -106,8 +106,8 @@ def repeats_of(repeats: Repeats | None, rows: slice, count: int) -> Repeats | No
 
 def of_targets(states: Tensor, table: Rows, targets: Tensor, repeats: Repeats | None) -> Tensor:
     """Score of each row's target where this process holds it, else 0; `[rows]`."""
-    own = upcast((states * table.vectors[table.local_index(targets)]).sum(dim=1))
-    return table.mask_local(with_repeats(own, targets, repeats), targets)
+    own = _scores_of(states, table.vectors[table.local_index(targets)], targets, repeats)
+    return table.mask_local(own, targets)
 
 
 def least_of_targets(states: Tensor, table: Rows, targets: Tensor, repeats: Repeats | None) -> Tensor:
@@ -116,9 +116,14 @@ def least_of_targets(states: Tensor, table: Rows, targets: Tensor, repeats: Repe
     The margin is `eps sqrt(d) |state| |item|`, twice the largest difference that was seen, for d from 16 to 768.
     """
     items = table.vectors[table.local_index(targets)]
-    own = with_repeats(upcast((states * items).sum(dim=1)), targets, repeats)
+    own = _scores_of(states, items, targets, repeats)
     rounding = torch.finfo(torch.float32).eps * states.shape[1] ** 0.5
     return table.mask_local(torch.sub(own, states.norm(dim=1) * items.norm(dim=1), alpha=rounding), targets)
+
+
+def _scores_of(states: Tensor, vectors: Tensor, items: Tensor, repeats: Repeats | None) -> Tensor:
+    """Score of one item a row `[rows]`, whose vectors are `[rows, d]`."""
+    return with_repeats(upcast((states * vectors).sum(dim=1)), items, repeats)
 
 
 def with_repeats(scores: Tensor, items: Tensor, repeats: Repeats | None) -> Tensor:

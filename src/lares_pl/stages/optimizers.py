@@ -16,6 +16,10 @@ from lares_pl.serialization import class_of
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], Optimizer]
 
 
+def _of_one_number(factory: OptimizerFactory) -> Optimizer:
+    return factory([torch.nn.Parameter(torch.zeros(1))])
+
+
 def check_factories(optimizer: OptimizerFactory, scheduler: Callable[[Optimizer], Any] | None) -> None:
     """Check the options of an optimiser and its schedule before anything is built or written.
 
@@ -24,7 +28,7 @@ def check_factories(optimizer: OptimizerFactory, scheduler: Callable[[Optimizer]
     """
     option = "optimizer"
     try:
-        made = optimizer([torch.nn.Parameter(torch.zeros(1))])
+        made = _of_one_number(optimizer)
         option = "scheduler"
         if scheduler is not None:
             scheduler(made)
@@ -34,7 +38,7 @@ def check_factories(optimizer: OptimizerFactory, scheduler: Callable[[Optimizer]
 
 def options_of(factory: OptimizerFactory) -> dict[str, Any]:
     """Return the options that an optimiser gives its parameters, with its defaults."""
-    (group,) = factory([torch.nn.Parameter(torch.zeros(1))]).param_groups
+    (group,) = _of_one_number(factory).param_groups
     return {key: value for key, value in group.items() if key != "params"}
 
 
