@@ -1,6 +1,6 @@
 """The slow side against ours: seconds in one process, peak memory in a process each; ratios as a table.
 
-    python benchmarks/bench.py [DATASET] [--config FILE] [--case NAME …] [--device cuda] [--compile] [--json FILE]
+    python benchmarks/bench.py [DATASET] [--config FILE] [--case NAME …] [--device cuda] [--json FILE]
 
 DATASET is a prepared dataset; by default Beauty is prepared from LARES_DATA_DIR. FILE is the `config.yaml` of a run, whose
 architecture (of the transformer family) is measured instead of the paper's. On a CPU: CPU seconds of one thread, resident
@@ -62,7 +62,6 @@ from naive_baseline import NaiveBaseline, PaddedRows
 
 L = 20
 DEVICE = torch.device("cpu")
-COMPILED = False  # whether the steps of our side's training are compiled
 REAL_DATA = Path(os.environ.get("LARES_DATA_DIR", Path(__file__).resolve().parents[2] / "shared" / "data"))
 BEAUTY = REAL_DATA / "beauty" / "Beauty.txt"
 # as released (paper.yaml)
@@ -105,10 +104,7 @@ class Case:
 
 def backbone(items: int, dropout: float) -> RecurrentBackbone:
     torch.manual_seed(0)
-    model = RecurrentBackbone(items, L, with_dropout(CONFIG, dropout)).to(DEVICE)
-    if COMPILED:
-        model.compile_steps(DEVICE)
-    return model
+    return RecurrentBackbone(items, L, with_dropout(CONFIG, dropout)).to(DEVICE)
 
 
 def chosen(instances: TrainingInstances, count: int, seed: int = 0) -> TrainingInstances:
@@ -369,7 +365,6 @@ def memory(dataset: Path, name: str, side: str, config: Path | None) -> float:
     """`peak_mib` in a new process."""
     command = [sys.executable, __file__, str(dataset), "--peak", name, side, "--device", DEVICE.type]
     command += ["--config", str(config)] if config else []
-    command += ["--compile"] if COMPILED else []
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
@@ -401,19 +396,18 @@ def architecture(path: Path) -> BackboneConfig:
 
 def main() -> None:
     """Measure and print."""
-    global CONFIG, DEVICE, COMPILED
+    global CONFIG, DEVICE
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", nargs="?", type=Path, help="prepared dataset")
     parser.add_argument("--config", type=Path, help="config.yaml of a run, for its architecture")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--compile", action="store_true", help="compile the steps of our side's training")
     parser.add_argument("--case", nargs="*", choices=list(CASES), default=list(CASES), help="which to measure")
     parser.add_argument("--json", type=Path, help="file to write the figures to as well")
     parser.add_argument("--no-memory", action="store_true", help="leave out peak memory")
     parser.add_argument("--peak", nargs=2, metavar=("CASE", "SIDE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    DEVICE, COMPILED = torch.device(options.device), options.compile
+    DEVICE = torch.device(options.device)
     if options.config is not None:
         CONFIG = architecture(options.config)
     with tempfile.TemporaryDirectory() as folder:

@@ -33,8 +33,14 @@ def device_figures(run: Callable[[], object]) -> DeviceFigures:
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
         run()
         torch.cuda.synchronize()
+    return figures_of(profiled)
+
+
+def figures_of(profiled: profile) -> DeviceFigures:
+    """What a profile of CPU and CUDA says."""
     events = profiled.events()
-    on_device = [event for event in events if event.device_type.name == "CUDA"]
+    # ranges that host code has named stand beside the kernels that ran in them
+    on_device = [event for event in events if event.device_type.name == "CUDA" and not event.is_user_annotation]
     copies = [event for event in on_device if event.name.startswith(("Memcpy", "Memset"))]
     spans = [(event.time_range.start, event.time_range.end) for event in on_device]
     launches = sum(event.name in LAUNCHES for event in events)

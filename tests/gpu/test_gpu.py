@@ -1,4 +1,4 @@
-"""On a CUDA device (`make test-gpu`): the numbers of a CPU, no waiting within an update, compiled steps, memory, two cards.
+"""On a CUDA device (`make test-gpu`): the numbers of a CPU, no waiting within an update, CUDA graphs, memory, two cards.
 
 LARES_TEST_DEVICE=cpu runs what a CPU can of it, to try the tests themselves.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,16 +23,25 @@ from lares_pl import (
     BackboneConfig,
     ConstantDepth,
     ConvTransformerBlock,
+    EveryStep,
     Pruning,
     RecurrentBackbone,
     SequenceDataModule,
     load_stage,
 )
 from lares_pl.data.loading.histories import Histories
+from lares_pl.model.layout import Layout
 from tests.console import SMALL as SMALL_OPTIONS
 from tests.console import lares
-from tests.model.test_compiled_steps import compare, pair
-from tests.training import released_spt, trainer
+from tests.training import released_rpt, released_spt, trainer
+
+
+class Waiting(ConvTransformerBlock):
+    """Reads a value, for which a graph can't wait."""
+
+    def forward(self, x: torch.Tensor, layout: Layout) -> torch.Tensor:
+        return super().forward(x, layout) if float(x.detach().abs().sum()) >= 0 else x
+
 
 DEVICE = os.environ.get("LARES_TEST_DEVICE", "cuda")
 ACCELERATOR = "gpu" if DEVICE == "cuda" else "cpu"
@@ -95,7 +105,6 @@ class NoWaiting(Callback):
 STAGES: dict[str, Callable[[Path], L.LightningModule]] = {
     "recipe": lambda _: SPT(),
     "recipe, alignment": lambda _: SPT(alpha=0.1, gamma=0.1),
-    "compiled": lambda _: SPT(compile_core=True),
     "released": lambda _: released_spt(),
     "RPT": lambda start: RPT(str(start), pruning=None),
 }
@@ -110,22 +119,68 @@ def test_an_update_does_not_wait(name: str, spt: Path, toy_dataset: Path, tmp_pa
     assert callback.updates == 6
 
 
-@pytest.mark.parametrize("accumulated", [1, 2])
-def test_compiled_training_learns_as_much(accumulated: int, toy_dataset: Path, tmp_path: Path) -> None:
-    """The draws of dropout differ, so that losses are alike, not the same."""
-    losses = []
-    for compile_core in (False, True):
+RECORDED: dict[str, tuple[Callable[[Path], L.LightningModule], str]] = {
+    "recipe": (lambda _: SPT(), "sequence"),
+    "recipe, prefix": (lambda _: SPT(), "prefix"),
+    "recipe, alignment": (lambda _: SPT(alpha=0.1, gamma=0.1), "sequence"),
+    "recipe, every step": (lambda _: SPT(supervision=EveryStep(0.9)), "sequence"),
+    "without recurrence": (lambda _: SPT(BackboneConfig(pre_layers=2, core_layers=0, depth=ConstantDepth(0))), "sequence"),
+    "released": (lambda _: released_spt(), "prefix"),
+    "RPT": (lambda start: RPT(str(start), pruning=None), "sequence"),
+    "released RPT": (lambda start: released_rpt(str(start), pruning=None), "prefix"),
+}
+
+
+class Losses(Callback):
+    """Keeps the loss of each batch, and what was recorded."""
+
+    def __init__(self, records: bool) -> None:
+        self.records = records
+        self.losses: list[float] = []
+        self.recordings = 0
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if not self.records:  # the same batches, update by update
+            pl_module.recorded = lambda batch, numbers, compute: compute(batch)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
+        self.losses.append(float(outputs["loss"]))
+        self.recordings = len(pl_module._recorded._recordings) if pl_module._recorded is not None else 0
+
+
+@pytest.mark.skipif(not ON_CUDA, reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("name", RECORDED)
+def test_replayed_updates_are_the_updates(name: str, precision: Any, spt: Path, toy_dataset: Path, tmp_path: Path) -> None:
+    """With dropout and noise, two batches an update, and an average: loss by loss, and the weights in the end."""
+    make, instances = RECORDED[name]
+    losses, weights = [], []
+    for records in (False, True):
         L.seed_everything(1)
-        model = SPT(BackboneConfig(depth=ConstantDepth(3)), compile_core=compile_core)
-        options = {"accumulate_grad_batches": accumulated, "limit_val_batches": 0}
-        fit = trainer(tmp_path, accelerator=ACCELERATOR, max_epochs=30, **options)
-        fit.fit(model, SequenceDataModule(str(toy_dataset), max_length=8))
-        losses.append(float(fit.callback_metrics["train/ce"]))
-    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+        seen, stage = Losses(records), make(spt)
+        options: dict[str, Any] = {"limit_val_batches": 0, "accumulate_grad_batches": 2, "callbacks": [seen]}
+        data = SequenceDataModule(str(toy_dataset), max_length=8, batch_size=8, instances=instances)  # type: ignore[arg-type]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="cuda_graphs")
+            trainer(tmp_path, accelerator="gpu", precision=precision, max_epochs=4, **options).fit(stage, data)
+        assert (seen.recordings > 0) == records
+        losses.append(torch.tensor(seen.losses))
+        weights.append(torch.cat([p.detach().flatten() for p in stage.parameters()]).cpu())
+    tolerance = 1e-4 if precision == "32-true" else 3e-2
+    torch.testing.assert_close(losses[1], losses[0], rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(weights[1], weights[0], rtol=tolerance, atol=tolerance)
 
 
-def test_compiled_steps_give_the_same_numbers() -> None:
-    compare(*pair(ConvTransformerBlock, device=DEVICE), [3, 2], [2, 3], [1, 1])
+@pytest.mark.skipif(not ON_CUDA, reason="needs a CUDA device")
+def test_an_update_that_can_not_be_recorded_runs_as_it_is(toy_dataset: Path, tmp_path: Path) -> None:
+    seen = Losses(True)
+    stage = SPT(BackboneConfig(core_block=Waiting))
+    data = SequenceDataModule(str(toy_dataset), max_length=8, batch_size=8)
+    with pytest.warns(UserWarning, match="cuda_graphs: this update can't be recorded") as caught:
+        trainer(tmp_path, accelerator="gpu", max_epochs=2, limit_val_batches=0, callbacks=[seen]).fit(stage, data)
+    assert sum("cuda_graphs" in str(warning.message) for warning in caught) == 1
+    assert seen.recordings == 0
+    assert all(loss > 0 for loss in seen.losses)
 
 
 def test_memory_does_not_grow_with_rows_times_catalogue() -> None:

@@ -320,7 +320,7 @@ def test_one_trainer_does_one_thing_after_another(
 def test_a_compiled_backbone_is_refused(source: Path, toy_dataset: Path, tmp_path: Path) -> None:
     model = load_stage(source)
     model.backbone = torch.compile(model.backbone)  # type: ignore[assignment]
-    with pytest.raises(LaresError, match="compile_core=True"):
+    with pytest.raises(LaresError, match="cuda_graphs"):
         trainer(tmp_path).fit(model, data(toy_dataset))
 
 

@@ -61,14 +61,19 @@ STAGES: dict[str, tuple[Callable[[], BaseStage], str]] = {
 
 def batch_for(stage: BaseStage, toy_dataset: Path, instances: str) -> Batch:
     """A batch of training, as the data module serves it."""
+    return batches_for(stage, toy_dataset, instances)[0]
+
+
+def batches_for(stage: BaseStage, toy_dataset: Path, instances: str) -> list[Batch]:
+    """The whole batches of an epoch of training, as the data module serves them."""
     sequences = SequenceDataModule(str(toy_dataset)).sequences
     options: dict[str, Any] = {"shuffle": True, "seed": 1, "with_read": stage.needs_read}
     partners = SameTargetPartners(sequences) if stage.needs_partners else None
     if instances == "sequence":
         windows = training_windows(sequences, LENGTH)
         aligned = int(stage.needs_aligned)
-        return next(iter(WindowLoader(sequences, windows, 16, LENGTH, None, aligned, partners, **options)))
-    return next(iter(InstanceLoader(sequences, sequences.training_instances, 64, LENGTH, partners, **options)))
+        return list(WindowLoader(sequences, windows, 16, LENGTH, None, aligned, partners, **options))[:-1]
+    return list(InstanceLoader(sequences, sequences.training_instances, 64, LENGTH, partners, **options))[:-1]
 
 
 def on_meta(stage: BaseStage, items: int, config: BackboneConfig) -> BaseStage:

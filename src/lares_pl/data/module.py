@@ -8,10 +8,12 @@ from typing import Any, Literal
 
 import lightning as L
 import numpy as np
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from lares_pl.data.dataset.instances import Instances
 from lares_pl.data.dataset.prepared import SequenceDataset, check_dataset
+from lares_pl.data.loading.batches import Batch
 from lares_pl.data.loading.external_histories import read_histories
 from lares_pl.data.loading.loaders import BatchLoader, InstanceLoader, WindowLoader
 from lares_pl.data.loading.partners import SameTargetPartners
@@ -176,7 +178,7 @@ class SequenceDataModule(L.LightningDataModule):
         """Training instances, in a new random order each epoch."""
         data = self.sequences
         order: dict[str, Any] = {"shuffle": True, "seed": self.seed, "shard": self._shard, "pin": self._on_cuda}
-        order["with_read"] = self._asked("needs_read")
+        order |= {"with_read": self._asked("needs_read"), "fitted": self._asked("needs_fitted")}
         loader: BatchLoader
         partners = SameTargetPartners(data) if self._asked("needs_partners") else None
         if self.reads_sequences:
@@ -192,6 +194,10 @@ class SequenceDataModule(L.LightningDataModule):
                 f"{self._shard.world_size} processes: use fewer devices"
             )
         return loader
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Without waiting for the device: batches of a CUDA run lie in page-locked memory."""
+        return batch.to(device, non_blocking=True)
 
     def instances_loader(self, causal: bool = False) -> BatchLoader:
         """All training instances once, in order, for pruning.

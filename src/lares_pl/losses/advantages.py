@@ -16,6 +16,9 @@ from torch import Tensor
 class Advantage(ABC):
     """Turns rewards into advantages."""
 
+    #: whether an instance's advantages depend on its own trajectories alone
+    within_groups = False
+
     @abstractmethod
     def __call__(self, rewards: Tensor, total: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Compare.
@@ -35,6 +38,8 @@ class GroupAdvantage(Advantage):
 
     Sums to zero over each group, and is zero where all its trajectories agree.
     """
+
+    within_groups = True
 
     def __call__(self, rewards: Tensor, total: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         rewards = rewards - rewards[:, :1]  # equal ones are exactly 0 then, and so is their mean

@@ -94,7 +94,7 @@ def alignment_losses(
     alignment: Alignment,
     a: Tensor,
     b: Tensor,
-    step: int,
+    step: int | Tensor,
     targets: Tensor,
     of_all: Callable[[Tensor], GatheredRows] | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -104,14 +104,15 @@ def alignment_losses(
         alignment: how states are compared.
         a: user states of the same histories, `[T, B, d]`.
         b: user states of histories with the same targets, `[T, B, d]`.
-        step: index (from 0) of the step that is aligned with the end of `a`.
+        step: index (from 0) of the step that is aligned with the end of `a`; `[1]` as a tensor of the states' device.
         targets: of the instances, `[B]`.
         of_all: gives the rows of all processes for those of this one.
 
     Returns:
         TLA and SLA; SLA is 0 where T = 1.
     """
-    rows, real = torch.cat([a[-1], a[step], b[-1]], dim=1), None
+    of_step = a[step] if isinstance(step, int) else a.index_select(0, step)[0]
+    rows, real = torch.cat([a[-1], of_step, b[-1]], dim=1), None
     if of_all is not None:
         rows, real = of_all(rows)
         targets = of_all(targets[:, None]).rows[:, 0] if alignment.mask_same_target else targets

@@ -15,13 +15,12 @@ from lares_pl.model.architecture import BackboneConfig
 from lares_pl.model.blocks import build_block, is_causal, last_states, padding_matters
 from lares_pl.model.blocks.probe import probe
 from lares_pl.model.catalogue_head import CatalogueHead
-from lares_pl.model.compiled_steps import MULTIPLE, CompiledSteps
 from lares_pl.model.embedding import ItemTable, ItemText
 from lares_pl.model.layout import Layout
 from lares_pl.model.packed_layout import packed
-from lares_pl.model.padded_layout import StaticLayout, padded
+from lares_pl.model.padded_layout import padded
 from lares_pl.model.recurrence import Noise
-from lares_pl.model.rollout import Steps, rollout
+from lares_pl.model.rollout import rollout
 from lares_pl.model.similarity import Similarity
 from lares_pl.model.tiles import Repeats
 
@@ -67,7 +66,6 @@ class RecurrentBackbone(nn.Module):
         if config.repeat_bias:
             self.repeat_bias = nn.Parameter(torch.zeros(()))
         self.padded = any(padding_matters(part) for part in self._parts())
-        self._compiled: CompiledSteps | None = None
         self.apply(self._initialise)
         for role, blocks in (("pre_block", self.pre_blocks), ("core_block", self.core_blocks)):
             for block in blocks[:1]:  # the others are of the same class
@@ -110,14 +108,8 @@ class RecurrentBackbone(nn.Module):
     # ------------------------------------------------------------ the recurrence
 
     def _layout(self, histories: Histories) -> Layout:
-        """The form that this model's blocks ask for; compiled steps ask for the same shapes in all batches."""
-        if self.padded:
-            return padded(histories, self.max_length)
-        return packed(histories) if self.steps is self else StaticLayout(histories.lengths, self.max_length)
-
-    def fitted(self, histories: Histories) -> Histories:
-        """The histories, with others after them where compiled steps ask for certain numbers of them."""
-        return histories if self.steps is self else histories.filled(MULTIPLE)
+        """The form that this model's blocks ask for."""
+        return padded(histories, self.max_length) if self.padded else packed(histories)
 
     def encode(self, histories: Histories) -> tuple[Tensor, Layout]:
         """Pre-block output h of every token, `[*layout.shape, d]`, and its layout."""
@@ -141,15 +133,6 @@ class RecurrentBackbone(nn.Module):
     def last_step(self, state: Tensor, context: Tensor, layout: Layout) -> Tensor:
         """The same at the last position of each history alone, `[R, d]`; the end of a trajectory asks for nothing else."""
         return last_states(self.core_blocks[-1], self._before_last_block(state, context, layout), layout)
-
-    def compile_steps(self, device: torch.device) -> None:
-        """Compile the steps of training from now on, for all batches; see `CompiledSteps`."""
-        self._compiled = CompiledSteps(self.step, self.last_step, device)
-
-    @property
-    def steps(self) -> Steps:
-        """The steps, compiled where they are to be."""
-        return self._compiled if self.training and self._compiled is not None else self
 
     def _before_last_block(self, state: Tensor, context: Tensor, layout: Layout) -> Tensor:
         x: Tensor = self.core_norm(self.injection(state, context))

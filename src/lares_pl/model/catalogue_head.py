@@ -141,9 +141,7 @@ class CatalogueHead:
         if self.repeats is None:
             return scores
         pairs = self.repeats.pairs if rows is None else self.repeats.pairs.within_rows(rows)
-        span, numbers = len(self.vectors), torch.arange(len(items), device=items.device)[:, None]
-        read = torch.isin(numbers * span + items, pairs.rows * span + pairs.items)
-        return torch.where(read, scores + self.repeats.bias, scores)
+        return torch.where(pairs.contain(items, len(self.vectors)), scores + self.repeats.bias, scores)
 
     def item_log_probs(self, states: Tensor, items: Tensor) -> Tensor:
         """`log softmax` over each row's own items, with gradient; for lists far shorter than the catalogue.

@@ -17,7 +17,7 @@ def dropout(x: Tensor, p: float) -> Tensor:
     """Zero each value with probability `p` and scale the others by `1 / (1 - p)`, as in training."""
     if p == 0:
         return x
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or torch.compiler.is_compiling():
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
         return F.dropout(x, p)
     numbers = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     bits = numbers.view(torch.int16)[: x.numel()].view(x.shape)

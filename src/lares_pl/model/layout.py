@@ -38,10 +38,6 @@ class Layout(ABC):
         """True at real tokens of the padded form, `[R, longest]`."""
         return torch.arange(self.longest, device=self.lengths.device) < self.lengths[:, None]
 
-    def prepare(self) -> None:
-        """Make now what is otherwise made when it is first asked for; a program that is being compiled can't."""
-        _ = self.mask, self._mask_of_keys
-
     @property
     @abstractmethod
     def shape(self) -> tuple[int, ...]:

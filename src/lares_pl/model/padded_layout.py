@@ -53,16 +53,16 @@ class PaddedLayout(Layout):
         return filtered
 
     def prefix(self, rows: int, tokens: int) -> Layout:
-        return type(self)(self.lengths[:rows], self.longest)
+        return PaddedLayout(self.lengths[:rows], self.longest)
 
     def suffix(self, rows: int, tokens: int) -> Layout:
-        return type(self)(self.lengths[self.rows - rows :], self.longest)
+        return PaddedLayout(self.lengths[self.rows - rows :], self.longest)
 
     def repeat(self, times: int) -> Layout:
-        return type(self)(self.lengths.repeat(times), self.longest)
+        return PaddedLayout(self.lengths.repeat(times), self.longest)
 
     def keep(self, rows: Tensor) -> tuple[Layout, Tensor]:
-        return type(self)(self.lengths[rows], self.longest), rows.nonzero()[:, 0]
+        return PaddedLayout(self.lengths[rows], self.longest), rows.nonzero()[:, 0]
 
     def pad(self, x: Tensor) -> Tensor:
         return x
@@ -72,12 +72,6 @@ class PaddedLayout(Layout):
 
     def real(self, x: Tensor) -> Tensor:
         return x[self.mask]
-
-
-class StaticLayout(PaddedLayout):
-    """Padded to one width, for causal blocks to which padding does not matter: shapes follow from the number of histories."""
-
-    _mask_of_keys = None  # histories are left-aligned, so that no real token sees padding
 
 
 def padded(histories: Histories, width: int) -> PaddedLayout:

@@ -14,31 +14,22 @@ from lares_pl.model.layout import Layout
 from lares_pl.model.recurrence import Noise, RandomNoise
 
 
-class Steps(Protocol):
-    """One reasoning step, of all positions or of the last ones."""
-
-    def step(self, state: Tensor, context: Tensor, layout: Layout) -> Tensor: ...
-
-    def last_step(self, state: Tensor, context: Tensor, layout: Layout) -> Tensor: ...
-
-
 class Recurrent(Protocol):
     """What a rollout asks of a backbone."""
 
     training: bool
 
-    @property
-    def steps(self) -> Steps: ...
-
     def check_depth(self, depth: int) -> None: ...
 
     def check_causal(self) -> None: ...
 
-    def fitted(self, histories: Histories) -> Histories: ...
-
     def encode(self, histories: Histories) -> tuple[Tensor, Layout]: ...
 
     def initial_state(self, histories: Sequence[Histories], sources: Sequence[Noise], like: Tensor) -> Tensor: ...
+
+    def step(self, state: Tensor, context: Tensor, layout: Layout) -> Tensor: ...
+
+    def last_step(self, state: Tensor, context: Tensor, layout: Layout) -> Tensor: ...
 
 
 def rollout(
@@ -55,8 +46,7 @@ def rollout(
     backbone.check_depth(max(depths))
     count = len(depths)
     shared = isinstance(histories, Histories)
-    given = [histories] * count if isinstance(histories, Histories) else list(histories)
-    each = [backbone.fitted(part) for part in given]
+    each = [histories] * count if isinstance(histories, Histories) else list(histories)
     sources = list(noise) if isinstance(noise, Sequence) else [noise or RandomNoise()] * count
     reads = [read] * count if read is None or isinstance(read, Tensor) else list(read)
     if any(tokens is not None for tokens in reads):
@@ -89,7 +79,6 @@ def rollout(
         """Histories and tokens of some trajectories."""
         return sum(len(each[r]) for r in some), sum(each[r].tokens for r in some)
 
-    steps = backbone.steps
     active = [r for r in order if depths[r] > 0]
     if 0 < len(active) < count:
         layout = layout.prefix(*size_of(active))
@@ -102,12 +91,12 @@ def rollout(
         if whole:
             going_on = layout.prefix(*size_of(whole)) if ending else layout
             count_of_whole = going_on.shape[0]
-            after = steps.step(state[:count_of_whole], context[:count_of_whole], going_on)
+            after = backbone.step(state[:count_of_whole], context[:count_of_whole], going_on)
             states.append(_at(after, places[: sum(counts_of[r] for r in whole)]))
         if ending:
             ended = layout.suffix(*size_of(ending)) if whole else layout
             before = state.shape[0] - ended.shape[0]
-            states.append(steps.last_step(state[before:], context[before:], ended))
+            states.append(backbone.last_step(state[before:], context[before:], ended))
         if whole:
             state = after
         for r, of_step in zip(active, torch.cat(states).split([counts_of[r] for r in active]), strict=True):
@@ -116,8 +105,7 @@ def rollout(
             layout = layout.prefix(*size_of(still_active))
             context, state = context[: layout.shape[0]], state[: layout.shape[0]]
         active = still_active
-    counts = [len(part) if tokens is None else len(tokens) for part, tokens in zip(given, reads, strict=True)]
-    return [torch.stack(states)[:, :rows] for states, rows in zip(trajectories, counts, strict=True)]
+    return [torch.stack(states) for states in trajectories]
 
 
 def _at(x: Tensor, places: Tensor) -> Tensor:
@@ -140,8 +128,13 @@ def _read(histories: Sequence[Histories], reads: Sequence[Tensor | None]) -> tup
     return torch.cat(places), [len(own) for own in places]
 
 
-def step_residual(trajectory: Tensor) -> Tensor:
-    """Mean of `|z_T - z_(T-1)| / |z_T|` over user states `[T, B, d]`, T at least 2."""
+def step_residual(trajectory: Tensor, counted: Tensor | None = None) -> Tensor:
+    """Mean of `|z_T - z_(T-1)| / |z_T|` over user states.
+
+    Args:
+        trajectory: `[T, B, d]`, T at least 2.
+        counted: False for states that do not count, `[B]` bool; None: all do.
+    """
     last, before = trajectory[-1].detach(), trajectory[-2].detach()
-    residual: Tensor = ((last - before).norm(dim=-1) / last.norm(dim=-1).clamp(min=1e-12)).mean()
-    return residual
+    residual: Tensor = (last - before).norm(dim=-1) / last.norm(dim=-1).clamp(min=1e-12)
+    return residual.mean() if counted is None else (residual * counted).sum() / counted.sum()

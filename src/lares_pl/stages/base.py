@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -23,7 +21,7 @@ from lares_pl.evaluation.metrics import RankingMetric
 from lares_pl.model.architecture import BackboneConfig
 from lares_pl.parsing import from_plain
 from lares_pl.serialization import to_plain
-from lares_pl.stages.averaging import update_average
+from lares_pl.stages.averaging import Average
 from lares_pl.stages.checkpoint import KEY
 from lares_pl.stages.compatibility import check_trainer
 from lares_pl.stages.distributed import average_gradients, clip
@@ -33,8 +31,10 @@ from lares_pl.stages.optimizers import OptimizerFactory, fused, options_of
 from lares_pl.stages.plateau import PlateauSteps, plateau_config
 from lares_pl.stages.randomness import BatchRandomness
 from lares_pl.stages.ranking import RankingModule
+from lares_pl.stages.recorded_updates import CudaGraphs, Loss, RecordedUpdates
 from lares_pl.stages.resuming import apply_settings, hold_saving_on_exception
-from lares_pl.stages.schedules import WarmupCosine, accumulated_batches
+from lares_pl.stages.schedules import WarmupCosine, accumulated_batches, end_with_training
+from lares_pl.stages.training_log import TrainingLog
 from lares_pl.stages.validation import check_optimizer, has_scaler, not_finite
 
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -50,7 +50,7 @@ class BaseStage(RankingModule, ABC):
         scheduler: factory of a learning-rate schedule stepped after every update.
         exclude_seen, metrics: as `RankingModule`.
         init_from: checkpoint whose backbone weights to start from.
-        compile_core: compile the reasoning step for training.
+        cuda_graphs: record updates as CUDA graphs where they are made on a GPU.
         on_nonfinite: what to do with an update whose gradient is not finite: `stop` the run, or `skip` and count it.
         ema: decay of an exponential moving average of the weights, within [0, 1); 0 keeps none. With it `backbone` is the
             average: what is validated, saved, tested, exported and handed on; `learner` is what updates change.
@@ -65,7 +65,7 @@ class BaseStage(RankingModule, ABC):
         exclude_seen: bool = False,
         metrics: Sequence[RankingMetric] | None = None,
         init_from: str | None = None,
-        compile_core: bool = False,
+        cuda_graphs: bool = True,
         on_nonfinite: Literal["stop", "skip"] = "stop",
         ema: float = 0.0,
     ) -> None:
@@ -74,7 +74,7 @@ class BaseStage(RankingModule, ABC):
             raise LaresError(f"on_nonfinite must be stop or skip, got {on_nonfinite}")
         self.optimizer = from_plain(OptimizerFactory, optimizer, "optimizer")
         self.scheduler = None if scheduler is None else from_plain(SchedulerFactory, scheduler, "scheduler")
-        self.compile_core = compile_core
+        self.cuda_graphs = cuda_graphs
         self.on_nonfinite = on_nonfinite
         self.skipped_updates = 0  # of this start
         self.save_hyperparameters(to_plain({key: value for key, value in settings.items() if key != "init_from"}))
@@ -83,7 +83,9 @@ class BaseStage(RankingModule, ABC):
         self._gradients = GradientCheck(waits=True)
         self._seed: int | None = None  # of the run that a checkpoint is of
         self._held: list[ModelCheckpoint] = []  # what saves on exceptions once training starts
-        self._since = (0.0, 0)  # time and number of instances at the last report of speed
+        self._log = TrainingLog()
+        self._recorded: RecordedUpdates | None = None
+        self._average: Average | None = None
         self._latest: tuple[dict[str, Tensor | float | int], Tensor] = ({}, torch.empty(0))  # logged values and instances
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -141,10 +143,8 @@ class BaseStage(RankingModule, ABC):
         self.randomness = BatchRandomness(seed, rank, self.device)
 
     def on_fit_start(self) -> None:
-        """Compile what is to be compiled."""
-        if self.compile_core:
-            self.learner.compile_steps(self.device)
-        self._since = (time.perf_counter(), 0)
+        """Begin to measure speed and to check gradients."""
+        self._log.restart()
         self._gradients = GradientCheck(waits=self.device.type == "cpu")
 
     def on_train_start(self) -> None:
@@ -154,10 +154,35 @@ class BaseStage(RankingModule, ABC):
         self._held = []
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Randomness of this batch; what compiled steps gave for the one before is no longer needed."""
-        if self.compile_core:
-            torch.compiler.cudagraph_mark_step_begin()
+        """Randomness of this batch."""
         self.randomness.begin(self.trainer.current_epoch, batch_idx)
+
+    # ------------------------------------------------------------ CUDA graphs
+
+    @property
+    def needs_fitted(self) -> bool:
+        """Whether training batches must have the same shapes, since updates are recorded."""
+        on_cuda = self.trainer.strategy.root_device.type == "cuda"
+        return self.cuda_graphs and on_cuda and self.device_mesh is None and not has_scaler(self.trainer)
+
+    def recorded(self, batch: Batch, numbers: Hashable, compute: Callable[[Batch], Loss]) -> Loss:
+        """The loss of a batch; on a GPU from a graph, if one can be made.
+
+        Args:
+            batch: as its loader serves it.
+            numbers: all numbers of the host that `compute` depends on.
+            compute: gives the loss; it draws nothing on the host and waits for no other process.
+        """
+        if batch.real is None:
+            return compute(batch)
+        if self._recorded is None or not self._recorded.is_valid():  # a callback froze or thawed some parameters
+            generators = [self.randomness.of_noise]
+            self._recorded = RecordedUpdates(self.learner, self.randomness.draws, generators, CudaGraphs())
+        return self._recorded(batch, numbers, compute)
+
+    def on_fit_end(self) -> None:
+        """Give back what graphs hold."""
+        self._recorded = self._average = None
 
     # ------------------------------------------------------------ training
 
@@ -184,7 +209,7 @@ class BaseStage(RankingModule, ABC):
             return optimizer
         schedule = self.scheduler(optimizer)
         if isinstance(schedule, WarmupCosine):
-            self._fit_schedule(schedule)
+            end_with_training(schedule, self.trainer.max_steps, self.expected_updates)
         if isinstance(schedule, ReduceLROnPlateau):
             return {"optimizer": optimizer, "lr_scheduler": plateau_config(schedule)}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -198,24 +223,6 @@ class BaseStage(RankingModule, ABC):
     def lr(self, rate: float) -> None:
         self.optimizer = partial(self.optimizer, lr=rate)
         self.hparams["optimizer"] = to_plain(self.optimizer)
-
-    def _fit_schedule(self, schedule: WarmupCosine) -> None:
-        """Let a schedule end with training; warn where it is told to end elsewhere.
-
-        Raises:
-            LaresError: if nobody knows how long training will be.
-        """
-        most = self.trainer.max_steps
-        if schedule.total is None:
-            updates = self.expected_updates()
-            if math.isinf(updates):
-                raise LaresError("model.scheduler.total: training has no end; set it, or trainer.max_epochs or max_steps")
-            schedule.end_at(max(1, int(updates)))
-        elif most not in (-1, schedule.total):
-            rank_zero_warn(
-                f"model.scheduler.total is {schedule.total:,} updates, trainer.max_steps {most:,}: the "
-                "learning rate is at its lowest after the former; keep the two equal"
-            )
 
     def expected_updates(self) -> float:
         """Updates that this training makes if nothing ends it early."""
@@ -233,7 +240,9 @@ class BaseStage(RankingModule, ABC):
         update = self.trainer.global_step
         super().optimizer_step(*arguments, **options)
         if self.learner is not self.backbone:
-            update_average(self.backbone, self.learner, self.ema, update)
+            if self._average is None:
+                self._average = Average(self.backbone, self.learner, self.ema)
+            self._average.update(update)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Average gradients where no strategy does; keep one that is not finite from the weights (`on_nonfinite`).
@@ -274,23 +283,10 @@ class BaseStage(RankingModule, ABC):
 
     def log_training(self, values: Mapping[str, Tensor | float | int], batch: Batch) -> None:
         """Log values of one update under `train/`, with learning rate and speed."""
-        batch_size, logged = len(batch), dict(values)  # tensors stay on their device until somebody reads them
-        if self.on_nonfinite == "skip":
-            logged["skipped_updates"] = self.skipped_updates
-        self._latest = logged, batch.instances
-        since, instances = self._since
-        readers = (self.trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
-        now, instances = time.perf_counter(), instances + batch_size * readers
-        speed = {
-            "lr": self.trainer.optimizers[0].param_groups[0]["lr"],
-            "instances_per_second": instances / max(now - since, 1e-9),
-        }
-        # as tensors of the host: Lightning would copy numbers to the device, and wait
-        tensors = {f"train/{name}": torch.as_tensor(value, dtype=torch.float32) for name, value in (logged | speed).items()}
-        self.log_dict(tensors, batch_size=batch_size)
-        every = max(1, int(getattr(self.trainer, "log_every_n_steps", 1)))
-        self._since = (now, 0) if (self.trainer.global_step + 1) % every == 0 else (since, instances)
+        skipped = {"skipped_updates": self.skipped_updates} if self.on_nonfinite == "skip" else {}
+        self._latest = {**values, **skipped}, batch.instances
+        self._log(self, self._latest[0], len(batch))
 
     def on_validation_end(self) -> None:
         """Speed of training leaves validation out."""
-        self._since = (time.perf_counter(), 0)
+        self._log.restart()

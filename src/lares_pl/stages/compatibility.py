@@ -135,6 +135,5 @@ def check_not_compiled(backbone: nn.Module) -> None:
     if isinstance(backbone, OptimizedModule):
         raise LaresError(
             "stage.backbone is a torch.compile'd copy: its checkpoint could not be loaded, and nothing would be faster, since "
-            "training does not call its forward. Keep the backbone as it is and set compile_core=True, which compiles the "
-            "blocks that are repeated"
+            "training does not call its forward. Keep the backbone as it is; on a GPU updates are CUDA graphs (cuda_graphs)"
         )

@@ -46,6 +46,31 @@ class GroupObjective:
             raise LaresError(f"RPT: beta and anchor must not be negative, got {self.beta} and {self.anchor}")
 
 
+class Counted(NamedTuple):
+    """What counts of groups that are run as if all trajectories were equally deep, with instances beside the real ones.
+
+    Args:
+        depths: T_g of each trajectory, `[G]`, at least 1; further steps do not count.
+        instances: False for those that do not count, `[B]`.
+    """
+
+    depths: Tensor
+    instances: Tensor
+
+    def step_weights(self, steps: int) -> Tensor:
+        """`1 / (G T_g)` where a step counts, `[G * steps]`."""
+        within = torch.arange(steps, device=self.depths.device) < self.depths[:, None]
+        return (within / (len(self.depths) * self.depths[:, None])).flatten()
+
+    def instance_weights(self) -> Tensor:
+        """`[B]`; their sum is 1."""
+        return self.instances / self.instances.sum()
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over the instances that count, of `[B]`."""
+        return (values * self.instances).sum() / self.instances.sum()
+
+
 class GroupOutcome(NamedTuple):
     """What a batch of groups gives."""
 
@@ -69,6 +94,7 @@ def group_loss(
     places: Tensor | None = None,
     read: ItemPairs | None = None,
     total: Callable[[Tensor], Tensor] | None = None,
+    counted: Counted | None = None,
 ) -> GroupOutcome:
     """The GRPO loss of one batch: G trajectories of each instance, each with its own noise and depth.
 
@@ -84,6 +110,7 @@ def group_loss(
         places: tokens at which the instances' histories end, `[B]`; the last of each history where None.
         read: what has been read at these tokens, where it is known.
         total: adds a tensor up over all processes.
+        counted: which of it counts, where it is more than that; all does where None.
     """
     starts = (None, None) if initial_states is None else initial_states
     count, instances = len(depths), len(targets)
@@ -93,16 +120,20 @@ def group_loss(
         read = items_read(histories, places)
     head, reference_head = (model.policy_head(read=read) for model in (policy, reference))
 
-    ends, end_targets = torch.cat([states[-1] for states in trajectories]), targets.repeat(count)  # [G * B, d], [G * B]
+    ends = torch.cat(_ends(trajectories, counted))  # [G * B, d]
+    end_targets = targets.repeat(count)
     head_of_ends = head.repeat(count, instances)
     rewards = _rewards(head_of_ends, ends, end_targets, objective.reward).view(count, -1).T
     advantages = objective.advantage(rewards, total)
     items = objective.actions.items(head_of_ends, ends, end_targets)
 
     rows = _StepRows.of(trajectories, references, targets, advantages, items)
-    of_steps = on_device(step_weights(depths, instances), ends.device)
-    steps = len(of_steps)
-    weights = of_steps.repeat_interleave(instances, output_size=steps * instances)
+    if counted is None:
+        of_steps = on_device(step_weights(depths, instances), ends.device)
+        weights = of_steps.repeat_interleave(instances, output_size=len(of_steps) * instances)
+    else:
+        weights = (counted.step_weights(max(depths))[:, None] * counted.instance_weights()).flatten()
+    steps = len(weights) // instances
     heads = head.repeat(steps, instances), reference_head.repeat(steps, instances)
     if rows.items is None:
         loss, kl = _over_the_catalogue(*heads, rows, weights, objective.beta)
@@ -111,11 +142,19 @@ def group_loss(
 
     cross_entropy = None
     if objective.anchor:
-        cross_entropy = replace(head_of_ends, similarity=policy.config.similarity).cross_entropy(ends, end_targets)
+        of_ends = None if counted is None else counted.instance_weights().repeat(count) / count
+        cross_entropy = replace(head_of_ends, similarity=policy.config.similarity).cross_entropy(ends, end_targets, of_ends)
         loss = loss + objective.anchor * cross_entropy
     deepest = max(trajectories, key=len)
-    residual = step_residual(deepest) if len(deepest) > 1 else None
+    residual = step_residual(deepest, counted and counted.instances) if len(deepest) > 1 else None
     return GroupOutcome(loss, kl, None if cross_entropy is None else cross_entropy.detach(), rewards, advantages, residual)
+
+
+def _ends(trajectories: Sequence[Tensor], counted: Counted | None) -> list[Tensor]:
+    """The last state of each trajectory that counts."""
+    if counted is None:
+        return [states[-1] for states in trajectories]
+    return [states.index_select(0, last)[0] for states, last in zip(trajectories, (counted.depths - 1).split(1), strict=True)]
 
 
 @torch.no_grad()

@@ -7,10 +7,11 @@ Deviations from the reference: none in the loss. The noise of evaluation and pru
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
@@ -29,9 +30,10 @@ from lares_pl.serialization import arguments
 from lares_pl.stages.base import BaseStage, SchedulerFactory
 from lares_pl.stages.checkpoint import KEY, read_checkpoint
 from lares_pl.stages.distributed import row_weight, sum_of_all
-from lares_pl.stages.group_loss import GroupObjective, group_loss
+from lares_pl.stages.group_loss import Counted, GroupObjective, group_loss
 from lares_pl.stages.optimizers import OptimizerFactory
 from lares_pl.stages.pruning import KeptSet, Pruning, kept_instances, pruning_fingerprint
+from lares_pl.stages.recorded_updates import Loss, Numbers
 from lares_pl.stages.starting_point import StartingPoint
 
 
@@ -61,7 +63,7 @@ class RPT(BaseStage):
         exclude_seen: leave items of the history out of recommendations and of rankings (the paper ranks them). It decides which
             protocol the short names are of; validation and test report both.
         metrics: what validation and test report; None: Recall and NDCG at 5, 10, 20 and 50, and MRR.
-        compile_core: compile the policy's reasoning step, as in SPT.
+        cuda_graphs: as in SPT.
         on_nonfinite: what to do with an update whose gradient is not finite: `stop` the run, or `skip` and count it.
     """
 
@@ -82,7 +84,7 @@ class RPT(BaseStage):
         ema: float = 0.99,
         exclude_seen: bool = False,
         metrics: Sequence[RankingMetric] | None = None,
-        compile_core: bool = False,
+        cuda_graphs: bool = True,
         on_nonfinite: Literal["stop", "skip"] = "stop",
     ) -> None:
         if group_size < 2:
@@ -96,7 +98,7 @@ class RPT(BaseStage):
             backbone = with_dropout(backbone, dropout)
         settings = {**arguments(locals()), "backbone": backbone}
         super().__init__(
-            settings, backbone, optimizer, scheduler, exclude_seen, metrics, init_from, compile_core, on_nonfinite, ema
+            settings, backbone, optimizer, scheduler, exclude_seen, metrics, init_from, cuda_graphs, on_nonfinite, ema
         )
         self.group_size = group_size
         self.objective = GroupObjective(
@@ -109,7 +111,8 @@ class RPT(BaseStage):
         self.pruning = None if pruning is None else from_plain(Pruning, pruning, "pruning")
         self._kept: KeptSet | None = None
         self._groups = 0  # of this epoch
-        self._equal_groups: Tensor | int = 0  # those whose rewards are all equal; a tensor stays on its device
+        self._varied: Tensor | int = 0  # updates in which a group's rewards differed; a tensor stays on its device
+        self._depths = Numbers()  # of the group
 
     @property
     def kept(self) -> KeptSet | None:
@@ -136,6 +139,12 @@ class RPT(BaseStage):
         self.reference.load_state_dict(self.backbone.state_dict())
         self.reference.requires_grad_(False).eval()
         self._leave_text_to_each_process()
+
+    @property
+    def needs_fitted(self) -> bool:
+        """Not where other instances decide about an instance's advantage, nor where a trajectory has no step."""
+        within = self.objective.advantage.within_groups and self.backbone_config.depth.evaluation_depth > 0
+        return within and super().needs_fitted
 
     def train(self, mode: bool = True) -> RPT:
         """The reference policy never trains: its dropout stays off."""
@@ -170,12 +179,12 @@ class RPT(BaseStage):
 
     def on_train_epoch_start(self) -> None:
         """Count the groups of each epoch anew."""
-        self._groups, self._equal_groups = 0, 0
+        self._groups, self._varied = 0, 0
 
     def on_train_epoch_end(self) -> None:
         """Warn if no group had rewards that differ."""
         super().on_train_epoch_end()
-        if self._groups and self._groups == int(self._equal_groups):
+        if self._groups and int(self._varied) == 0:
             rank_zero_warn(
                 f"epoch {self.trainer.current_epoch}: in each of its {self._groups:,} groups all trajectories had the same "
                 "reward, so that RPT learned nothing from them. Choose another reward (model.reward: lares_pl.LogProbReward "
@@ -229,6 +238,21 @@ class RPT(BaseStage):
     def training_step(self, batch: Batch) -> Tensor:
         """One update from one group of trajectories an instance."""
         depths = [self.backbone_config.depth.sample(self.randomness.draws) for _ in range(self.group_size)]
+        if batch.real is None:
+            loss = self._loss(batch, depths)
+        elif min(depths) < 1:
+            raise LaresError("RPT: the depth schedule drew a trajectory without a step; set model.cuda_graphs to false")
+        else:  # as if all were as deep as the deepest, since there are too many combinations of depths to record
+            counted, deepest = self._depths.put(depths, self.device), [max(depths)] * self.group_size
+            loss = self.recorded(batch, max(depths), partial(self._loss, depths=deepest, counted=counted))
+        equal = loss.logged["groups_without_variance"]
+        self._groups, self._varied = self._groups + len(batch), self._varied + (equal < 1)
+        self.log_training({"loss": loss.total.detach(), **loss.logged, "depth": sum(depths) / len(depths)}, batch)
+        return loss.total * row_weight(len(batch), self.device, self.data_parallel_group)
+
+    def _loss(self, batch: Batch, depths: Sequence[int], counted: Tensor | None = None) -> Loss:
+        """The loss of a batch for given depths, of which `counted` steps count."""
+        of_batch = None if counted is None else Counted(counted, batch.valid)
         outcome = group_loss(
             self.learner,
             self.reference,
@@ -240,18 +264,16 @@ class RPT(BaseStage):
             places=batch.target_positions,
             read=batch.read,
             total=partial(sum_of_all, group=self.data_parallel_group),
+            counted=of_batch,
         )
-        equal = outcome.rewards.std(dim=1) == 0
-        self._groups, self._equal_groups = self._groups + len(equal), self._equal_groups + equal.sum()
-        logged: Mapping[str, Tensor | float] = {
-            "loss": outcome.loss.detach(),
+        mean = torch.mean if of_batch is None else of_batch.mean
+        spread = outcome.advantages.square().mean(dim=1)  # their mean over a group is 0
+        logged = {
             "kl": outcome.kl,
-            "reward": outcome.rewards.mean(),
-            "groups_without_variance": equal.float().mean(),
-            "advantage_std": outcome.advantages.std(),
-            "depth": sum(depths) / len(depths),
+            "reward": mean(outcome.rewards.mean(dim=1)),
+            "groups_without_variance": mean((outcome.rewards.std(dim=1) == 0).float()),
+            "advantage_std": mean(spread).sqrt(),
             **({} if outcome.cross_entropy is None else {"ce": outcome.cross_entropy}),
             **({} if outcome.residual is None else {"residual": outcome.residual}),
         }
-        self.log_training(logged, batch)
-        return outcome.loss * row_weight(len(batch), self.device, self.data_parallel_group)
+        return Loss(outcome.loss, logged)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -66,3 +68,26 @@ class WarmupCosine(LambdaLR):
             return 1.0
         done = min(1.0, (update - self.warmup) / max(1, self.total - self.warmup))
         return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * done)) / 2
+
+
+def end_with_training(schedule: WarmupCosine, max_steps: int, expected: Callable[[], float]) -> None:
+    """Let a schedule end with training; warn where it is told to end elsewhere.
+
+    Args:
+        schedule: the schedule.
+        max_steps: updates after which the trainer ends; -1: it does not.
+        expected: gives the updates that training will make.
+
+    Raises:
+        LaresError: if nobody knows how long training will be.
+    """
+    if schedule.total is None:
+        updates = expected()
+        if math.isinf(updates):
+            raise LaresError("model.scheduler.total: training has no end; set it, or trainer.max_epochs or max_steps")
+        schedule.end_at(max(1, int(updates)))
+    elif max_steps not in (-1, schedule.total):
+        rank_zero_warn(
+            f"model.scheduler.total is {schedule.total:,} updates, trainer.max_steps {max_steps:,}: the "
+            "learning rate is at its lowest after the former; keep the two equal"
+        )

@@ -30,6 +30,7 @@ from lares_pl.serialization import arguments
 from lares_pl.stages.base import BaseStage, SchedulerFactory
 from lares_pl.stages.distributed import all_gather_rows, alone, row_weight
 from lares_pl.stages.optimizers import OptimizerFactory
+from lares_pl.stages.recorded_updates import Loss, Numbers
 from lares_pl.stages.schedules import WarmupCosine
 
 
@@ -58,7 +59,7 @@ class SPT(BaseStage):
             nearest by text, or the mean of the table. To go on with an interrupted run use `--ckpt_path`.
         gather_negatives: contrast TLA and SLA with the rows of all processes, so that they do not depend on their number; False
             contrasts each process's own rows.
-        compile_core: compile the reasoning step for training, with CUDA graphs on a GPU; on a CPU it does not pay.
+        cuda_graphs: on a GPU, record an update for each depth as a CUDA graph and replay it; without effect on a CPU.
         on_nonfinite: what to do with an update whose gradient is not finite: `stop` the run, or `skip` and count it.
     """
 
@@ -77,7 +78,7 @@ class SPT(BaseStage):
         metrics: Sequence[RankingMetric] | None = None,
         init_from: str | None = None,
         gather_negatives: bool = True,
-        compile_core: bool = False,
+        cuda_graphs: bool = True,
         on_nonfinite: Literal["stop", "skip"] = "stop",
     ) -> None:
         if alpha < 0 or gamma < 0:
@@ -91,7 +92,7 @@ class SPT(BaseStage):
             exclude_seen,
             metrics,
             init_from,
-            compile_core,
+            cuda_graphs,
             on_nonfinite,
             ema,
         )
@@ -102,11 +103,14 @@ class SPT(BaseStage):
         self.gather_negatives = gather_negatives
         self.loss: NextItemLoss = from_plain(NextItemLoss, loss, "loss")
         self._proposal: Proposal | None = None
+        self._aligned_step = Numbers()
 
     @property
     def needs_aligned(self) -> bool:  # type: ignore[override]
         """Whether batches of sequences must say which of their instances are aligned."""
         return self.alpha > 0 or self.gamma > 0
+
+    aligns = needs_aligned
 
     @property
     def needs_partners(self) -> bool:  # type: ignore[override]
@@ -125,9 +129,26 @@ class SPT(BaseStage):
         schedule, draws = self.backbone_config.depth, self.randomness.draws
         depth, pair_depth = schedule.sample(draws), schedule.sample(draws)
         step = int(torch.randint(max(pair_depth, 1), (), generator=draws))
+        weight = row_weight(len(batch), self.device, self.data_parallel_group)
+        logged: dict[str, Tensor | float | int] = {"depth": depth}
+        if self.aligns:
+            logged["pair_depth"] = pair_depth
+            of_pair = step if batch.real is None else self._aligned_step.put([step], self.device)
+            compute = partial(self._loss, depth=depth, pair_depth=pair_depth, step=of_pair, weight=weight)
+            # the rows of other processes come by a collective, which no graph has
+            loss = self.recorded(batch, (depth, pair_depth), compute) if isinstance(weight, float) else compute(batch)
+        else:
+            loss = self.recorded(batch, depth, partial(self._loss, depth=depth))
+            loss = loss._replace(total=loss.total * weight)
+        self.log_training({"loss": loss.total.detach(), **loss.logged, **logged}, batch)
+        return loss.total
 
+    def _loss(
+        self, batch: Batch, depth: int, pair_depth: int = 0, step: int | Tensor = 0, weight: Tensor | float = 1.0
+    ) -> Loss:
+        """The loss of a batch for given draws; `weight` is that of the cross-entropy."""
         histories, depths = [batch.histories], [depth]
-        if self.alpha or self.gamma:
+        if self.aligns:
             histories.append(batch.histories if batch.aligned is None else batch.aligned)
             depths.append(pair_depth)
         if self.alpha:
@@ -138,23 +159,28 @@ class SPT(BaseStage):
         prediction, *pair = self.learner.rollout(histories, depths, self.randomness.noise, read=read)
 
         cross_entropy = self._next_item_loss(prediction, batch)
-        logged: dict[str, Tensor | float | int] = {"ce": cross_entropy.detach(), "depth": depth}
-        loss = cross_entropy * row_weight(len(batch), self.device, self.data_parallel_group)
+        loss, logged = cross_entropy * weight, {"ce": cross_entropy.detach()}
         if pair:
-            gathers = self.gather_negatives and not alone(self.data_parallel_group)
-            of_all = self._rows_of_all if gathers else None
-            targets = batch.targets if batch.aligned_targets is None else batch.aligned_targets
-            trajectory_level, step_level = alignment_losses(self.alignment, pair[0], pair[-1], step, targets, of_all)
+            trajectory_level, step_level = self._alignment_losses(pair[0], pair[-1], step, batch)
             loss = loss + self.alpha * trajectory_level + self.gamma * step_level
-            logged |= {"sla": step_level.detach(), "pair_depth": pair_depth}
+            logged["sla"] = step_level.detach()
             if self.alpha:
                 logged["tla"] = trajectory_level.detach()
         if depth > 1:
-            logged["residual"] = step_residual(prediction)
+            logged["residual"] = step_residual(prediction, None if batch.real is None else batch.valid)
         if self.backbone_config.repeat_bias:
             logged["repeat_bias"] = self.learner.bias_of_repeats.detach()
-        self.log_training({"loss": loss.detach(), **logged}, batch)
-        return loss
+        return Loss(loss, logged)
+
+    def _alignment_losses(self, a: Tensor, b: Tensor, step: int | Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """TLA and SLA of the aligned instances, with those of all processes if they are gathered."""
+        targets = batch.targets if batch.aligned_targets is None else batch.aligned_targets
+        of_all = None
+        if self.gather_negatives and not alone(self.data_parallel_group):
+            of_all = self._rows_of_all
+        elif batch.real is not None:
+            of_all = partial(GatheredRows, real=batch.valid if batch.aligned_targets is None else targets > 0)
+        return alignment_losses(self.alignment, a, b, step, targets, of_all)
 
     def _rows_of_all(self, rows: Tensor) -> GatheredRows:
         """The aligned instances' rows of all processes."""
@@ -166,5 +192,8 @@ class SPT(BaseStage):
         states, weights = self.supervision(trajectory, draws)
         steps, rows, _ = states.shape
         head = self.learner.head(batch.histories, batch.target_positions, batch.read).repeat(steps, rows)
-        shares = (weights / rows).repeat_interleave(rows, output_size=steps * rows)
+        if batch.real is None:
+            shares = (weights / rows).repeat_interleave(rows, output_size=steps * rows)
+        else:
+            shares = (weights[:, None] * (batch.valid / batch.valid.sum())).flatten()
         return self.loss(head, states.flatten(0, 1), batch.targets.repeat(steps), shares, self._proposal, draws)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,9 @@ class Batch:
         partners: for each aligned history, that of another training instance with the same target.
         seen_rows, seen_items: pairs (row, item) of the items of each user before the target, rows ascending, `[E]` each.
         read_rows, read_items: pairs (row, item) of the different items of each history, rows ascending, `[E]` each.
+        real: number of instances that count, where others, which are not valid, follow them so that all batches have the same
+            shapes (`lares_pl.data.loading.fitting`); None: all count.
+        buffer: where all tensors lie one after the other, if they do: `[*]` int64.
     """
 
     histories: Histories
@@ -45,9 +49,11 @@ class Batch:
     seen_items: Tensor | None = None
     read_rows: Tensor | None = None
     read_items: Tensor | None = None
+    real: int | None = None
+    buffer: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.targets)
+        return len(self.targets) if self.real is None else self.real
 
     def note_read(self) -> None:
         """Add what has been read at each instance, while the batch is on the host."""
@@ -59,17 +65,67 @@ class Batch:
         """What has been read at each instance, if it was noted."""
         return None if self.read_rows is None or self.read_items is None else ItemPairs(self.read_rows, self.read_items)
 
-    def _each(self, move: Callable[[Any], Any]) -> Batch:
-        moved = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: move(value) for name, value in moved.items() if value is not None})
+    @property
+    def shapes(self) -> tuple[int, ...]:
+        """Sizes of all tensors, and the largest lengths: what two batches of one program have in common."""
+        longest = [part.longest for part in (self.histories, self.aligned, self.partners) if part is not None]
+        return (*(len(tensor) for tensor in self._tensors()), *longest)
+
+    def _tensors(self) -> Iterator[Tensor]:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Histories):
+                yield from (value.items, value.lengths)
+            elif isinstance(value, Tensor) and field.name != "buffer":
+                yield value
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with each tensor changed, in the order of `_tensors`."""
+        changed: dict[str, Any] = {"buffer": None}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Histories):
+                changed[field.name] = Histories(change(value.items), change(value.lengths), value.longest)
+            elif isinstance(value, Tensor) and field.name != "buffer":
+                changed[field.name] = change(value)
+        return replace(self, **changed)
+
+    def within(self, buffer: Tensor) -> Batch:
+        """The same batch with its tensors in another buffer, which holds what that of this one does."""
+        ends = iter(accumulate(_words(tensor) for tensor in self._tensors()))
+        return replace(self._each(lambda tensor: _view(buffer, next(ends), tensor)), buffer=buffer)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same batch on another device."""
-        return self._each(lambda value: value.to(device, non_blocking=non_blocking))
+        """The same batch on another device; in one copy, if its tensors lie in one buffer."""
+        if self.buffer is not None:
+            return self.within(self.buffer.to(device, non_blocking=non_blocking))
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory."""
-        return self._each(lambda value: value.pin_memory())
+        """The same batch in one buffer of page-locked memory."""
+        return self.in_one_buffer(pin=True)
+
+    def in_one_buffer(self, pin: bool = False) -> Batch:
+        """The same batch with its tensors one after the other.
+
+        Args:
+            pin: whether in page-locked memory.
+        """
+        size = sum(_words(tensor) for tensor in self._tensors())
+        batch = self.within(torch.empty(size, dtype=torch.int64, pin_memory=pin))
+        for tensor, copy in zip(self._tensors(), batch._tensors(), strict=True):
+            copy.copy_(tensor)
+        return batch
+
+
+def _words(tensor: Tensor) -> int:
+    """Numbers of 64 bits that hold a tensor of a batch."""
+    return -(-tensor.numel() * tensor.element_size() // 8)
+
+
+def _view(buffer: Tensor, end: int, like: Tensor) -> Tensor:
+    """The part of a buffer that ends there, as a tensor of a batch."""
+    return buffer[end - _words(like) : end].view(like.dtype)[: len(like)]
 
 
 def cut_histories(items: np.ndarray, starts: np.ndarray, ends: np.ndarray, max_length: int) -> Histories:

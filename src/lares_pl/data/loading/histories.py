@@ -43,13 +43,26 @@ class Histories:
         """The same histories in page-locked memory."""
         return Histories(self.items.pin_memory(), self.lengths.pin_memory(), self.longest)
 
-    def filled(self, multiple: int) -> Histories:
-        """The same histories, and as many of one item after them as their number lacks to a multiple."""
-        missing = -len(self) % multiple
-        if missing == 0:
-            return self
-        more = self.items.new_ones(missing)
-        return Histories(torch.cat([self.items, more]), torch.cat([self.lengths, more]), self.longest)
+    def filled(self, rows: int, tokens: int, longest: int) -> Histories | None:
+        """The same histories, with others of item 1 after them, so that numbers of histories and tokens are these.
+
+        Args:
+            rows: number of histories.
+            tokens: number of items of all histories together.
+            longest: largest length that is allowed, and that the result names.
+
+        Returns:
+            None if there are too many already, or no histories of these lengths can fill the rest.
+        """
+        more, missing = rows - len(self), tokens - self.tokens
+        if more < 0 or not more <= missing <= more * longest:
+            return None
+        if more == 0:
+            return Histories(self.items, self.lengths, longest)
+        lengths = torch.full((more,), missing // more)
+        lengths[: missing % more] += 1
+        items = torch.cat([self.items, self.items.new_ones(missing)])
+        return Histories(items, torch.cat([self.lengths, lengths]), longest)
 
     @staticmethod
     def from_lists(histories: Sequence[Sequence[int]]) -> Histories:

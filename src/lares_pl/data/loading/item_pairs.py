@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lares_pl.data.loading.histories import Histories
@@ -86,6 +87,19 @@ class ItemPairs:
         hits = (self.items == items.index_select(0, self.rows)).int()
         return torch.zeros_like(items, dtype=torch.int32).index_add_(0, self.rows, hits) > 0
 
+    def contain(self, items: Tensor, span: int) -> Tensor:
+        """Whether each row is paired with each of some items of its own, `[R, n]` bool.
+
+        Args:
+            items: `[R, n]`.
+            span: larger than any item.
+        """
+        numbers = torch.arange(len(items), device=items.device)[:, None]
+        wanted, known = numbers * span + items, (self.rows * span + self.items).sort().values
+        # `torch.isin` would wait for the device; past the end stands what is not wanted
+        known = F.pad(known, (0, 1), value=-1)
+        return known[torch.searchsorted(known[:-1], wanted)] == wanted
+
     def matches(self, columns: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and columns of a matrix `[R, K]` whose column j is about item `columns[j]`, where row and item are paired."""
         ordered, order = columns.sort()
@@ -97,7 +111,7 @@ class ItemPairs:
 
 
 def items_read(histories: Histories, tokens: Tensor | None = None) -> ItemPairs:
-    """What has been read at some tokens: the items of each one's history up to it, each item once.
+    """What has been read at some tokens: the items of each one's history up to it, each item once, in the order of first reads.
 
     Args:
         histories: B histories.
@@ -105,12 +119,21 @@ def items_read(histories: Histories, tokens: Tensor | None = None) -> ItemPairs:
     """
     ends = histories.lengths.cumsum(0)
     tokens = ends - 1 if tokens is None else tokens
-    history = torch.searchsorted(ends, tokens, right=True)
-    starts = (ends - histories.lengths)[history]
-    counts = tokens - starts + 1
+    starts = (ends - histories.lengths)[torch.searchsorted(ends, tokens, right=True)]
+    first = _first_reads(histories)
+    so_far = first.cumsum(0)  # first reads up to each token, in all histories
+    before = so_far[starts] - 1  # the start of a history is one
+    counts = so_far[tokens] - before
     rows = torch.arange(len(tokens), device=tokens.device).repeat_interleave(counts)
-    number = torch.arange(len(rows), device=tokens.device) - (counts.cumsum(0) - counts)[rows]
-    items = histories.items[starts[rows] + number]
-    span = int(items.max()) + 1
-    pairs = (rows * span + items).unique()
-    return ItemPairs(pairs // span, pairs % span)
+    number = torch.arange(len(rows), device=tokens.device) - (counts.cumsum(0) - counts - before)[rows]
+    return ItemPairs(rows, histories.items[first.nonzero()[:, 0]][number])
+
+
+def _first_reads(histories: Histories) -> Tensor:
+    """Whether a token's item has not been read before in its history, `[M]` bool."""
+    numbers = torch.arange(len(histories), device=histories.items.device)
+    row = torch.repeat_interleave(numbers, histories.lengths, output_size=histories.tokens)
+    ordered, order = (row * (int(histories.items.max()) + 1) + histories.items).sort(stable=True)
+    first = torch.ones(len(order), dtype=torch.bool, device=order.device)
+    first[order[1:][ordered[1:] == ordered[:-1]]] = False
+    return first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from lares_pl.data.dataset.instances import HistorySpans, Instances, ranges
 from lares_pl.data.dataset.prepared import SequenceDataset
 from lares_pl.data.loading.batches import Batch, cut_histories
+from lares_pl.data.loading.fitting import SAMPLE, BatchSizes
 from lares_pl.data.loading.histories import Histories
 from lares_pl.data.loading.instance_rng import InstanceDraws
 from lares_pl.data.loading.partners import SameTargetPartners
@@ -35,6 +37,7 @@ class BatchLoader(ABC):
         shard: this process's share.
         pin: whether batches are in page-locked memory.
         with_read: whether each batch has the items that have been read at each instance.
+        fitted: whether batches have the same shapes, as far as they have room in them (`lares_pl.data.loading.fitting`).
     """
 
     batch_sampler = None  # Lightning looks for it wherever there is a `sampler`
@@ -50,12 +53,14 @@ class BatchLoader(ABC):
         shard: Shard = Shard(),
         pin: bool = False,
         with_read: bool = False,
+        fitted: bool = False,
     ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
         self.max_length = max_length
         self.pin = pin
         self.with_read = with_read
+        self.fitted = fitted
         self.sampler = EpochOrder(count, shuffle, seed, shard)  # Lightning calls `sampler.set_epoch`
         self._served = 0  # batches of this epoch
         self._resumed = (-1, 0)  # epoch in which a run is resumed, and the batches already served in it
@@ -70,12 +75,28 @@ class BatchLoader(ABC):
         while served < len(self):
             indices = self.sampler.indices(served * size, (served + AHEAD) * size)
             for start in range(0, len(indices), size):
-                batch = self.cut(indices[start : start + size], draws)
-                if self.with_read:
-                    batch.note_read()
+                batch = self._cut(indices[start : start + size], draws)
+                if self.fitted:
+                    batch = self._sizes.fit(batch).in_one_buffer(self.pin)
                 served += 1
                 self._served = served
-                yield batch.pin_memory() if self.pin else batch
+                yield batch.pin_memory() if self.pin and not self.fitted else batch
+
+    def _cut(self, indices: np.ndarray, draws: InstanceDraws) -> Batch:
+        """Make a batch, with what was read if that is asked for."""
+        batch = self.cut(indices, draws)
+        if self.with_read:
+            batch.note_read()
+        return batch
+
+    @cached_property
+    def _sizes(self) -> BatchSizes:
+        """Those of fitted batches, from the first ones of the first epoch."""
+        order = EpochOrder(self.sampler.count, self.sampler.shuffle, self.sampler.seed, self.sampler.shard)
+        some = order.indices(0, max(1, min(SAMPLE, len(order) // self.batch_size)) * self.batch_size)
+        draws = InstanceDraws(order.seed, 0)
+        parts = (some[start : start + self.batch_size] for start in range(0, len(some), self.batch_size))
+        return BatchSizes.of([self._cut(part, draws) for part in parts], self.max_length)
 
     def state_dict(self) -> dict[str, int]:
         """Return the position in the epoch, and what its batches depend on; Lightning stores it in checkpoints."""

@@ -1,0 +1,218 @@
+"""Updates as CUDA graphs: loss and gradients of a batch are recorded once for each shape and replayed with one launch.
+
+An update launches hundreds of small kernels, and on a fast card Python needs several times as long to launch them as the card
+to run them. What a graph reads lies at fixed addresses: the batch is copied into the buffer it was recorded with. What it draws
+on the device follows the generators' seeds, as without a graph. Numbers of the host are constants of a graph, so they are part
+of what it is kept under.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from lares_pl.data.loading.batches import Batch
+from lares_pl.device import on_device, without_autocast
+
+MOST = 256  # graphs; further ones are not recorded
+
+#: records what a function does on the device, with generators, and returns what does it again
+Recorder = Callable[[Callable[[], None], Sequence[torch.Generator]], Callable[[], None]]
+
+
+class Loss(NamedTuple):
+    """What an update computes on the device.
+
+    Args:
+        total: the loss, a scalar.
+        logged: scalars to log.
+    """
+
+    total: Tensor
+    logged: dict[str, Tensor]
+
+
+class Numbers:
+    """Numbers of the host in one tensor of the device, from which recorded updates read those of each update."""
+
+    def __init__(self) -> None:
+        self._tensor: Tensor | None = None
+
+    def put(self, numbers: Sequence[int], device: torch.device) -> Tensor:
+        """The tensor with these numbers, always as many."""
+        if self._tensor is None:
+            self._tensor = torch.zeros(len(numbers), dtype=torch.int64, device=device)
+        return self._tensor.copy_(on_device(torch.tensor(numbers), device))
+
+
+class CudaGraphs:
+    """Records CUDA graphs that share one pool of memory, so that only one of them is replayed at a time."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, function: Callable[[], None], generators: Sequence[torch.Generator]) -> Callable[[], None]:
+        """Record."""
+        graph = torch.cuda.CUDAGraph()
+        for generator in generators:
+            graph.register_generator_state(generator)
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            function()
+        replay: Callable[[], None] = graph.replay
+        return replay
+
+
+class _Recording(NamedTuple):
+    replay: Callable[[], None]
+    batch: Batch
+    names: list[str]  # of logged values
+    values: Tensor  # the loss and logged values, one after the other
+    used: list[bool]  # which parameters have a gradient
+
+
+class RecordedUpdates:
+    """Losses of batches whose gradients are known once they are computed.
+
+    Args:
+        network: that is trained.
+        draws: generator of the host; what reads it differs in each update, so that it can't be recorded.
+        generators: of the device that updates draw from, beside the default one.
+        record: records and replays.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        draws: torch.Generator,
+        generators: Sequence[torch.Generator],
+        record: Recorder,
+    ) -> None:
+        self._all = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+        self.parameters = [parameter for parameter, is_trained in self._all if is_trained]
+        self._gradients = [torch.zeros_like(parameter) for parameter in self.parameters]  # of the last replay
+        self._draws, self._generators, self._record = draws, generators, record
+        self._recordings: dict[Hashable, _Recording] = {}
+        self._failed = False
+
+    def is_valid(self) -> bool:
+        """Whether the same parameters are trained as in the beginning."""
+        return all(parameter.requires_grad == is_trained for parameter, is_trained in self._all)
+
+    def __call__(self, batch: Batch, numbers: Hashable, compute: Callable[[Batch], Loss]) -> Loss:
+        """The loss of a batch.
+
+        Args:
+            batch: as its loader serves it.
+            numbers: all numbers of the host that `compute` depends on.
+            compute: gives the loss of a batch of such shapes.
+        """
+        if batch.real is None or self._failed or is_in_torch_dispatch_mode() or torch.is_anomaly_enabled():
+            return compute(batch)  # a dispatch mode, such as a counter of operations, sees none within a graph
+        key = (batch.shapes, numbers)
+        if key not in self._recordings:
+            if len(self._recordings) >= MOST:
+                return compute(batch)
+            try:
+                self._recordings[key] = self._recorded(batch, compute)
+            except Exception as error:  # a block or loss of a user can wait for the device, or do what a graph can't
+                self._failed = True
+                loss = compute(batch)  # raises if it is not the recording that fails
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                warnings.warn(
+                    f"cuda_graphs: this update can't be recorded and runs operation by operation ({reason})", stacklevel=2
+                )
+                return loss
+        return self._replayed(self._recordings[key], batch)
+
+    def _replayed(self, recording: _Recording, batch: Batch) -> Loss:
+        assert recording.batch.buffer is not None
+        assert batch.buffer is not None
+        recording.batch.buffer.copy_(batch.buffer)
+        recording.replay()
+        loss, *logged = recording.values.clone()
+        total: Tensor = _WithGradients.apply(loss, self._gradients, recording.used, *self.parameters)  # type: ignore[no-untyped-call]
+        return Loss(total, dict(zip(recording.names, logged, strict=True)))
+
+    def _recorded(self, batch: Batch, compute: Callable[[Batch], Loss]) -> _Recording:
+        """Run once, then record; what was drawn meanwhile is drawn again."""
+        assert batch.buffer is not None
+        buffer = batch.buffer.clone()
+        batch = batch.within(buffer)
+        values = buffer.new_empty(0, dtype=torch.float32)
+        names: list[str] = []
+        used: list[bool] = []
+
+        def update() -> None:
+            nonlocal values
+            loss = compute(batch)
+            with without_autocast(loss.total.device):  # as the trainer does it
+                gradients = torch.autograd.grad(loss.total, self.parameters, allow_unused=True)
+            names[:], used[:] = loss.logged, [gradient is not None for gradient in gradients]
+            pairs = [pair for pair in zip(self._gradients, gradients, strict=True) if pair[1] is not None]
+            torch._foreach_copy_([own for own, _ in pairs], [gradient for _, gradient in pairs])
+            found = torch.stack([value.detach().float() for value in (loss.total, *loss.logged.values())])
+            if not len(values):
+                values = torch.empty_like(found)
+            values.copy_(found)
+
+        on_host = [self._draws] if buffer.device.type == "cpu" else [self._draws, torch.default_generator]
+        with _drawn_again(on_host), _drawn_again([_default_generator(buffer.device), *self._generators]):
+            before = [generator.get_state() for generator in on_host]
+            torch.clear_autocast_cache()  # weights that were cast outside of a graph would be read by it for ever
+            with _beside(buffer.device):
+                update()
+            if any(not generator.get_state().equal(state) for generator, state in zip(on_host, before, strict=True)):
+                raise RuntimeError("it draws random numbers on the host")
+            torch.clear_autocast_cache()
+            replay = self._record(update, self._generators)
+            torch.clear_autocast_cache()
+        return _Recording(replay, batch, names, values, used)
+
+
+def _default_generator(device: torch.device) -> torch.Generator:
+    return torch.default_generator if device.type == "cpu" else torch.cuda.default_generators[device.index]
+
+
+@contextmanager
+def _drawn_again(generators: Sequence[torch.Generator]) -> Iterator[None]:
+    """Generators are as before in the end."""
+    states = [generator.get_state() for generator in generators]
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+class _WithGradients(torch.autograd.Function):
+    """A loss whose gradients are there already."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor], used: list[bool], *parameters: Tensor) -> Tensor:
+        ctx.gradients, ctx.used = gradients, used
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        some = [own for own, used in zip(ctx.gradients, ctx.used, strict=True) if used]
+        scaled = iter(torch._foreach_mul(some, gradients[0]))
+        return (None, None, None, *(next(scaled) if used else None for used in ctx.used))
+
+
+@contextmanager
+def _beside(device: torch.device) -> Iterator[None]:
+    """On a stream of its own, as what is recorded later; what the current stream does comes before and after."""
+    if device.type != "cuda":
+        yield
+        return
+    stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        yield
+    current.wait_stream(stream)

@@ -1,0 +1,62 @@
+"""What training logs of an update: its values under `train/`, the learning rate, and instances per second."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+
+
+class TrainingLog:
+    """Logs updates whose values somebody reads: a logger, or what comes after an epoch, before a validation or at the end.
+
+    Lightning needs a millisecond for two values, also of updates that no logger asks for.
+    """
+
+    def __init__(self) -> None:
+        self._since = (time.perf_counter(), 0)  # when speed was last reported, and the instances since then
+
+    def restart(self) -> None:
+        """Speed is measured from now on."""
+        self._since = (time.perf_counter(), 0)
+
+    def __call__(self, stage: LightningModule, values: Mapping[str, Tensor | float | int], instances: int) -> None:
+        """Log an update, if it is one of those.
+
+        Args:
+            stage: that is trained.
+            values: tensors stay on their device until somebody reads them.
+            instances: of this process's batch.
+        """
+        trainer: Any = stage.trainer
+        readers = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
+        since, counted = self._since[0], self._since[1] + instances * readers
+        self._since = (since, counted)
+        every = max(1, int(getattr(trainer, "log_every_n_steps", 1)))
+        is_reported = (trainer.global_step + 1) % every == 0
+        if not (is_reported or _is_read(trainer)):
+            return
+        now = time.perf_counter()
+        speed = {
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "instances_per_second": counted / max(now - since, 1e-9),
+        }
+        # as tensors of the host: Lightning would copy numbers to the device, and wait
+        tensors = {
+            f"train/{name}": torch.as_tensor(value, dtype=torch.float32) for name, value in ({**values, **speed}).items()
+        }
+        stage.log_dict(tensors, batch_size=instances)
+        if is_reported:
+            self._since = (now, 0)
+
+
+def _is_read(trainer: Any) -> bool:
+    """Whether this is the last batch of an epoch or of training, or one before a validation."""
+    if trainer.is_last_batch or trainer.global_step + 1 == trainer.max_steps:
+        return True
+    batch: int = trainer.fit_loop.epoch_loop.batch_idx
+    return bool((batch + 1) % trainer.val_check_batch == 0)
