@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -47,17 +47,19 @@ from lares_pl import (
     prepare,
 )
 from lares_pl.data.dataset.instances import Instances, TrainingInstances
+from lares_pl.data.loading.batches import Batch
 from lares_pl.data.loading.loaders import InstanceLoader, WindowLoader
 from lares_pl.data.loading.partners import SameTargetPartners
 from lares_pl.data.loading.windows import training_windows
-from lares_pl.losses.alignment import Alignment, alignment_losses
+from lares_pl.losses.alignment import Alignment, GatheredRows, alignment_losses
 from lares_pl.model.architecture import with_dropout
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.parsing import from_plain
 from lares_pl.serialization import class_of
-from lares_pl.stages.group_loss import GroupObjective, group_loss
+from lares_pl.stages.group_loss import Counted, GroupObjective, group_loss
 from lares_pl.stages.optimizers import fused
 from lares_pl.stages.pruning import kept_instances
+from lares_pl.stages.recorded_updates import CudaGraphs, Loss, Numbers, RecordedUpdates
 from naive_baseline import NaiveBaseline, PaddedRows
 
 L = 20
@@ -112,10 +114,15 @@ def chosen(instances: TrainingInstances, count: int, seed: int = 0) -> TrainingI
 
 
 def batches(
-    data: SequenceDataset, instances: Instances, size: int, partners: bool = False, shuffle: bool = False
+    data: SequenceDataset,
+    instances: Instances,
+    size: int,
+    partners: bool = False,
+    shuffle: bool = False,
+    fitted: bool = False,
 ) -> InstanceLoader:
     same = SameTargetPartners(data) if partners else None
-    return InstanceLoader(data, instances, size, L, partners=same, shuffle=shuffle)
+    return InstanceLoader(data, instances, size, L, partners=same, shuffle=shuffle, fitted=fitted and DEVICE.type == "cuda")
 
 
 def updates(model: torch.nn.Module) -> tuple[Callable[[torch.Tensor], None], Callable[[torch.Tensor], None]]:
@@ -132,6 +139,19 @@ def updates(model: torch.nn.Module) -> tuple[Callable[[torch.Tensor], None], Cal
         of_each.append(update)
     slow, fast = of_each
     return slow, fast
+
+
+class Recorder:
+    """Losses of a model as a stage computes them: on CUDA from graphs, for fitted batches."""
+
+    def __init__(self, model: RecurrentBackbone) -> None:
+        on_cuda = DEVICE.type == "cuda"
+        self.recorded = RecordedUpdates(model, torch.Generator(), [], CudaGraphs()) if on_cuda else None
+        self.numbers = Numbers()
+
+    def loss(self, batch: Batch, numbers: Hashable, compute: Callable[[Batch], Loss]) -> torch.Tensor:
+        """The loss of a batch."""
+        return (compute(batch) if self.recorded is None else self.recorded(batch, "loss", numbers, compute)).total
 
 
 def on_device(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -151,8 +171,9 @@ def spt_step(data: SequenceDataset) -> Case:
     model = backbone(data.catalogue_size, 0.5).train()
     slow_model = NaiveBaseline(model)
     slow_batch = on_device(next(iter(PaddedRows(data, instances, L, partners=True).loader(1024))))
-    batch = next(iter(batches(data, instances, 1024, partners=True))).to(DEVICE)
+    batch = next(iter(batches(data, instances, 1024, partners=True, fitted=True))).to(DEVICE)
     slow_update, update = updates(model)
+    recorder = Recorder(model)
 
     def slow(repetition: int) -> None:
         depth, pair = depths_of(repetition, 2)
@@ -160,15 +181,31 @@ def spt_step(data: SequenceDataset) -> Case:
 
     def fast(repetition: int) -> None:
         depth, pair = depths_of(repetition, 2)
-        assert batch.partners is not None
-        prediction, a, b = model.rollout([batch.histories, batch.histories, batch.partners], [depth, pair, pair])
-        cross_entropy = model.head().cross_entropy(prediction[-1], batch.targets)
-        trajectory, step = alignment_losses(ALIGNMENT, a, b, repetition % pair, batch.targets)
-        update(cross_entropy + 0.1 * trajectory + 0.5 * step)
+        update(spt_loss(recorder, model, batch, depth, pair, repetition % pair))
 
     assert batch.partners is not None
     tokens = 2 * batch.histories.tokens + batch.partners.tokens
     return Case(slow, fast, "SPT step, batch 1,024", 2.5, 4, tokens)
+
+
+def spt_loss(recorder: Recorder, model: RecurrentBackbone, batch: Batch, depth: int, pair: int, step: int) -> torch.Tensor:
+    """Of stage 1, as released."""
+    of_pair = recorder.numbers.put([step], DEVICE)
+
+    def compute(batch: Batch) -> Loss:
+        assert batch.partners is not None
+        aligned = batch.histories if batch.aligned is None else batch.aligned
+        histories = [batch.histories, aligned, batch.partners]
+        prediction, a, b = model.rollout(histories, [depth, pair, pair], read=[batch.target_positions, None, None])
+        weights = None if batch.real is None else batch.valid / batch.valid.sum()
+        cross_entropy = model.head().cross_entropy(prediction[-1], batch.targets, weights)
+        targets = batch.targets if batch.aligned_targets is None else batch.aligned_targets
+        real = None if batch.real is None else batch.valid if batch.aligned_targets is None else targets > 0
+        of_all = None if real is None else partial(GatheredRows, real=real)
+        trajectory, of_step = alignment_losses(ALIGNMENT, a, b, of_pair, targets, of_all)
+        return Loss(cross_entropy + 0.1 * trajectory + 0.5 * of_step, {})
+
+    return recorder.loss(batch, (depth, pair), compute)
 
 
 def rpt_step(data: SequenceDataset) -> Case:
@@ -177,17 +214,32 @@ def rpt_step(data: SequenceDataset) -> Case:
     slow_policy, slow_frozen = NaiveBaseline(policy), NaiveBaseline(frozen)
     slow_frozen.eval()
     slow_batch = on_device(next(iter(PaddedRows(data, instances, L).loader(400))))
-    batch = next(iter(batches(data, instances, 400))).to(DEVICE)
+    batch = next(iter(batches(data, instances, 400, fitted=True))).to(DEVICE)
     slow_update, update = updates(policy)
+    recorder = Recorder(policy)
 
     def slow(repetition: int) -> None:
         slow_update(slow_policy.rpt_loss(slow_frozen, slow_batch, depths_of(repetition, 4)))
 
     def fast(repetition: int) -> None:
         depths = depths_of(repetition, 4)
-        update(group_loss(policy, frozen, batch.histories, batch.targets, depths, GroupObjective(RecallReward(10))).loss)
+        on_device = recorder.numbers.put(depths, DEVICE)
+
+        def compute(batch: Batch) -> Loss:
+            together = [depths, [max(depths)] * 4][batch.real is not None]
+            counted = None if batch.real is None else Counted(on_device, batch.valid)
+            goal = GroupObjective(RecallReward(10))
+            outcome = group_loss(policy, frozen, batch.histories, batch.targets, together, goal, counted=counted)
+            return Loss(outcome.loss, {})
+
+        update(recorder.loss(batch, max(depths), compute))
 
     return Case(slow, fast, "RPT step, batch 400, G 4, catalogue 25,000", 2, 3, 8 * batch.histories.tokens)
+
+
+def evaluated_together() -> int:
+    """Users, or instances, of a batch of both sides where nothing is trained."""
+    return 8192 if DEVICE.type == "cuda" else 1024
 
 
 def validation(data: SequenceDataset) -> Case:
@@ -197,12 +249,12 @@ def validation(data: SequenceDataset) -> Case:
     rows = PaddedRows(data, instances, L)
 
     def slow(repetition: int) -> None:
-        for batch in rows.loader(1024):
+        for batch in rows.loader(evaluated_together()):
             slow_model.ranks(on_device(batch), 4)
 
     def fast(repetition: int) -> None:
         with torch.no_grad():
-            for batch in batches(data, instances, 1024):
+            for batch in batches(data, instances, evaluated_together()):
                 batch = batch.to(DEVICE)
                 (states,) = model.rollout(batch.histories, [4], KeyedNoise(batch.histories))
                 model.head().rank(states[-1], batch.targets)
@@ -225,8 +277,12 @@ def epoch(whole: SequenceDataset) -> Case:
     model = backbone(data.catalogue_size, 0.5).train()
     slow_model = NaiveBaseline(model)
     rows = PaddedRows(data, instances, L, partners=True)
-    windows = WindowLoader(data, training_windows(data, L), 256, L, aligned=1, partners=partners, shuffle=True)
+    fitted = DEVICE.type == "cuda"
+    windows = WindowLoader(
+        data, training_windows(data, L), 256, L, aligned=1, partners=partners, shuffle=True, pin=fitted, fitted=fitted
+    )
     slow_update, update = updates(model)
+    recorder = Recorder(model)
 
     def slow(repetition: int) -> None:
         depth, pair = depths_of(repetition, 2)
@@ -236,13 +292,7 @@ def epoch(whole: SequenceDataset) -> Case:
     def fast(repetition: int) -> None:
         depth, pair = depths_of(repetition, 2)
         for batch in windows:
-            batch = batch.to(DEVICE)
-            assert batch.aligned is not None
-            assert batch.partners is not None
-            histories = [batch.histories, batch.aligned, batch.partners]
-            prediction, a, b = model.rollout(histories, [depth, pair, pair], read=[batch.target_positions, None, None])
-            trajectory, step = alignment_losses(ALIGNMENT, a, b, repetition % pair, batch.targets)
-            update(model.head().cross_entropy(prediction[-1], batch.targets) + 0.1 * trajectory + 0.5 * step)
+            update(spt_loss(recorder, model, batch.to(DEVICE, non_blocking=True), depth, pair, repetition % pair))
 
     what = f"SPT over {len(instances):,} training targets (a sixteenth of the users), sequence against prefix instances"
     return Case(slow, fast, what, 12, 25)
@@ -254,11 +304,13 @@ def pruning(whole: SequenceDataset) -> Case:
     model = backbone(data.catalogue_size, 0.5).eval()
     slow_model = NaiveBaseline(model).eval()
     rows = PaddedRows(data, instances, L)
-    windows = WindowLoader(data, training_windows(data, L, overlap=L), 256, L)
+    # as the data module serves them
+    together = evaluated_together() if DEVICE.type == "cuda" else 256
+    windows = WindowLoader(data, training_windows(data, L, overlap=L), together, L)
 
     def slow(repetition: int) -> None:
         for _ in range(3):
-            for batch in rows.loader(1024):
+            for batch in rows.loader(evaluated_together()):
                 slow_model.ranks(on_device(batch), 4, longest=100)
 
     def fast(repetition: int) -> None:
@@ -315,12 +367,15 @@ def compare(data: SequenceDataset, name: str) -> dict[str, Any]:
     """Both sides in this process, in turns; medians."""
     build, repeats = CASES[name]
     case = build(data)
+    # what comes first warms up; on CUDA also what is recorded once for each depth
+    warm_up = range(repeats + 1) if DEVICE.type == "cuda" else range(1)
+    for repetition in warm_up:
+        case.slow(repetition)
+        case.fast(repetition)
     slow, fast = [], []
-    for repetition in range(repeats + 1):
-        both = seconds(case.slow, repetition), seconds(case.fast, repetition)
-        if repetition:  # the first one warms up
-            slow.append(both[0])
-            fast.append(both[1])
+    for repetition in range(1, repeats + 1):
+        slow.append(seconds(case.slow, repetition))
+        fast.append(seconds(case.fast, repetition))
     ratios = [a / b for a, b in zip(slow, fast, strict=True)]
     result: dict[str, Any] = {
         "case": name,

@@ -37,7 +37,7 @@ class SequenceDataModule(L.LightningDataModule):
             `sequence`, for causal blocks: a user's training items once, with a target at each position; users with more than
             `max_length + 1` training items in windows that overlap by half. `auto`: `sequence` for causal models.
         aligned_positions: with `sequence`, the number of targets of each sequence that SPT aligns; None: 1.
-        eval_batch_size: users per batch and process in validation, test and prediction.
+        eval_batch_size: users per batch and process in validation, test and prediction; None: 1,024, on a GPU 8,192.
         predict: the position that `predict` ranks items for: after a user's whole sequence (`next`), or that of the held-out
             item (`validation`, `test`).
         histories: file with other histories to predict for, in a format that `lares prepare` reads, with item ids of the
@@ -60,7 +60,7 @@ class SequenceDataModule(L.LightningDataModule):
         batch_size: int = 64,
         instances: Literal["auto", "prefix", "sequence"] = "auto",
         aligned_positions: int | None = None,
-        eval_batch_size: int = 1024,
+        eval_batch_size: int | None = None,
         predict: Literal["next", "validation", "test"] = "next",
         histories: str | None = None,
         columns: Columns = Columns(),
@@ -72,7 +72,7 @@ class SequenceDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         max_length = 20 if max_length is None else max_length
-        if min(max_length, batch_size, eval_batch_size) < 1:
+        if min(max_length, batch_size, 1 if eval_batch_size is None else eval_batch_size) < 1:
             raise LaresError("data: max_length, batch_size and eval_batch_size must be at least 1")
         if instances not in ("auto", "prefix", "sequence"):
             raise LaresError(f"data.instances must be auto, prefix or sequence, got {instances}")
@@ -84,7 +84,7 @@ class SequenceDataModule(L.LightningDataModule):
         self.instances = instances
         self.aligned_positions = 1 if aligned_positions is None else aligned_positions
         self.asks_alignment = aligned_positions is not None
-        self.eval_batch_size = eval_batch_size
+        self._eval_batch_size = eval_batch_size
         self.predict = predict
         self.histories = histories
         self.columns = columns
@@ -146,6 +146,13 @@ class SequenceDataModule(L.LightningDataModule):
         self._kept = kept
 
     # ------------------------------------------------------------ loaders
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Users per batch and process where nothing is trained; a small batch costs a GPU as much time as a large one."""
+        if self._eval_batch_size is not None:
+            return self._eval_batch_size
+        return 8192 if self._on_cuda else 1024
 
     @property
     def _shard(self) -> Shard:

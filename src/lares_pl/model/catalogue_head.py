@@ -229,7 +229,7 @@ class CatalogueHead:
         best_scores = states.new_full((len(states), own), -torch.inf, dtype=torch.float32)
         best_items = torch.zeros(len(states), own, dtype=torch.int64, device=states.device)
         found = min(own, len(table.vectors))
-        for rows in slices(len(states), max(1, tiles.CHUNK // table.most)):
+        for rows in slices(len(states), tiles.rows_of_all_classes(states, table.most)):
             everything = slice(0, len(table.vectors))
             chunk = ranking_tile_of(left[rows], table, everything, repeats_of(self.repeats, rows, len(states)))
             _leave_out(chunk, here, None if excluded is None else excluded.within_rows(rows))

@@ -43,6 +43,11 @@ def ranking_tile_shape(states: Tensor, classes: int) -> tuple[int, int]:
     return tile_shape(states, classes)
 
 
+def rows_of_all_classes(states: Tensor, classes: int) -> int:
+    """Rows of a tile of all classes."""
+    return max(1, (CHUNK if states.device.type == "cpu" else DEVICE_CHUNK) // classes)
+
+
 def upcast(x: Tensor) -> Tensor:
     """At least float32."""
     return x if x.dtype == torch.float64 else x.float()

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from lares_pl.data.loading.batches import Batch
 from lares_pl.device import on_device, without_autocast
+from lares_pl.errors import LaresError
 
 MOST = 256  # graphs; further ones are not recorded
 
@@ -56,14 +57,22 @@ class CudaGraphs:
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()
 
     def __call__(self, function: Callable[[], None], generators: Sequence[torch.Generator]) -> Callable[[], None]:
         """Record."""
         graph = torch.cuda.CUDAGraph()
         for generator in generators:
             graph.register_generator_state(generator)
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            function()
+        # `torch.cuda.graph` would give all cached memory back first
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                function()
+            finally:
+                graph.capture_end()
+        torch.cuda.current_stream().wait_stream(self._stream)
         replay: Callable[[], None] = graph.replay
         return replay
 
@@ -73,6 +82,7 @@ class _Recording(NamedTuple):
     batch: Batch
     names: list[str]  # of logged values
     values: Tensor  # the loss and logged values, one after the other
+    gradients: list[Tensor]  # of all parameters
     used: list[bool]  # which parameters have a gradient
 
 
@@ -95,7 +105,7 @@ class RecordedUpdates:
     ) -> None:
         self._all = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
         self.parameters = [parameter for parameter, is_trained in self._all if is_trained]
-        self._gradients = [torch.zeros_like(parameter) for parameter in self.parameters]  # of the last replay
+        self._gradients: dict[str, list[Tensor]] = {}  # of the last replay of each part
         self._draws, self._generators, self._record = draws, generators, record
         self._recordings: dict[Hashable, _Recording] = {}
         self._failed = False
@@ -104,23 +114,26 @@ class RecordedUpdates:
         """Whether the same parameters are trained as in the beginning."""
         return all(parameter.requires_grad == is_trained for parameter, is_trained in self._all)
 
-    def __call__(self, batch: Batch, numbers: Hashable, compute: Callable[[Batch], Loss]) -> Loss:
-        """The loss of a batch.
+    def __call__(self, batch: Batch, part: str, numbers: Hashable, compute: Callable[[Batch], Loss]) -> Loss:
+        """A part of the loss of a batch.
 
         Args:
             batch: as its loader serves it.
+            part: which one; of each the gradients are known until it is asked for again.
             numbers: all numbers of the host that `compute` depends on.
             compute: gives the loss of a batch of such shapes.
         """
         if batch.real is None or self._failed or is_in_torch_dispatch_mode() or torch.is_anomaly_enabled():
             return compute(batch)  # a dispatch mode, such as a counter of operations, sees none within a graph
-        key = (batch.shapes, numbers)
+        key = (batch.shapes, part, numbers)
         if key not in self._recordings:
             if len(self._recordings) >= MOST:
                 return compute(batch)
             try:
-                self._recordings[key] = self._recorded(batch, compute)
-            except Exception as error:  # a block or loss of a user can wait for the device, or do what a graph can't
+                self._recordings[key] = self._recorded(batch, self._gradients_of(part), compute)
+            except LaresError:
+                raise
+            except Exception as error:  # a block or loss of a user can wait for the device, or draw on the host
                 self._failed = True
                 loss = compute(batch)  # raises if it is not the recording that fails
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -130,16 +143,21 @@ class RecordedUpdates:
                 return loss
         return self._replayed(self._recordings[key], batch)
 
+    def _gradients_of(self, part: str) -> list[Tensor]:
+        if part not in self._gradients:
+            self._gradients[part] = [torch.zeros_like(parameter) for parameter in self.parameters]
+        return self._gradients[part]
+
     def _replayed(self, recording: _Recording, batch: Batch) -> Loss:
         assert recording.batch.buffer is not None
         assert batch.buffer is not None
         recording.batch.buffer.copy_(batch.buffer)
         recording.replay()
         loss, *logged = recording.values.clone()
-        total: Tensor = _WithGradients.apply(loss, self._gradients, recording.used, *self.parameters)  # type: ignore[no-untyped-call]
+        total: Tensor = _WithGradients.apply(loss, recording.gradients, recording.used, *self.parameters)  # type: ignore[no-untyped-call]
         return Loss(total, dict(zip(recording.names, logged, strict=True)))
 
-    def _recorded(self, batch: Batch, compute: Callable[[Batch], Loss]) -> _Recording:
+    def _recorded(self, batch: Batch, gradients: list[Tensor], compute: Callable[[Batch], Loss]) -> _Recording:
         """Run once, then record; what was drawn meanwhile is drawn again."""
         assert batch.buffer is not None
         buffer = batch.buffer.clone()
@@ -152,27 +170,32 @@ class RecordedUpdates:
             nonlocal values
             loss = compute(batch)
             with without_autocast(loss.total.device):  # as the trainer does it
-                gradients = torch.autograd.grad(loss.total, self.parameters, allow_unused=True)
-            names[:], used[:] = loss.logged, [gradient is not None for gradient in gradients]
-            pairs = [pair for pair in zip(self._gradients, gradients, strict=True) if pair[1] is not None]
-            torch._foreach_copy_([own for own, _ in pairs], [gradient for _, gradient in pairs])
-            found = torch.stack([value.detach().float() for value in (loss.total, *loss.logged.values())])
+                found = torch.autograd.grad(loss.total, self.parameters, allow_unused=True)
+            names[:], used[:] = loss.logged, [gradient is not None for gradient in found]
+            own = [kept for kept, is_used in zip(gradients, used, strict=True) if is_used]
+            torch._foreach_copy_(own, [gradient for gradient in found if gradient is not None])
+            numbers = torch.stack([value.detach().float() for value in (loss.total, *loss.logged.values())])
             if not len(values):
-                values = torch.empty_like(found)
-            values.copy_(found)
+                values = torch.empty_like(numbers)
+            values.copy_(numbers)
 
         on_host = [self._draws] if buffer.device.type == "cpu" else [self._draws, torch.default_generator]
         with _drawn_again(on_host), _drawn_again([_default_generator(buffer.device), *self._generators]):
             before = [generator.get_state() for generator in on_host]
             torch.clear_autocast_cache()  # weights that were cast outside of a graph would be read by it for ever
-            with _beside(buffer.device):
+            with _beside(buffer.device), _no_waiting(buffer.device):
                 update()
             if any(not generator.get_state().equal(state) for generator, state in zip(on_host, before, strict=True)):
                 raise RuntimeError("it draws random numbers on the host")
             torch.clear_autocast_cache()
-            replay = self._record(update, self._generators)
+            try:
+                replay = self._record(update, self._generators)
+            except Exception as error:  # PyTorch's memory and generators stay in the state of recording
+                raise LaresError(
+                    f"this update can't be recorded as a CUDA graph ({error}); set model.cuda_graphs to false"
+                ) from error
             torch.clear_autocast_cache()
-        return _Recording(replay, batch, names, values, used)
+        return _Recording(replay, batch, names, values, gradients, used)
 
 
 def _default_generator(device: torch.device) -> torch.Generator:
@@ -203,6 +226,21 @@ class _WithGradients(torch.autograd.Function):
         some = [own for own, used in zip(ctx.gradients, ctx.used, strict=True) if used]
         scaled = iter(torch._foreach_mul(some, gradients[0]))
         return (None, None, None, *(next(scaled) if used else None for used in ctx.used))
+
+
+@contextmanager
+def _no_waiting(device: torch.device) -> Iterator[None]:
+    """Waiting for the device is an error: within a graph it would be one that PyTorch does not recover from."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(action="ignore"):  # that it does not find every way to wait
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 @contextmanager
