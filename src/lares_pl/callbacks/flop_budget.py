@@ -23,7 +23,7 @@ class FlopBudget(Callback):
     forward and backward, which are nearly all; it does not include FFTs. Counting slows training, so only one batch in `every`
     is counted and represents the others; the work before the first batch (RPT's pruning) is counted in full, validation is
     not. The counts of all processes are added, so that all know the same number and stop after the same update. A counted batch
-    runs without `torch.compile` (`compile_core`), the others with it.
+    runs without CUDA graph, the others with it. Products in code of yours that is compiled are not counted.
 
     The number is logged as `train/tflops` (10^12 FLOPs since the start, of all processes) and stored in `finished.json`. A run
     resumed from a checkpoint that did not count does neither, and warns.
@@ -68,8 +68,6 @@ class FlopBudget(Callback):
     # ------------------------------------------------------------ counting
 
     def _count(self) -> None:
-        # the counter does not see compiled products, and code first called under it would never be compiled
-        self._at_work.enter_context(torch.compiler.set_stance("force_eager"))
         self._counter = self._at_work.enter_context(FlopCounterMode(display=False))
 
     def _counted_since(self, trainer: Trainer) -> float | None:
