@@ -29,8 +29,8 @@ UPDATES: dict[str, tuple[Callable[[], BaseStage], str, int]] = {
     "recipe": (lambda: SPT(FOUR_STEPS), "sequence", 583),
     "recipe, alignment": (lambda: SPT(FOUR_STEPS, alpha=0.1, gamma=0.1), "sequence", 1251),
     "released": (lambda: released_spt(RELEASED), "prefix", 1760),
-    "recipe, RPT": (lambda: RPT(backbone=FOUR_STEPS), "sequence", 924),
-    "released RPT": (lambda: released_rpt(backbone=RELEASED), "prefix", 1184),
+    "recipe, RPT": (lambda: RPT(backbone=FOUR_STEPS), "sequence", 964),
+    "released RPT": (lambda: released_rpt(backbone=RELEASED), "prefix", 1274),
 }
 
 

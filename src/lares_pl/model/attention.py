@@ -39,7 +39,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, p: float, mask
     mask = None if mask is None else mask.to(q.dtype)
     # on a CPU PyTorch's own path would write the weights down as well, and draw them dearly; that of CUDA takes two to three
     # times as long for rows of 20, for which it computes blocks of 64
-    if p > 0 and (q.device.type == "cpu" or length <= FEW):
+    if p > 0 if q.device.type == "cpu" else length <= FEW:
         if mask is None:
             mask = torch.full((length, length), -torch.inf, dtype=q.dtype, device=q.device).triu(1)
         scores = (q * (size // heads) ** -0.5) @ k.transpose(-1, -2) + mask

@@ -143,7 +143,8 @@ class BaseStage(RankingModule, ABC):
         self.randomness = BatchRandomness(seed, rank, self.device)
 
     def on_fit_start(self) -> None:
-        """Begin to measure speed and to check gradients."""
+        """Begin to measure speed and to check gradients, without what a fit that failed has left."""
+        self._recorded = self._average = None
         self._log.restart()
         self._gradients = GradientCheck(waits=self.device.type == "cpu")
 

@@ -58,5 +58,6 @@ def _is_read(trainer: Any) -> bool:
     """Whether this is the last batch of an epoch or of training, or one before a validation."""
     if trainer.is_last_batch or trainer.global_step + 1 == trainer.max_steps:
         return True
-    batch: int = trainer.fit_loop.epoch_loop.batch_idx
-    return bool((batch + 1) % trainer.val_check_batch == 0)
+    loop, every = trainer.fit_loop.epoch_loop, trainer.val_check_batch  # None: by the clock
+    # validations count batches of the epoch, or of all training
+    return every is not None and any((batch + 1) % every == 0 for batch in (loop.batch_idx, loop.total_batch_idx))

@@ -1,0 +1,61 @@
+"""What training logs, and when: values that somebody reads, and speed over all instances since the last report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+
+from tests.training import data, released_spt, trainer
+
+
+class Logged(Logger):
+    """Keeps what is logged."""
+
+    name = version = "kept"
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, dict[str, float]]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        if "train/loss" in metrics:
+            self.rows.append((step or 0, metrics))
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None: ...
+
+
+class Seen(Callback):
+    """The losses of updates, and what the trainer offers at validations and at the end."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.offered: list[tuple[float, float]] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any) -> None:
+        self.losses.append(float(outputs["loss"]))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.offered.append((float(trainer.callback_metrics["train/loss"]), self.losses[-1]))
+
+    on_train_end = on_validation_end
+
+
+@pytest.mark.parametrize(
+    "validated", [{}, {"val_check_interval": 3}, {"val_check_interval": 4, "check_val_every_n_epoch": None}]
+)
+def test_values_are_those_of_the_update_wherever_they_are_read(
+    validated: dict[str, Any], toy_dataset: Path, tmp_path: Path
+) -> None:
+    logged, seen = Logged(), Seen()
+    options = {"max_epochs": 3, "log_every_n_steps": 5, "limit_train_batches": 7, "logger": logged, "callbacks": [seen]}
+    trainer(tmp_path, **options, **validated).fit(released_spt(), data(toy_dataset, batch_size=16))
+    assert len(seen.losses) == 21
+    assert [step for step, _ in logged.rows] == [4, 9, 14, 19]
+    assert [values["train/loss"] for _, values in logged.rows] == pytest.approx([seen.losses[step] for step, _ in logged.rows])
+    assert all(values["train/instances_per_second"] > 0 for _, values in logged.rows)
+    assert len(seen.offered) >= 4
+    assert all(offered == pytest.approx(own) for offered, own in seen.offered)
