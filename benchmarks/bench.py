@@ -151,7 +151,7 @@ class Recorder:
 
     def loss(self, batch: Batch, numbers: Hashable, compute: Callable[[Batch], Loss]) -> torch.Tensor:
         """The loss of a batch."""
-        return (compute(batch) if self.recorded is None else self.recorded(batch, "loss", numbers, compute)).total
+        return (compute(batch) if self.recorded is None else self.recorded(batch, numbers, compute)).total
 
 
 def on_device(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

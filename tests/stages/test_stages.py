@@ -67,7 +67,7 @@ def test_loss_weights_of_zero_skip_their_pass(toy_dataset: Path, tmp_path: Path)
         module = data(toy_dataset)
         fit_model = _Counting(model, counted)
         fit.fit(fit_model.model, module)
-        assert sum(counted) == passes
+        assert counted == [passes]
         assert model.needs_partners == (alpha > 0)
 
 

@@ -18,7 +18,7 @@ from lares_pl.model.dropout import dropout
 
 SHELF = 40  # tokens that lie on a shelf
 SHORT = SHELF // 2  # histories of up to this length share shelves
-FEW = 32  # up to so many tokens a row, weights of attention are written down on a GPU
+FEW = 32  # up to so many tokens a row, weights of attention are written down in a CUDA graph, where launches cost nothing
 FILLING = 1 / 8  # longer ones of about one length stand in rows of one width, filled up by at most this share
 
 
@@ -37,9 +37,10 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, p: float, mask
     rows, length, size = q.shape
     q, k, v = (x.reshape(rows, length, heads, size // heads).transpose(1, 2) for x in (q, k, v))
     mask = None if mask is None else mask.to(q.dtype)
-    # on a CPU PyTorch's own path would write the weights down as well, and draw them dearly; that of CUDA takes two to three
-    # times as long for rows of 20, for which it computes blocks of 64
-    if p > 0 if q.device.type == "cpu" else length <= FEW:
+    # on a CPU PyTorch's own path would write the weights down as well, and draw them dearly; that of CUDA launches one kernel,
+    # which for rows of 20 takes two to three times as long as several would: it computes blocks of 64
+    written = p > 0 if q.device.type == "cpu" else q.is_cuda and length <= FEW and torch.cuda.is_current_stream_capturing()
+    if written:
         if mask is None:
             mask = torch.full((length, length), -torch.inf, dtype=q.dtype, device=q.device).triu(1)
         scores = (q * (size // heads) ** -0.5) @ k.transpose(-1, -2) + mask

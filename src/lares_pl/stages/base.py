@@ -162,16 +162,19 @@ class BaseStage(RankingModule, ABC):
 
     @property
     def needs_fitted(self) -> bool:
-        """Whether training batches must have the same shapes, since updates are recorded."""
-        on_cuda = self.trainer.strategy.root_device.type == "cuda"
-        return self.cuda_graphs and on_cuda and self.device_mesh is None and not has_scaler(self.trainer)
+        """Whether training batches must have the same shapes, since updates are recorded.
 
-    def recorded(self, batch: Batch, part: str, numbers: Hashable, compute: Callable[[Batch], Loss]) -> Loss:
-        """A part of the loss of a batch; on a GPU from a graph, if one can be made.
+        Not with several processes: DDP ties parameters to the stream it was made on, which a graph must not wait for; nor where
+        a scaler has to scale the loss before its gradients are computed.
+        """
+        alone = self.trainer.world_size == 1 and self.trainer.strategy.root_device.type == "cuda"
+        return self.cuda_graphs and alone and not has_scaler(self.trainer)
+
+    def recorded(self, batch: Batch, numbers: Hashable, compute: Callable[[Batch], Loss]) -> Loss:
+        """The loss of a batch; on a GPU from a graph, if one can be made.
 
         Args:
             batch: as its loader serves it.
-            part: which one.
             numbers: all numbers of the host that `compute` depends on.
             compute: gives the loss; it draws nothing on the host and waits for no other process.
         """
@@ -180,7 +183,7 @@ class BaseStage(RankingModule, ABC):
         if self._recorded is None or not self._recorded.is_valid():  # a callback froze or thawed some parameters
             generators = [self.randomness.of_noise]
             self._recorded = RecordedUpdates(self.learner, self.randomness.draws, generators, CudaGraphs())
-        return self._recorded(batch, part, numbers, compute)
+        return self._recorded(batch, numbers, compute)
 
     def on_fit_end(self) -> None:
         """Give back what graphs hold."""

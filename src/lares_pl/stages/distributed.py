@@ -58,23 +58,20 @@ def sum_of_all(x: Tensor, group: Group = None) -> Tensor:
     return total
 
 
-def all_gather_rows(x: Tensor, most: int, group: Group = None, real: Tensor | None = None) -> GatheredRows:
+def all_gather_rows(x: Tensor, most: int, group: Group = None) -> GatheredRows:
     """Gather the rows of all processes, in order of rank; gradients flow back to the process of each row.
 
     No process asks how many rows the others have, for which it would wait: each pads its own to the same number.
 
     Args:
         x: `[R, d]`; processes may have different R.
-        most: upper bound of the rows that count, the same on all processes.
+        most: upper bound of R, the same on all processes.
         group: the processes that read different rows.
-        real: False for rows that do not count, which are the last ones, `[R]` bool; None: all count.
 
     Returns:
         `[processes * most, d]`, and which of these rows are not padding.
     """
-    mark = x.new_ones(len(x)) if real is None else real.to(x.dtype)  # the last column is 1, in padding 0
-    marked = torch.cat([x, mark[:, None]], dim=1)[:most]
-    marked = F.pad(marked, (0, 0, 0, most - len(marked)))
+    marked = F.pad(F.pad(x, (0, 1), value=1), (0, 0, 0, most - len(x)))  # the last column is 1, in padding 0
     of_all: Tensor = _OfAll.apply(marked, group)  # type: ignore[no-untyped-call]
     rows = of_all.flatten(0, 1)
     return GatheredRows(rows[:, :-1], rows[:, -1] > 0)

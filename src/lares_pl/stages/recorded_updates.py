@@ -82,7 +82,6 @@ class _Recording(NamedTuple):
     batch: Batch
     names: list[str]  # of logged values
     values: Tensor  # the loss and logged values, one after the other
-    gradients: list[Tensor]  # of all parameters
     used: list[bool]  # which parameters have a gradient
 
 
@@ -105,7 +104,7 @@ class RecordedUpdates:
     ) -> None:
         self._all = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
         self.parameters = [parameter for parameter, is_trained in self._all if is_trained]
-        self._gradients: dict[str, list[Tensor]] = {}  # of the last replay of each part
+        self._gradients = [torch.zeros_like(parameter) for parameter in self.parameters]  # of the last replay
         self._draws, self._generators, self._record = draws, generators, record
         self._recordings: dict[Hashable, _Recording] = {}
         self._failed = False
@@ -114,23 +113,22 @@ class RecordedUpdates:
         """Whether the same parameters are trained as in the beginning."""
         return all(parameter.requires_grad == is_trained for parameter, is_trained in self._all)
 
-    def __call__(self, batch: Batch, part: str, numbers: Hashable, compute: Callable[[Batch], Loss]) -> Loss:
-        """A part of the loss of a batch.
+    def __call__(self, batch: Batch, numbers: Hashable, compute: Callable[[Batch], Loss]) -> Loss:
+        """The loss of a batch.
 
         Args:
             batch: as its loader serves it.
-            part: which one; of each the gradients are known until it is asked for again.
             numbers: all numbers of the host that `compute` depends on.
             compute: gives the loss of a batch of such shapes.
         """
         if batch.real is None or self._failed or is_in_torch_dispatch_mode() or torch.is_anomaly_enabled():
             return compute(batch)  # a dispatch mode, such as a counter of operations, sees none within a graph
-        key = (batch.shapes, part, numbers)
+        key = (batch.shapes, numbers)
         if key not in self._recordings:
             if len(self._recordings) >= MOST:
                 return compute(batch)
             try:
-                self._recordings[key] = self._recorded(batch, self._gradients_of(part), compute)
+                self._recordings[key] = self._recorded(batch, compute)
             except LaresError:
                 raise
             except Exception as error:  # a block or loss of a user can wait for the device, or draw on the host
@@ -143,21 +141,16 @@ class RecordedUpdates:
                 return loss
         return self._replayed(self._recordings[key], batch)
 
-    def _gradients_of(self, part: str) -> list[Tensor]:
-        if part not in self._gradients:
-            self._gradients[part] = [torch.zeros_like(parameter) for parameter in self.parameters]
-        return self._gradients[part]
-
     def _replayed(self, recording: _Recording, batch: Batch) -> Loss:
         assert recording.batch.buffer is not None
         assert batch.buffer is not None
         recording.batch.buffer.copy_(batch.buffer)
         recording.replay()
         loss, *logged = recording.values.clone()
-        total: Tensor = _WithGradients.apply(loss, recording.gradients, recording.used, *self.parameters)  # type: ignore[no-untyped-call]
+        total: Tensor = _WithGradients.apply(loss, self._gradients, recording.used, *self.parameters)  # type: ignore[no-untyped-call]
         return Loss(total, dict(zip(recording.names, logged, strict=True)))
 
-    def _recorded(self, batch: Batch, gradients: list[Tensor], compute: Callable[[Batch], Loss]) -> _Recording:
+    def _recorded(self, batch: Batch, compute: Callable[[Batch], Loss]) -> _Recording:
         """Run once, then record; what was drawn meanwhile is drawn again."""
         assert batch.buffer is not None
         buffer = batch.buffer.clone()
@@ -172,7 +165,7 @@ class RecordedUpdates:
             with without_autocast(loss.total.device):  # as the trainer does it
                 found = torch.autograd.grad(loss.total, self.parameters, allow_unused=True)
             names[:], used[:] = loss.logged, [gradient is not None for gradient in found]
-            own = [kept for kept, is_used in zip(gradients, used, strict=True) if is_used]
+            own = [kept for kept, is_used in zip(self._gradients, used, strict=True) if is_used]
             torch._foreach_copy_(own, [gradient for gradient in found if gradient is not None])
             numbers = torch.stack([value.detach().float() for value in (loss.total, *loss.logged.values())])
             if not len(values):
@@ -195,7 +188,7 @@ class RecordedUpdates:
                     f"this update can't be recorded as a CUDA graph ({error}); set model.cuda_graphs to false"
                 ) from error
             torch.clear_autocast_cache()
-        return _Recording(replay, batch, names, values, gradients, used)
+        return _Recording(replay, batch, names, values, used)
 
 
 def _default_generator(device: torch.device) -> torch.Generator:

@@ -244,7 +244,7 @@ class RPT(BaseStage):
             raise LaresError("RPT: the depth schedule drew a trajectory without a step; set model.cuda_graphs to false")
         else:  # as if all were as deep as the deepest, since there are too many combinations of depths to record
             counted, deepest = self._depths.put(depths, self.device), [max(depths)] * self.group_size
-            loss = self.recorded(batch, "group", max(depths), partial(self._loss, depths=deepest, counted=counted))
+            loss = self.recorded(batch, max(depths), partial(self._loss, depths=deepest, counted=counted))
         equal = loss.logged["groups_without_variance"]
         self._groups, self._varied = self._groups + len(batch), self._varied + (equal < 1)
         self.log_training({"loss": loss.total.detach(), **loss.logged, "depth": sum(depths) / len(depths)}, batch)

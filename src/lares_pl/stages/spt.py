@@ -1,8 +1,9 @@
 """Stage 1, self-supervised pre-training (docs/method.md "Stage 1, SPT").
 
-`loss = CE + alpha * TLA + gamma * SLA`. With prefix instances nothing deviates from the reference. With
-`data.instances: sequence` three things do: all targets of a sequence share the noise and dropout of one pass; TLA and SLA align
-`data.aligned_positions` of them; targets far down a sequence longer than the history length may see half of it.
+`loss = CE + alpha * TLA + gamma * SLA`. With prefix instances nothing deviates from the reference; the three passes run as
+one rollout. With `data.instances: sequence` three things do: all targets of a sequence share the noise and dropout of one
+pass; TLA and SLA align `data.aligned_positions` of them; targets far down a sequence longer than the history length may see
+half of it.
 """
 
 from __future__ import annotations
@@ -124,59 +125,58 @@ class SPT(BaseStage):
             self._proposal = self.loss.proposal(torch.from_numpy(counts).to(self.device))
 
     def training_step(self, batch: Batch) -> Tensor:
-        """One update: the pass that predicts, and with alignment the pair of passes that are aligned."""
+        """One update: three passes (one without alignment) run as one rollout."""
         schedule, draws = self.backbone_config.depth, self.randomness.draws
         depth, pair_depth = schedule.sample(draws), schedule.sample(draws)
         step = int(torch.randint(max(pair_depth, 1), (), generator=draws))
-        prediction = self.recorded(batch, "prediction", depth, partial(self._prediction, depth=depth))
-        loss = prediction.total * row_weight(len(batch), self.device, self.data_parallel_group)
-        logged: dict[str, Tensor | float | int] = {**prediction.logged, "depth": depth}
+        weight = row_weight(len(batch), self.device, self.data_parallel_group)
+        of_pair = step if batch.real is None else self._aligned_step.put([step], self.device)
+        compute = partial(self._loss, depth=depth, pair_depth=pair_depth, step=of_pair, weight=weight)
+        loss = self.recorded(batch, (depth, pair_depth if self.aligns else 0), compute)
+        depths = {"depth": depth} | ({"pair_depth": pair_depth} if self.aligns else {})
+        self.log_training({"loss": loss.total.detach(), **loss.logged, **depths}, batch)
+        return loss.total
+
+    def _loss(self, batch: Batch, depth: int, pair_depth: int, step: int | Tensor, weight: Tensor | float) -> Loss:
+        """The loss of a batch for given draws; `weight` is that of the cross-entropy."""
+        histories, depths = [batch.histories], [depth]
         if self.aligns:
-            of_pair = step if batch.real is None else self._aligned_step.put([step], self.device)
-            compute = partial(self._alignment, depth=pair_depth, step=of_pair)
-            # the rows of other processes come by a collective, which no graph has
-            pair = compute(batch) if self._gathers else self.recorded(batch, "alignment", pair_depth, compute)
-            loss = loss + pair.total
-            logged |= {**pair.logged, "pair_depth": pair_depth}
-        self.log_training({"loss": loss.detach(), **logged}, batch)
-        return loss
-
-    def _prediction(self, batch: Batch, depth: int) -> Loss:
-        """The loss of the targets, after so many steps."""
-        (trajectory,) = self.learner.rollout(batch.histories, [depth], self.randomness.noise, read=batch.target_positions)
-        cross_entropy = self._next_item_loss(trajectory, batch)
-        logged = {"ce": cross_entropy.detach()}
-        if depth > 1:
-            logged["residual"] = step_residual(trajectory, None if batch.real is None else batch.valid)
-        if self.backbone_config.repeat_bias:
-            logged["repeat_bias"] = self.learner.bias_of_repeats.detach()
-        return Loss(cross_entropy, logged)
-
-    def _alignment(self, batch: Batch, depth: int, step: int | Tensor) -> Loss:
-        """TLA and SLA of trajectories of so many steps, of which one is aligned with the last."""
-        histories = [batch.histories if batch.aligned is None else batch.aligned]
+            histories.append(batch.histories if batch.aligned is None else batch.aligned)
+            depths.append(pair_depth)
         if self.alpha:
             assert batch.partners is not None
             histories.append(batch.partners)
-        pair = self.learner.rollout(histories, [depth] * len(histories), self.randomness.noise)
+            depths.append(pair_depth)
+        read = [batch.target_positions, *[None] * (len(depths) - 1)]
+        prediction, *pair = self.learner.rollout(histories, depths, self.randomness.noise, read=read)
+
+        cross_entropy = self._next_item_loss(prediction, batch)
+        loss, logged = cross_entropy * weight, {"ce": cross_entropy.detach()}
+        if pair:
+            trajectory_level, step_level = self._alignment_losses(pair[0], pair[-1], step, batch)
+            loss = loss + self.alpha * trajectory_level + self.gamma * step_level
+            logged["sla"] = step_level.detach()
+            if self.alpha:
+                logged["tla"] = trajectory_level.detach()
+        if depth > 1:
+            logged["residual"] = step_residual(prediction, None if batch.real is None else batch.valid)
+        if self.backbone_config.repeat_bias:
+            logged["repeat_bias"] = self.learner.bias_of_repeats.detach()
+        return Loss(loss, logged)
+
+    def _alignment_losses(self, a: Tensor, b: Tensor, step: int | Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """TLA and SLA of the aligned instances, with those of all processes if they are gathered."""
         targets = batch.targets if batch.aligned_targets is None else batch.aligned_targets
-        real = None if batch.real is None else batch.valid if batch.aligned_targets is None else targets > 0
-        of_all = None if real is None else partial(GatheredRows, real=real)
-        if self._gathers:
-            of_all = partial(self._rows_of_all, real=real)
-        trajectory_level, step_level = alignment_losses(self.alignment, pair[0], pair[-1], step, targets, of_all)
-        logged = {"sla": step_level.detach()} | ({"tla": trajectory_level.detach()} if self.alpha else {})
-        return Loss(self.alpha * trajectory_level + self.gamma * step_level, logged)
+        of_all = None
+        if self.gather_negatives and not alone(self.data_parallel_group):
+            of_all = self._rows_of_all
+        elif batch.real is not None:
+            of_all = partial(GatheredRows, real=batch.valid if batch.aligned_targets is None else targets > 0)
+        return alignment_losses(self.alignment, a, b, step, targets, of_all)
 
-    @property
-    def _gathers(self) -> bool:
-        """Whether the rows of other processes are contrasted with."""
-        return self.gather_negatives and not alone(self.data_parallel_group)
-
-    def _rows_of_all(self, rows: Tensor, real: Tensor | None) -> GatheredRows:
+    def _rows_of_all(self, rows: Tensor) -> GatheredRows:
         """The aligned instances' rows of all processes."""
-        most = self.trainer.datamodule.most_aligned  # type: ignore[attr-defined]
-        return all_gather_rows(rows, most, self.data_parallel_group, real)
+        return all_gather_rows(rows, self.trainer.datamodule.most_aligned, self.data_parallel_group)  # type: ignore[attr-defined]
 
     def _next_item_loss(self, trajectory: Tensor, batch: Batch) -> Tensor:
         """The loss of the targets at the supervised steps of a trajectory `[T, R, d]`, mean over instances."""
