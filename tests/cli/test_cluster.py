@@ -326,7 +326,7 @@ def test_torchrun_starts_the_processes(work: Path) -> None:
         "tested": True,
     }
     config = yaml.safe_load((folder / "config.yaml").read_text())["trainer"]
-    assert (config["precision"], config["gradient_clip_val"]) == ("bf16-mixed", 1.0)
+    assert (config["precision"], config["gradient_clip_val"]) == ("32-true", 1.0)
 
 
 # ---------------------------------------------------------------- SLURM, with stand-ins
