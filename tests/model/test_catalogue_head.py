@@ -74,8 +74,12 @@ def material_of_repeats() -> tuple[Tensor, Tensor, Tensor, ItemPairs, Tensor]:
     return states, vectors, targets, ItemPairs(*read.nonzero(as_tuple=True)), read
 
 
+@pytest.mark.parametrize("selects", [True, False])
 @pytest.mark.parametrize("similarity", SIMILARITIES)
-def test_the_repeat_bias_equals_a_dense_bias(similarity: Similarity) -> None:
+def test_the_repeat_bias_equals_a_dense_bias(similarity: Similarity, selects: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the pairs of a tile's rows are selected, as on a CPU, or all are there and some do not count."""
+    if not selects:
+        monkeypatch.setattr(ItemPairs, "within_rows", ItemPairs.counted_within_rows)
     states, vectors, targets, pairs, read = material_of_repeats()
     weights = torch.linspace(-1, 1, len(states))
     results = []

@@ -175,6 +175,7 @@ ONLY_SPT = {"BatchSizeFinder", "LearningRateFinder"}  # RPT with pruning refuses
 def test_a_stock_callback_works(name: str, toy_dataset: Path, source: Path, tmp_path: Path) -> None:
     logs = {"logger": True} if name in ("LearningRateMonitor", "DeviceStatsMonitor", "ThroughputMonitor") else {}
     for kind in ("spt",) if name in ONLY_SPT else ("spt", "rpt"):
+        L.seed_everything(1)  # first weights by chance can make a spike of the second loss
         own = WORKING[name](tmp_path)
         bar = {"enable_progress_bar": True} if isinstance(own, callbacks.ProgressBar) else {}
         run = trainer(

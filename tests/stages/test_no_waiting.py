@@ -34,6 +34,7 @@ from lares_pl.data.loading.batches import Batch
 from lares_pl.data.loading.loaders import InstanceLoader, WindowLoader
 from lares_pl.data.loading.partners import SameTargetPartners
 from lares_pl.data.loading.windows import training_windows
+from lares_pl.model import tiles
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.recurrence import RandomNoise
 from lares_pl.stages import group_loss
@@ -102,6 +103,17 @@ class NoCopies(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_an_update_asks_the_device_for_nothing(name: str, toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(name, toy_dataset, monkeypatch)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_nor_does_one_of_a_catalogue_of_many_tiles(name: str, toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "DEVICE_CHUNK", 1000)
+    check(name, toy_dataset, monkeypatch)
+
+
+def check(name: str, toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run an update on the meta device."""
     make, instances = STAGES[name]
     stage = make()
     items = SequenceDataModule(str(toy_dataset)).sequences.catalogue_size
@@ -123,7 +135,7 @@ def test_an_update_of_two_processes_asks_the_device_for_nothing_either(
 ) -> None:
     dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())  # its collectives do nothing, on any device
     try:
-        test_an_update_asks_the_device_for_nothing(name, toy_dataset, monkeypatch)
+        check(name, toy_dataset, monkeypatch)
     finally:
         dist.destroy_process_group()
 

@@ -282,7 +282,8 @@ def _leave_out(scores: Tensor, classes: slice, excluded: ItemPairs | None) -> No
     if classes.start == 0:
         scores[:, 0] = -torch.inf
     if excluded is not None:
-        scores[excluded.within_classes(classes)] = -torch.inf
+        left_out = excluded.within_classes(classes)
+        scores[left_out.rows, left_out.items] = -torch.inf
 
 
 def _set(scores: Tensor, places: Tensor, value: float) -> None:

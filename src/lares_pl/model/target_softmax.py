@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lares_pl.data.loading.item_pairs import ItemPairs
 from lares_pl.model.sharding import Rows
 from lares_pl.model.tiles import Repeats, of_targets, repeats_of, slices, tile_of, tile_shape, upcast
 
@@ -82,16 +83,16 @@ class _Tiles:
     def __init__(self, states: Tensor, table: Rows, targets: Tensor, repeats: Repeats | None, keep: bool = False) -> None:
         self.parts = list(slices(len(table.vectors), tile_shape(states, table.most)[1]))
         self.kept: list[Tensor] = []  # 2^(score - tile_max), [rows, classes] each
-        self.repeated: list[tuple[Tensor, Tensor] | None] = []  # where each tile stands for items already read
+        self.repeated: list[ItemPairs | None] = []  # where each tile stands for items already read
         tile_max, sums = [], []
         for part in self.parts:
-            tile, at = tile_of(states, table, part, repeats)
+            tile, read = tile_of(states, table, part, repeats)
             tile_max.append(tile.amax(dim=1))
             tile.sub_(tile_max[-1][:, None]).exp2_()
             sums.append(tile.sum(dim=1))
             if keep:
                 self.kept.append(tile)
-                self.repeated.append(at)
+                self.repeated.append(read)
         top = table.all_reduce_max(torch.stack(tile_max).amax(dim=0))
         total = torch.stack([s * (m - top).exp2() for s, m in zip(sums, tile_max, strict=True)]).sum(dim=0)
         total, own = table.all_reduce_sum(torch.stack([total, of_targets(states, table, targets, repeats)]))
@@ -138,13 +139,13 @@ class _TargetLoss(torch.autograd.Function):
                 to_items.index_add_(0, own, (weight[:, None] * states[rows]).to(wide))
             if of_rows is not None:
                 to_bias += (weight * of_rows.pairs.rows_of(targets[rows])).sum()
-            for part, tile, offset, at in zip(tiles.parts, tiles.kept, tiles.offsets, tiles.repeated, strict=True):
+            for part, tile, offset, read in zip(tiles.parts, tiles.kept, tiles.offsets, tiles.repeated, strict=True):
                 shares = tile.mul_((gradient * offset.exp2())[:, None])
                 _subtract_product(to_states[rows], shares, vectors[part])
                 if to_items is not None:
                     _subtract_product(to_items[part], shares.T, states[rows])
-                if at is not None:
-                    to_bias -= shares[at].sum()
+                if read is not None:
+                    to_bias -= read.sum_of(shares)
         to_states = table.all_reduce_sum(to_states)
         ctx.save_for_backward(
             to_states.to(states.dtype),

@@ -70,8 +70,8 @@ class Repeats:
         return replace(self, bias=self.bias * factor)
 
 
-def tile_of(states: Tensor, table: Rows, part: slice, repeats: Repeats | None) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """One tile of scores, at least float32, and where it stands for items that its rows have read.
+def tile_of(states: Tensor, table: Rows, part: slice, repeats: Repeats | None) -> tuple[Tensor, ItemPairs | None]:
+    """One tile of scores, at least float32, and its rows and classes that stand for items already read.
 
     Args:
         states: transformed states of the tile's rows, `[rows, d]`.
@@ -83,11 +83,11 @@ def tile_of(states: Tensor, table: Rows, part: slice, repeats: Repeats | None) -
     if repeats is None:
         return scores, None
     if table.complete and part == slice(0, len(table.vectors)):
-        at = repeats.pairs.rows, repeats.pairs.items  # a selection would ask the device how many there are
+        read = repeats.pairs  # a selection would ask the device how many there are
     else:
-        at = repeats.pairs.within_classes(slice(table.start + part.start, table.start + part.stop))
-    scores[at] += repeats.bias.to(scores.dtype)
-    return scores, at
+        read = repeats.pairs.within_classes(slice(table.start + part.start, table.start + part.stop))
+    read.add_to(scores, repeats.bias.to(scores.dtype))
+    return scores, read
 
 
 def ranking_tile_of(states: Tensor, table: Rows, part: slice, repeats: Repeats | None) -> Tensor:
@@ -102,11 +102,13 @@ def repeats_of(repeats: Repeats | None, rows: slice, count: int) -> Repeats | No
     Args:
         repeats: of all rows.
         rows: the range.
-        count: number of all rows; where the range has them all, nothing is asked of the device.
+        count: number of all rows.
     """
     if repeats is None or rows == slice(0, count):
         return repeats
-    return replace(repeats, pairs=repeats.pairs.within_rows(rows))
+    pairs = repeats.pairs
+    on_host = pairs.rows.device.type == "cpu"  # elsewhere a selection would wait for the device
+    return replace(repeats, pairs=pairs.within_rows(rows) if on_host else pairs.counted_within_rows(rows))
 
 
 def of_targets(states: Tensor, table: Rows, targets: Tensor, repeats: Repeats | None) -> Tensor:

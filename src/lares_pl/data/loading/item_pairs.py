@@ -20,15 +20,34 @@ class ItemPairs:
     Args:
         rows: row of each pair, ascending, `[E]`.
         items: item of each pair, `[E]`.
+        counts: False for pairs that stand for nothing, `[E]` bool; None: there are none.
     """
 
     rows: Tensor
     items: Tensor
+    counts: Tensor | None = None
 
     def within_rows(self, rows: slice) -> ItemPairs:
         """The pairs of a range of rows, counted from its start."""
         start, stop = torch.searchsorted(self.rows, self.rows.new_tensor([rows.start, rows.stop])).tolist()
         return ItemPairs(self.rows[start:stop] - rows.start, self.items[start:stop])
+
+    def counted_within_rows(self, rows: slice) -> ItemPairs:
+        """As `within_rows`, but all pairs, of which those of other rows do not count: nobody has to know how many there are."""
+        places, last = self.rows - rows.start, rows.stop - rows.start - 1
+        return ItemPairs(places.clamp(0, last), self.items, (places >= 0) & (places <= last))
+
+    def add_to(self, scores: Tensor, value: Tensor) -> None:
+        """Add a value to the scores `[R, classes]` of all pairs, in place."""
+        if self.counts is None:
+            scores[self.rows, self.items] += value
+        else:
+            scores.index_put_((self.rows, self.items), value * self.counts, accumulate=True)
+
+    def sum_of(self, values: Tensor) -> Tensor:
+        """Sum of the values `[R, classes]` of all pairs."""
+        of_pairs = values[self.rows, self.items]
+        return (of_pairs if self.counts is None else of_pairs * self.counts).sum()
 
     def by_rows(self, ranges: Sequence[slice]) -> list[ItemPairs]:
         """The pairs of each of several ranges of rows, counted from the range's start; the ranges follow one another."""
@@ -39,10 +58,11 @@ class ItemPairs:
         parts = zip(ranges, self.rows.tensor_split(ends), self.items.tensor_split(ends), strict=True)
         return [ItemPairs(of_rows - rows.start, items) for rows, of_rows, items in parts]
 
-    def within_classes(self, classes: slice) -> tuple[Tensor, Tensor]:
-        """Rows and classes of the pairs of a range of classes, counted from its start."""
+    def within_classes(self, classes: slice) -> ItemPairs:
+        """The pairs of a range of classes, counted from its start."""
         inside = (self.items >= classes.start) & (self.items < classes.stop)
-        return self.rows[inside], self.items[inside] - classes.start
+        counts = None if self.counts is None else self.counts[inside]
+        return ItemPairs(self.rows[inside], self.items[inside] - classes.start, counts)
 
     def by_classes(self, first: int, ranges: Sequence[slice]) -> list[ItemPairs]:
         """The pairs of each of several ranges of classes, counted from the range's start; pairs outside of all are left out.
@@ -84,7 +104,8 @@ class ItemPairs:
 
     def rows_of(self, items: Tensor) -> Tensor:
         """Whether each row is paired with its own item of `[R]`, `[R]` bool."""
-        hits = (self.items == items.index_select(0, self.rows)).int()
+        hits = self.items == items.index_select(0, self.rows)
+        hits = (hits if self.counts is None else hits & self.counts).int()
         return torch.zeros_like(items, dtype=torch.int32).index_add_(0, self.rows, hits) > 0
 
     def contain(self, items: Tensor, span: int) -> Tensor:
