@@ -8,7 +8,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from torch import Tensor
@@ -17,6 +20,8 @@ from lares_pl import (
     RPT,
     SPT,
     BackboneConfig,
+    BatchAdvantage,
+    ConstantDepth,
     LastAndRandomStep,
     LogProbReward,
     SequenceDataModule,
@@ -31,7 +36,7 @@ from lares_pl.stages.base import BaseStage
 from lares_pl.stages.randomness import BatchRandomness
 from tests.released import released_backbone
 from tests.stages.test_no_waiting import LENGTH, batches_for
-from tests.training import released_spt
+from tests.training import released_spt, trainer
 
 STAGES: dict[str, tuple[Callable[[float], BaseStage], str]] = {
     "recipe": (lambda p: SPT(BackboneConfig(dropout=p)), "sequence"),
@@ -147,3 +152,49 @@ def test_a_batch_that_does_not_fit_stays_as_it_is(toy_dataset: Path) -> None:
     smallest = BatchSizes(LENGTH, few.rows, 64, few.instances, few.pairs, 0, 0, 0)
     assert few.fit(some[0]).real == len(some[0])
     assert smallest.fit(some[0]) is some[0]
+
+
+class Own(SPT):
+    def training_step(self, batch: Batch) -> Tensor:
+        return super().training_step(batch)
+
+
+@pytest.mark.parametrize(
+    ("make", "device", "processes", "expected"),
+    [
+        (SPT, "cuda", 1, True),
+        (SPT, "cpu", 1, False),
+        (SPT, "cuda", 2, False),
+        (lambda: SPT(cuda_graphs=False), "cuda", 1, False),
+        (Own, "cuda", 1, False),
+        (lambda: RPT(backbone=BackboneConfig()), "cuda", 1, True),
+        (lambda: RPT(backbone=BackboneConfig(), advantage=BatchAdvantage()), "cuda", 1, False),
+        (lambda: RPT(backbone=BackboneConfig(pre_layers=1, core_layers=0, depth=ConstantDepth(0))), "cuda", 1, False),
+    ],
+)
+def test_what_is_recorded(make: Callable[[], BaseStage], device: str, processes: int, expected: bool) -> None:
+    stage = make()
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    stage._trainer = SimpleNamespace(world_size=processes, strategy=strategy, precision_plugin=None)  # type: ignore[assignment]
+    assert stage.needs_fitted == expected
+
+
+def test_a_run_of_fitted_batches_learns_what_a_run_of_others_does(
+    toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the trainer and the data module, with an average, clipping and two batches an update."""
+    weights, losses = [], []
+    for fits in (False, True):
+        rerun = Rerun()
+        monkeypatch.setattr(base, "CudaGraphs", lambda rerun=rerun: rerun)
+        monkeypatch.setattr(BaseStage, "needs_fitted", fits)
+        L.seed_everything(1)
+        stage = SPT(BackboneConfig(dropout=0.0), alpha=0.1, gamma=0.1, ema=0.9)
+        options: dict[str, Any] = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.5, "max_epochs": 2}
+        run = trainer(tmp_path, **options)
+        run.fit(stage, SequenceDataModule(str(toy_dataset), max_length=LENGTH, batch_size=8))
+        assert (rerun.replayed > 8) == fits
+        weights.append(torch.cat([p.detach().flatten() for p in stage.parameters()]))
+        losses.append({name: float(value) for name, value in run.callback_metrics.items() if "per_second" not in name})
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-3, atol=1e-5)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)

@@ -164,11 +164,13 @@ class BaseStage(RankingModule, ABC):
     def needs_fitted(self) -> bool:
         """Whether training batches must have the same shapes, since updates are recorded.
 
-        Not with several processes: DDP ties parameters to the stream it was made on, which a graph must not wait for; nor where
-        a scaler has to scale the loss before its gradients are computed.
+        Not with several processes: DDP ties parameters to the stream it was made on, which a graph must not wait for; not where
+        a scaler has to scale the loss before its gradients are computed; nor for a `training_step` of a user, who need not know
+        of instances that do not count.
         """
         alone = self.trainer.world_size == 1 and self.trainer.strategy.root_device.type == "cuda"
-        return self.cuda_graphs and alone and not has_scaler(self.trainer)
+        is_ours = type(self).training_step.__module__.startswith("lares_pl.")
+        return self.cuda_graphs and alone and is_ours and not has_scaler(self.trainer)
 
     def recorded(self, batch: Batch, numbers: Hashable, compute: Callable[[Batch], Loss]) -> Loss:
         """The loss of a batch; on a GPU from a graph, if one can be made.
