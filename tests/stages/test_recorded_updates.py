@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -149,9 +150,18 @@ def test_a_batch_that_does_not_fit_stays_as_it_is(toy_dataset: Path) -> None:
     stage = built(lambda p: SPT(), 0.0, 40)
     some = batches_for(stage, toy_dataset, "sequence")
     few = BatchSizes.of(some[:1], LENGTH)
-    smallest = BatchSizes(LENGTH, few.rows, 64, few.instances, few.pairs, 0, 0, 0)
     assert few.fit(some[0]).real == len(some[0])
-    assert smallest.fit(some[0]) is some[0]
+    for name in ("rows", "tokens", "instances", "pairs"):
+        assert replace(few, **{name: 1}).fit(some[0]) is some[0]
+
+
+def test_nor_does_one_with_too_many_aligned_histories(toy_dataset: Path) -> None:
+    stage = built(lambda p: SPT(alpha=0.1), 0.0, 40)
+    some = batches_for(stage, toy_dataset, "sequence")
+    few = BatchSizes.of(some[:1], LENGTH)
+    assert few.fit(some[0]).real == len(some[0])
+    for name in ("aligned_rows", "aligned_tokens", "partner_tokens"):
+        assert replace(few, **{name: 1}).fit(some[0]) is some[0]
 
 
 class Own(SPT):

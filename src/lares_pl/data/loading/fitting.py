@@ -60,7 +60,7 @@ class BatchSizes:
         # partners stand beside the aligned histories, which are all of them if each instance has its own
         more = _rows_for(longest, aligned, partner) if apart else _rows_for(longest, tokens, partner)
         more_histories = _rows_for(longest, tokens) if apart else more
-        aligned_rows = max((len(part.aligned) for part in batches if part.aligned is not None), default=0)
+        aligned_rows = _range([0 if part.aligned is None else len(part.aligned) for part in batches])[1]
         return BatchSizes(
             longest,
             len(batch.histories) + more_histories,
@@ -93,9 +93,9 @@ class BatchSizes:
             fitted.read_items = F.pad(batch.read_items, (0, pairs))
         if batch.aligned is not None and batch.aligned_targets is not None:
             fitted.aligned = batch.aligned.filled(self.aligned_rows, self.aligned_tokens, self.longest)
-            fitted.aligned_targets = _padded(batch.aligned_targets, self.aligned_rows)
             if fitted.aligned is None:
                 return batch
+            fitted.aligned_targets = _padded(batch.aligned_targets, self.aligned_rows)
         if batch.partners is not None:
             fitted.partners = batch.partners.filled(self.aligned_rows, self.partner_tokens, self.longest)
             if fitted.partners is None:
