@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,12 +14,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lares_pl import Histories, SequenceDataset
+from lares_pl import SPT, Histories, SequenceDataModule, SequenceDataset
 from lares_pl.data.loading.batches import cut_histories
 from lares_pl.data.loading.instance_rng import InstanceDraws
 from lares_pl.data.loading.loaders import InstanceLoader
 from lares_pl.data.loading.partners import SameTargetPartners
 from lares_pl.data.loading.sampler import EpochOrder, Permutation, Shard
+from tests.training import trainer
 
 
 def unpacked(histories: Histories) -> list[list[int]]:
@@ -162,3 +165,30 @@ def test_batches_are_complete(toy_dataset: Path) -> None:
     assert second.partners is not None
     assert torch.equal(first.partners.items, second.partners.items)  # the same epoch draws the same partners
     assert torch.equal(first.to("cpu").histories.items, first.histories.items)
+
+
+@pytest.mark.parametrize("instances", ["prefix", "sequence"])
+def test_a_batch_in_one_buffer_is_the_batch(toy_dataset: Path, instances: Any) -> None:
+    """With every kind of tensor it can have, in sizes that do not fill whole words; and from there in another buffer."""
+    stage = SPT(alpha=0.1)
+    run = trainer(toy_dataset.parent, limit_train_batches=1, limit_val_batches=0)
+    module = SequenceDataModule(str(toy_dataset), max_length=8, batch_size=7, instances=instances)
+    run.fit(stage, module)
+    for batch in [*module.train_dataloader(), *module.val_dataloader()]:
+        packed = batch.in_one_buffer()
+        assert packed.buffer is not None
+        moved = packed.to("cpu").within(packed.buffer.clone())
+        assert batch.shapes == packed.shapes == moved.shapes
+        for own, first, second in zip(batch._tensors(), packed._tensors(), moved._tensors(), strict=True):
+            assert own.dtype == first.dtype == second.dtype
+            assert torch.equal(own, first)
+            assert torch.equal(own, second)
+            assert first.untyped_storage().data_ptr() == packed.buffer.untyped_storage().data_ptr()
+
+
+def test_evaluation_batches_are_larger_on_a_gpu(toy_dataset: Path) -> None:
+    module = SequenceDataModule(str(toy_dataset))
+    for device, size in (("cpu", 1024), ("cuda", 8192)):
+        module.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)))  # type: ignore[assignment]
+        assert module.eval_batch_size == size
+    assert SequenceDataModule(str(toy_dataset), eval_batch_size=5).eval_batch_size == 5
