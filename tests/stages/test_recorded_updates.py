@@ -8,13 +8,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from torch import Tensor
 
 from lares_pl import (
@@ -23,6 +26,7 @@ from lares_pl import (
     BackboneConfig,
     BatchAdvantage,
     ConstantDepth,
+    ConvTransformerBlock,
     LastAndRandomStep,
     LogProbReward,
     SequenceDataModule,
@@ -31,7 +35,9 @@ from lares_pl import (
 )
 from lares_pl.data.loading.batches import Batch
 from lares_pl.data.loading.fitting import BatchSizes
+from lares_pl.data.loading.item_pairs import ItemPairs
 from lares_pl.model.backbone import RecurrentBackbone
+from lares_pl.model.layout import Layout
 from lares_pl.stages import base
 from lares_pl.stages.base import BaseStage
 from lares_pl.stages.randomness import BatchRandomness
@@ -128,12 +134,24 @@ def test_a_replayed_update_is_the_update(name: str, toy_dataset: Path, monkeypat
     assert 1 < rerun.recorded <= rerun.replayed == 12
 
 
-def test_what_draws_on_the_host_is_not_recorded(toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class LayerDrop(ConvTransformerBlock):
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        return super().forward(x, layout) if np.random.random() < 2 else x
+
+
+DRAWING: dict[str, Callable[[float], BaseStage]] = {
+    "torch": lambda p: SPT(BackboneConfig(dropout=p), supervision=LastAndRandomStep()),
+    "numpy": lambda p: SPT(BackboneConfig(dropout=p, core_block=LayerDrop)),
+}
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_what_draws_on_the_host_is_not_recorded(name: str, toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would be a constant of the graph; nothing is drawn twice for having been tried."""
     rerun = Rerun()
     monkeypatch.setattr(base, "CudaGraphs", lambda: rerun)
     items = SequenceDataModule(str(toy_dataset)).sequences.catalogue_size
-    stages = [built(lambda p: SPT(BackboneConfig(dropout=p), supervision=LastAndRandomStep()), 0.3, items) for _ in range(2)]
+    stages = [built(DRAWING[name], 0.3, items) for _ in range(2)]
     recorded, plain = stages[0], unrecorded(stages[1])
     some = fitted(batches_for(plain, toy_dataset, "sequence"))
     with warnings.catch_warnings(record=True) as caught:
@@ -169,24 +187,83 @@ class Own(SPT):
         return super().training_step(batch)
 
 
+class Normed(ConvTransformerBlock):
+    def __init__(self, hidden_size: int, **options: Any) -> None:
+        super().__init__(hidden_size, **options)
+        self.statistics = torch.nn.BatchNorm1d(hidden_size)
+
+
+ON_CUDA = SingleDeviceStrategy(device=torch.device("cuda"))
+NO_STEP = BackboneConfig(pre_layers=1, core_layers=0, depth=ConstantDepth(0))
+
+
 @pytest.mark.parametrize(
-    ("make", "device", "processes", "expected"),
+    ("make", "strategy", "expected"),
     [
-        (SPT, "cuda", 1, True),
-        (SPT, "cpu", 1, False),
-        (SPT, "cuda", 2, False),
-        (lambda: SPT(cuda_graphs=False), "cuda", 1, False),
-        (Own, "cuda", 1, False),
-        (lambda: RPT(backbone=BackboneConfig()), "cuda", 1, True),
-        (lambda: RPT(backbone=BackboneConfig(), advantage=BatchAdvantage()), "cuda", 1, False),
-        (lambda: RPT(backbone=BackboneConfig(pre_layers=1, core_layers=0, depth=ConstantDepth(0))), "cuda", 1, False),
+        (SPT, ON_CUDA, True),
+        (SPT, SingleDeviceStrategy(device=torch.device("cpu")), False),
+        (SPT, DDPStrategy(parallel_devices=[torch.device("cuda")]), False),
+        (lambda: SPT(cuda_graphs=False), ON_CUDA, False),
+        (Own, ON_CUDA, False),
+        (lambda: SPT(BackboneConfig(core_block=Normed)), ON_CUDA, False),
+        (lambda: RPT(backbone=BackboneConfig()), ON_CUDA, True),
+        (lambda: RPT(backbone=BackboneConfig(), advantage=BatchAdvantage()), ON_CUDA, False),
+        (lambda: RPT(backbone=NO_STEP), ON_CUDA, False),
     ],
 )
-def test_what_is_recorded(make: Callable[[], BaseStage], device: str, processes: int, expected: bool) -> None:
+def test_what_is_recorded(make: Callable[[], BaseStage], strategy: Strategy, expected: bool) -> None:
     stage = make()
-    strategy = SimpleNamespace(root_device=torch.device(device))
-    stage._trainer = SimpleNamespace(world_size=processes, strategy=strategy, precision_plugin=None)  # type: ignore[assignment]
+    stage.backbone = RecurrentBackbone(9, LENGTH, stage.backbone_config)
+    stage._trainer = SimpleNamespace(strategy=strategy, precision_plugin=None)  # type: ignore[assignment]
     assert stage.needs_fitted == expected
+
+
+@pytest.mark.parametrize("changed", ["parameter", "weight of a loss", "hook"])
+def test_what_changes_between_updates_is_not_replayed(changed: str, toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rerun = Rerun()
+    monkeypatch.setattr(base, "CudaGraphs", lambda: rerun)
+    make = partial(SPT, BackboneConfig(dropout=0.0, depth=ConstantDepth(2)), gamma=0.1)
+    stage = built(lambda p: make(), 0.0, SequenceDataModule(str(toy_dataset)).sequences.catalogue_size)
+    assert isinstance(stage, SPT)
+    batch = fitted(batches_for(stage, toy_dataset, "sequence"))[0]
+    before = [loss_and_gradients(stage, batch, 0) for _ in range(2)]
+    assert (rerun.recorded, rerun.replayed) == (1, 2)
+    weight = next(stage.backbone.parameters())
+    if changed == "parameter":
+        weight.data = weight.data.clone()
+    elif changed == "weight of a loss":
+        stage.gamma = 5.0
+    else:
+        weight.register_hook(lambda gradient: gradient * 0.1)
+    after = loss_and_gradients(stage, batch, 0)
+    assert (rerun.recorded, rerun.replayed) == ((1, 2) if changed == "hook" else (2, 3))
+    assert (float(after[0]) == pytest.approx(float(before[1][0]))) == (changed != "weight of a loss")
+
+
+def test_a_batch_that_somebody_changed_is_read(toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rerun = Rerun()
+    monkeypatch.setattr(base, "CudaGraphs", lambda: rerun)
+    items = SequenceDataModule(str(toy_dataset)).sequences.catalogue_size
+    stage = built(lambda p: SPT(BackboneConfig(dropout=0.0)), 0.0, items)
+    batch = fitted(batches_for(stage, toy_dataset, "sequence"))[0]
+    changed = replace(batch, targets=torch.full_like(batch.targets, 7))
+    assert changed.to("cpu").targets.tolist() == changed.targets.tolist()
+    own, other = (loss_and_gradients(stage, some, 0)[0] for some in (batch, changed))
+    torch.testing.assert_close(other, loss_and_gradients(unrecorded(stage), changed, 0)[0])
+    assert not torch.allclose(own, other)
+
+
+def test_many_tiles_of_rows_count_filling_pairs_once(toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a card whose tiles hold fewer rows than a group has, with a bias of repeats that has learned something."""
+    monkeypatch.setattr(ItemPairs, "within_rows", ItemPairs.counted_within_rows)
+    config = BackboneConfig(dropout=0.0)
+    stage = unrecorded(built(lambda p: RPT(backbone=config, actions=WholeCatalogue(), reward=LogProbReward()), 0.0, 40))
+    assert isinstance(stage, RPT)
+    stage.backbone.repeat_bias.data += 0.3
+    some = batches_for(stage, toy_dataset, "sequence")
+    for number, (batch, other) in enumerate(zip(some, fitted(some), strict=True)):
+        own, found = (loss_and_gradients(stage, x, number) for x in (batch, other))
+        torch.testing.assert_close(found, own, rtol=1e-4, atol=1e-6)
 
 
 def test_a_run_of_fitted_batches_learns_what_a_run_of_others_does(

@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 import pytest
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
 from tests.training import data, released_spt, trainer
@@ -59,3 +59,29 @@ def test_values_are_those_of_the_update_wherever_they_are_read(
     assert all(values["train/instances_per_second"] > 0 for _, values in logged.rows)
     assert len(seen.offered) >= 4
     assert all(offered == pytest.approx(own) for offered, own in seen.offered)
+
+
+def test_a_checkpoint_of_updates_knows_the_loss_of_its_update(toy_dataset: Path, tmp_path: Path) -> None:
+    seen = Seen()
+    best = ModelCheckpoint(
+        tmp_path, "{step}", monitor="train/loss", save_top_k=-1, every_n_train_steps=3, save_on_train_epoch_end=False
+    )
+    options: dict[str, Any] = {"max_epochs": 2, "log_every_n_steps": 5, "limit_train_batches": 7, "enable_checkpointing": True}
+    trainer(tmp_path, **options, callbacks=[seen, best]).fit(released_spt(), data(toy_dataset, batch_size=16))
+    found = {Path(path).stem: float(value) for path, value in best.best_k_models.items()}
+    assert found == {f"step={step}": pytest.approx(seen.losses[step - 1]) for step in (3, 6, 9, 12)}
+
+
+class Stops(Callback):
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        trainer.should_stop = trainer.global_step == 4
+
+
+def test_a_run_that_is_stopped_logs_its_last_update(toy_dataset: Path, tmp_path: Path) -> None:
+    logged, seen = Logged(), Seen()
+    options: dict[str, Any] = {"max_epochs": 3, "min_epochs": 0, "log_every_n_steps": 50, "logger": logged}
+    trainer(tmp_path, **options, callbacks=[Stops(), seen]).fit(released_spt(), data(toy_dataset, batch_size=16))
+    assert len(seen.losses) == 4
+    ((step, values),) = logged.rows
+    assert step == 3
+    assert values["train/loss"] == pytest.approx(seen.losses[-1])

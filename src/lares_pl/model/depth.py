@@ -18,6 +18,9 @@ from lares_pl.errors import LaresError
 class DepthSchedule(ABC):
     """Draws the depth T of one training pass; `evaluation_depth` is used where nothing is drawn."""
 
+    #: the lowest depth that can be drawn
+    least = 0
+
     @abstractmethod
     def sample(self, generator: torch.Generator | None = None) -> int:
         """One depth, drawn with a CPU generator (the global one where None)."""
@@ -41,6 +44,7 @@ class _MeanDepth(DepthSchedule):
     """
 
     mean: int = 4
+    least = 1
 
     def __post_init__(self) -> None:
         if self.mean < 1:
@@ -120,6 +124,10 @@ class ConstantDepth(DepthSchedule):
             raise LaresError(f"depth must not be negative, got {self.depth}")
 
     def sample(self, generator: torch.Generator | None = None) -> int:
+        return self.depth
+
+    @property
+    def least(self) -> int:  # type: ignore[override]
         return self.depth
 
     @property

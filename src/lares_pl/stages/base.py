@@ -31,7 +31,7 @@ from lares_pl.stages.optimizers import OptimizerFactory, fused, options_of
 from lares_pl.stages.plateau import PlateauSteps, plateau_config
 from lares_pl.stages.randomness import BatchRandomness
 from lares_pl.stages.ranking import RankingModule
-from lares_pl.stages.recorded_updates import CudaGraphs, Loss, RecordedUpdates
+from lares_pl.stages.recorded_updates import CudaGraphs, Loss, RecordedUpdates, can_be_recorded
 from lares_pl.stages.resuming import apply_settings, hold_saving_on_exception
 from lares_pl.stages.schedules import WarmupCosine, accumulated_batches, end_with_training
 from lares_pl.stages.training_log import TrainingLog
@@ -162,15 +162,8 @@ class BaseStage(RankingModule, ABC):
 
     @property
     def needs_fitted(self) -> bool:
-        """Whether training batches must have the same shapes, since updates are recorded.
-
-        Not with several processes: DDP ties parameters to the stream it was made on, which a graph must not wait for; not where
-        a scaler has to scale the loss before its gradients are computed; nor for a `training_step` of a user, who need not know
-        of instances that do not count.
-        """
-        alone = self.trainer.world_size == 1 and self.trainer.strategy.root_device.type == "cuda"
-        is_ours = type(self).training_step.__module__.startswith("lares_pl.")
-        return self.cuda_graphs and alone and is_ours and not has_scaler(self.trainer)
+        """Whether training batches must have the same shapes, since updates are recorded."""
+        return self.cuda_graphs and can_be_recorded(self.trainer, self, self.learner)
 
     def recorded(self, batch: Batch, numbers: Hashable, compute: Callable[[Batch], Loss]) -> Loss:
         """The loss of a batch; on a GPU from a graph, if one can be made.
@@ -291,8 +284,14 @@ class BaseStage(RankingModule, ABC):
     def log_training(self, values: Mapping[str, Tensor | float | int], batch: Batch) -> None:
         """Log values of one update under `train/`, with learning rate and speed."""
         skipped = {"skipped_updates": self.skipped_updates} if self.on_nonfinite == "skip" else {}
-        self._latest = {**values, **skipped}, batch.instances
+        self._latest = {**values, **skipped}, batch.instances[: len(batch)]
         self._log(self, self._latest[0], len(batch))
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """As of the network; a trainer that is told to stop logs this update as its last."""
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        if self.trainer.should_stop:
+            self._log(self, self._latest[0], 0, always=True)
 
     def on_validation_end(self) -> None:
         """Speed of training leaves validation out."""

@@ -8,18 +8,25 @@ of what it is kept under.
 
 from __future__ import annotations
 
+import pickle
+import random
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from lares_pl.data.loading.batches import Batch
 from lares_pl.device import on_device, without_autocast
 from lares_pl.errors import LaresError
+from lares_pl.stages.validation import has_scaler
 
 MOST = 256  # graphs; further ones are not recorded
 
@@ -64,7 +71,7 @@ class CudaGraphs:
         graph = torch.cuda.CUDAGraph()
         for generator in generators:
             graph.register_generator_state(generator)
-        # `torch.cuda.graph` would give all cached memory back first
+        torch.cuda.empty_cache()  # memory that is cached for others is not given back while a graph is recorded
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
@@ -85,6 +92,26 @@ class _Recording(NamedTuple):
     used: list[bool]  # which parameters have a gradient
 
 
+def can_be_recorded(trainer: Trainer, stage: LightningModule, network: nn.Module) -> bool:
+    """Whether updates of a stage can be recorded, for which its batches get the same shapes.
+
+    Not with DDP, which ties parameters to the stream it was made on, for which a graph must not wait; not where a scaler has to
+    scale the loss before its gradients are computed; nor where a user's `training_step`, or the statistics of a batch norm,
+    would count instances that do not count.
+
+    Args:
+        trainer: of the run.
+        stage: that is trained.
+        network: whose parameters updates change.
+    """
+    strategy = trainer.strategy
+    on_one_card = isinstance(strategy, SingleDeviceStrategy) and strategy.root_device.type == "cuda"
+    is_ours = type(stage).training_step.__module__.startswith("lares_pl.")
+    if not (on_one_card and is_ours) or has_scaler(trainer):
+        return False
+    return not any(isinstance(part, _BatchNorm) for part in network.modules())
+
+
 class RecordedUpdates:
     """Losses of batches whose gradients are known once they are computed.
 
@@ -102,16 +129,17 @@ class RecordedUpdates:
         generators: Sequence[torch.Generator],
         record: Recorder,
     ) -> None:
-        self._all = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
-        self.parameters = [parameter for parameter, is_trained in self._all if is_trained]
+        self._all = [(parameter, parameter.requires_grad, parameter.data_ptr()) for parameter in network.parameters()]
+        self.parameters = [parameter for parameter, is_trained, _ in self._all if is_trained]
         self._gradients = [torch.zeros_like(parameter) for parameter in self.parameters]  # of the last replay
         self._draws, self._generators, self._record = draws, generators, record
         self._recordings: dict[Hashable, _Recording] = {}
         self._failed = False
+        self._stream: torch.cuda.Stream | None = None  # of the first run of what is recorded
 
     def is_valid(self) -> bool:
-        """Whether the same parameters are trained as in the beginning."""
-        return all(parameter.requires_grad == is_trained for parameter, is_trained in self._all)
+        """Whether the same parameters are trained as in the beginning, and lie where they did."""
+        return all(p.requires_grad == is_trained and p.data_ptr() == place for p, is_trained, place in self._all)
 
     def __call__(self, batch: Batch, numbers: Hashable, compute: Callable[[Batch], Loss]) -> Loss:
         """The loss of a batch.
@@ -121,15 +149,18 @@ class RecordedUpdates:
             numbers: all numbers of the host that `compute` depends on.
             compute: gives the loss of a batch of such shapes.
         """
-        if batch.real is None or self._failed or is_in_torch_dispatch_mode() or torch.is_anomaly_enabled():
-            return compute(batch)  # a dispatch mode, such as a counter of operations, sees none within a graph
+        # a dispatch mode, such as a counter of operations, sees none within a graph; hooks would be called twice
+        if batch.real is None or self._failed or is_in_torch_dispatch_mode() or torch.is_anomaly_enabled() or self._hooked:
+            return compute(batch)
+        if not batch.is_in_buffer:
+            batch = batch.in_one_buffer()
         key = (batch.shapes, numbers)
         if key not in self._recordings:
             if len(self._recordings) >= MOST:
                 return compute(batch)
             try:
                 self._recordings[key] = self._recorded(batch, compute)
-            except LaresError:
+            except (LaresError, torch.OutOfMemoryError):
                 raise
             except Exception as error:  # a block or loss of a user can wait for the device, or draw on the host
                 self._failed = True
@@ -140,6 +171,25 @@ class RecordedUpdates:
                 )
                 return loss
         return self._replayed(self._recordings[key], batch)
+
+    @property
+    def _hooked(self) -> bool:
+        return any(parameter._backward_hooks for parameter in self.parameters)
+
+    @contextmanager
+    def _beside(self, device: torch.device) -> Iterator[None]:
+        """On a stream of its own, as what is recorded later; what the current stream does comes before and after."""
+        if device.type != "cuda":
+            yield
+            return
+        current = torch.cuda.current_stream(device)
+        self._stream = self._stream or torch.cuda.Stream(device)
+        self._stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            current.wait_stream(self._stream)
 
     def _replayed(self, recording: _Recording, batch: Batch) -> Loss:
         assert recording.batch.buffer is not None
@@ -174,11 +224,11 @@ class RecordedUpdates:
 
         on_host = [self._draws] if buffer.device.type == "cpu" else [self._draws, torch.default_generator]
         with _drawn_again(on_host), _drawn_again([_default_generator(buffer.device), *self._generators]):
-            before = [generator.get_state() for generator in on_host]
+            before = _host_state(on_host)
             torch.clear_autocast_cache()  # weights that were cast outside of a graph would be read by it for ever
-            with _beside(buffer.device), _no_waiting(buffer.device):
+            with self._beside(buffer.device), _no_waiting(buffer.device):
                 update()
-            if any(not generator.get_state().equal(state) for generator, state in zip(on_host, before, strict=True)):
+            if _host_state(on_host) != before:
                 raise RuntimeError("it draws random numbers on the host")
             torch.clear_autocast_cache()
             try:
@@ -189,6 +239,11 @@ class RecordedUpdates:
                 ) from error
             torch.clear_autocast_cache()
         return _Recording(replay, batch, names, values, used)
+
+
+def _host_state(generators: Sequence[torch.Generator]) -> tuple[Any, ...]:
+    """What random draws of the host depend on."""
+    return [g.get_state().tolist() for g in generators], random.getstate(), pickle.dumps(np.random.get_state())
 
 
 def _default_generator(device: torch.device) -> torch.Generator:
@@ -234,16 +289,3 @@ def _no_waiting(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_sync_debug_mode(before)
-
-
-@contextmanager
-def _beside(device: torch.device) -> Iterator[None]:
-    """On a stream of its own, as what is recorded later; what the current stream does comes before and after."""
-    if device.type != "cuda":
-        yield
-        return
-    stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
-    stream.wait_stream(current)
-    with torch.cuda.stream(stream):
-        yield
-    current.wait_stream(stream)

@@ -143,7 +143,7 @@ class RPT(BaseStage):
     @property
     def needs_fitted(self) -> bool:
         """Not where other instances decide about an instance's advantage, nor where a trajectory has no step."""
-        within = self.objective.advantage.within_groups and self.backbone_config.depth.evaluation_depth > 0
+        within = self.objective.advantage.within_groups and self.backbone_config.depth.least > 0
         return within and super().needs_fitted
 
     def train(self, mode: bool = True) -> RPT:
@@ -240,13 +240,12 @@ class RPT(BaseStage):
         depths = [self.backbone_config.depth.sample(self.randomness.draws) for _ in range(self.group_size)]
         if batch.real is None:
             loss = self._loss(batch, depths)
-        elif min(depths) < 1:
-            raise LaresError("RPT: the depth schedule drew a trajectory without a step; set model.cuda_graphs to false")
         else:  # as if all were as deep as the deepest, since there are too many combinations of depths to record
             counted, deepest = self._depths.put(depths, self.device), [max(depths)] * self.group_size
-            loss = self.recorded(batch, max(depths), partial(self._loss, depths=deepest, counted=counted))
+            weights = self.objective.beta, self.objective.anchor
+            loss = self.recorded(batch, (max(depths), weights), partial(self._loss, depths=deepest, counted=counted))
         equal = loss.logged["groups_without_variance"]
-        self._groups, self._varied = self._groups + len(batch), self._varied + (equal < 1)
+        self._groups, self._varied = self._groups + len(batch), self._varied + (equal < 1 - 1e-6)
         self.log_training({"loss": loss.total.detach(), **loss.logged, "depth": sum(depths) / len(depths)}, batch)
         return loss.total * row_weight(len(batch), self.device, self.data_parallel_group)
 

@@ -132,7 +132,7 @@ class SPT(BaseStage):
         weight = row_weight(len(batch), self.device, self.data_parallel_group)
         of_pair = step if batch.real is None else self._aligned_step.put([step], self.device)
         compute = partial(self._loss, depth=depth, pair_depth=pair_depth, step=of_pair, weight=weight)
-        loss = self.recorded(batch, (depth, pair_depth if self.aligns else 0), compute)
+        loss = self.recorded(batch, (depth, pair_depth if self.aligns else 0, self.alpha, self.gamma), compute)
         depths = {"depth": depth} | ({"pair_depth": pair_depth} if self.aligns else {})
         self.log_training({"loss": loss.total.detach(), **loss.logged, **depths}, batch)
         return loss.total

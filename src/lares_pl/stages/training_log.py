@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class TrainingLog:
-    """Logs updates whose values somebody reads: a logger, or what comes after an epoch, before a validation or at the end.
+    """Logs updates whose values somebody reads: a logger, a checkpoint, or what follows an epoch, a validation or the end.
 
     Lightning needs a millisecond for two values, also of updates that no logger asks for.
     """
@@ -24,13 +24,16 @@ class TrainingLog:
         """Speed is measured from now on."""
         self._since = (time.perf_counter(), 0)
 
-    def __call__(self, stage: LightningModule, values: Mapping[str, Tensor | float | int], instances: int) -> None:
+    def __call__(
+        self, stage: LightningModule, values: Mapping[str, Tensor | float | int], instances: int, always: bool = False
+    ) -> None:
         """Log an update, if it is one of those.
 
         Args:
             stage: that is trained.
             values: tensors stay on their device until somebody reads them.
             instances: of this process's batch.
+            always: whether it is logged in any case.
         """
         trainer: Any = stage.trainer
         readers = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
@@ -38,7 +41,7 @@ class TrainingLog:
         self._since = (since, counted)
         every = max(1, int(getattr(trainer, "log_every_n_steps", 1)))
         is_reported = (trainer.global_step + 1) % every == 0
-        if not (is_reported or _is_read(trainer)):
+        if not (always or is_reported or _is_read(trainer)):
             return
         now = time.perf_counter()
         speed = {
@@ -49,15 +52,18 @@ class TrainingLog:
         tensors = {
             f"train/{name}": torch.as_tensor(value, dtype=torch.float32) for name, value in ({**values, **speed}).items()
         }
-        stage.log_dict(tensors, batch_size=instances)
+        stage.log_dict(tensors, batch_size=max(1, instances))
         if is_reported:
             self._since = (now, 0)
 
 
 def _is_read(trainer: Any) -> bool:
-    """Whether this is the last batch of an epoch or of training, or one before a validation."""
-    if trainer.is_last_batch or trainer.global_step + 1 == trainer.max_steps:
+    """Whether this is the first or last batch of an epoch, the last of training, or one before a validation or a checkpoint."""
+    loop, every, update = trainer.fit_loop.epoch_loop, trainer.val_check_batch, trainer.global_step + 1
+    if loop.batch_idx == 0 or trainer.is_last_batch or update == trainer.max_steps or every is None:  # None: by the clock
         return True
-    loop, every = trainer.fit_loop.epoch_loop, trainer.val_check_batch  # None: by the clock
     # validations count batches of the epoch, or of all training
-    return every is not None and any((batch + 1) % every == 0 for batch in (loop.batch_idx, loop.total_batch_idx))
+    if any((batch + 1) % every == 0 for batch in (loop.batch_idx, loop.total_batch_idx)):
+        return True
+    of_checkpoints = [getattr(callback, "_every_n_train_steps", 0) for callback in trainer.checkpoint_callbacks]
+    return any(steps and update % steps == 0 for steps in of_checkpoints)

@@ -90,6 +90,12 @@ class Batch:
                 changed[field.name] = change(value)
         return replace(self, **changed)
 
+    @property
+    def is_in_buffer(self) -> bool:
+        """Whether all tensors lie in the buffer; whoever changes a batch may put others in their place."""
+        own = None if self.buffer is None else self.buffer.untyped_storage().data_ptr()
+        return all(tensor.untyped_storage().data_ptr() == own for tensor in self._tensors() if tensor.numel())
+
     def within(self, buffer: Tensor) -> Batch:
         """The same batch with its tensors in another buffer, which holds what that of this one does."""
         ends = iter(accumulate(_words(tensor) for tensor in self._tensors()))
@@ -97,7 +103,7 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on another device; in one copy, if its tensors lie in one buffer."""
-        if self.buffer is not None:
+        if self.buffer is not None and self.is_in_buffer:
             return self.within(self.buffer.to(device, non_blocking=non_blocking))
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
@@ -106,13 +112,13 @@ class Batch:
         return self.in_one_buffer(pin=True)
 
     def in_one_buffer(self, pin: bool = False) -> Batch:
-        """The same batch with its tensors one after the other.
+        """The same batch with its tensors one after the other, on their device.
 
         Args:
             pin: whether in page-locked memory.
         """
         size = sum(_words(tensor) for tensor in self._tensors())
-        batch = self.within(torch.empty(size, dtype=torch.int64, pin_memory=pin))
+        batch = self.within(torch.empty(size, dtype=torch.int64, pin_memory=pin, device=self.targets.device))
         for tensor, copy in zip(self._tensors(), batch._tensors(), strict=True):
             copy.copy_(tensor)
         return batch

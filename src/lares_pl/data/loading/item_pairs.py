@@ -33,9 +33,12 @@ class ItemPairs:
         return ItemPairs(self.rows[start:stop] - rows.start, self.items[start:stop])
 
     def counted_within_rows(self, rows: slice) -> ItemPairs:
-        """As `within_rows`, but all pairs, of which those of other rows do not count: nobody has to know how many there are."""
+        """As `within_rows`, but all pairs, of which those of other rows do not count: nobody has to know how many there are.
+
+        Nor do those of item 0, which only fill a batch up.
+        """
         places, last = self.rows - rows.start, rows.stop - rows.start - 1
-        return ItemPairs(places.clamp(0, last), self.items, (places >= 0) & (places <= last))
+        return ItemPairs(places.clamp(0, last), self.items, (places >= 0) & (places <= last) & (self.items > 0))
 
     def add_to(self, scores: Tensor, value: Tensor) -> None:
         """Add a value to the scores `[R, classes]` of all pairs, in place."""
