@@ -5,6 +5,7 @@ A stand-in for a CUDA graph runs the recorded function again, on the tensors tha
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -216,6 +217,19 @@ def test_what_is_recorded(make: Callable[[], BaseStage], strategy: Strategy, exp
     stage.backbone = RecurrentBackbone(9, LENGTH, stage.backbone_config)
     stage._trainer = SimpleNamespace(strategy=strategy, precision_plugin=None)  # type: ignore[assignment]
     assert stage.needs_fitted == expected
+
+
+def test_a_stage_that_records_can_be_copied(toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "CudaGraphs", Rerun)
+    stage = built(lambda p: SPT(), 0.0, SequenceDataModule(str(toy_dataset)).sequences.catalogue_size)
+    del stage.log_training
+    monkeypatch.setattr(type(stage), "log_training", lambda self, values, batch: None)
+    batch = fitted(batches_for(stage, toy_dataset, "sequence"))[0]
+    loss_and_gradients(stage, batch, 0)
+    assert stage._recorded is not None
+    same = copy.deepcopy(stage)
+    assert same._recorded is None
+    torch.testing.assert_close(loss_and_gradients(same, batch, 1), loss_and_gradients(stage, batch, 1))
 
 
 @pytest.mark.parametrize("changed", ["parameter", "weight of a loss", "hook"])

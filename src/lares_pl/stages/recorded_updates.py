@@ -54,7 +54,7 @@ class Numbers:
 
     def put(self, numbers: Sequence[int], device: torch.device) -> Tensor:
         """The tensor with these numbers, always as many."""
-        if self._tensor is None:
+        if self._tensor is None or self._tensor.device != device:
             self._tensor = torch.zeros(len(numbers), dtype=torch.int64, device=device)
         return self._tensor.copy_(on_device(torch.tensor(numbers), device))
 
@@ -136,6 +136,10 @@ class RecordedUpdates:
         self._recordings: dict[Hashable, _Recording] = {}
         self._failed = False
         self._stream: torch.cuda.Stream | None = None  # of the first run of what is recorded
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """A copy of a stage that is being trained records anew."""
+        return type(None), ()
 
     def is_valid(self) -> bool:
         """Whether the same parameters are trained as in the beginning, and lie where they did."""
