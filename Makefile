@@ -45,7 +45,7 @@ test-oldest: $(OLDEST)/.installed  ## the quick tests with the oldest versions t
 	$(OLDEST)/bin/python -m pytest -n 2 -m "not slow"
 
 # in the environment of PYTHON, which brings a torch for CUDA; the tests need what `pip install -e '.[test]'` installs
-test-gpu:  ## golden values, no waiting, compiled steps and memory on a CUDA device; skipped without one
+test-gpu:  ## golden values, no waiting, CUDA graphs and memory on a CUDA device; skipped without one
 	$(PYTHON) -m pytest tests/gpu tests/test_golden.py
 
 bench: $(VENV)/.installed  ## the slow side against ours: CPU seconds, peak memory, ratios
