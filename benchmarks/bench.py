@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -197,10 +196,9 @@ def spt_loss(recorder: Recorder, model: RecurrentBackbone, batch: Batch, depth: 
         aligned = batch.histories if batch.aligned is None else batch.aligned
         histories = [batch.histories, aligned, batch.partners]
         prediction, a, b = model.rollout(histories, [depth, pair, pair], read=[batch.target_positions, None, None])
-        weights = None if batch.real is None else batch.valid / batch.valid.sum()
-        cross_entropy = model.head().cross_entropy(prediction[-1], batch.targets, weights)
+        cross_entropy = model.head().cross_entropy(prediction[-1], batch.targets, batch.shares)
         targets = batch.targets if batch.aligned_targets is None else batch.aligned_targets
-        real = None if batch.real is None else batch.valid if batch.aligned_targets is None else targets > 0
+        real = batch.aligned_real
         of_all = None if real is None else partial(GatheredRows, real=real)
         trajectory, of_step = alignment_losses(ALIGNMENT, a, b, of_pair, targets, of_all)
         return Loss(cross_entropy + 0.1 * trajectory + 0.5 * of_step, {})
@@ -482,8 +480,7 @@ def main() -> None:
                 result |= {"slow_mib": slow, "fast_mib": fast, "memory_ratio": slow / max(fast, 1.0)}
             results.append(result)
             print(json.dumps(result), file=sys.stderr, flush=True)
-    device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"{platform.machine()}, one thread"
-    machine = f"{device}, torch {torch.__version__}, Python {platform.python_version()}"
+    machine = device_profile.machine(DEVICE.type)
     print(f"{machine}\n\n{table(results)}")
     if options.json:
         options.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")

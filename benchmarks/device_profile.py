@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -45,6 +46,16 @@ def figures_of(profiled: profile) -> DeviceFigures:
     spans = [(event.time_range.start, event.time_range.end) for event in on_device]
     launches = sum(event.name in LAUNCHES for event in events)
     return DeviceFigures(len(on_device) - len(copies), launches, len(copies), union(spans) / 1e6)
+
+
+def machine(device: str) -> str:
+    """What figures of a benchmark were measured on.
+
+    Args:
+        device: cpu or cuda.
+    """
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, one thread"
+    return f"{name}, torch {torch.__version__}, Python {platform.python_version()}"
 
 
 def union(spans: list[tuple[float, float]]) -> float:

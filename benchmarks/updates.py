@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import platform
 import sys
 import tempfile
 import time
@@ -250,8 +249,7 @@ def main() -> None:
             clock = measure(options.dataset, CASES[case], VARIANTS[variant], options.device, options.warm_up, options.updates)
             rows.append(row | clock.figures())
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    device = torch.cuda.get_device_name() if options.device == "cuda" else f"{platform.machine()}, one thread"
-    machine = f"{device}, torch {torch.__version__}, Python {platform.python_version()}, {dataset.catalogue_size:,} items"
+    machine = f"{device_profile.machine(options.device)}, {dataset.catalogue_size:,} items"
     print(f"{machine}\n\n{table(rows)}")
     if options.json:
         options.json.write_text(json.dumps({"machine": machine, "updates": rows}, indent=1) + "\n")

@@ -33,7 +33,7 @@ def tile_shape(states: Tensor, classes: int) -> tuple[int, int]:
     """
     if states.device.type == "cpu":
         return max(64, min(256, CHUNK // classes)), 1024
-    return max(1, DEVICE_CHUNK // classes), classes
+    return rows_of_all_classes(states, classes), classes
 
 
 def ranking_tile_shape(states: Tensor, classes: int) -> tuple[int, int]:

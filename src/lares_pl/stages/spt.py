@@ -170,8 +170,8 @@ class SPT(BaseStage):
         of_all = None
         if self.gather_negatives and not alone(self.data_parallel_group):
             of_all = self._rows_of_all
-        elif batch.real is not None:
-            of_all = partial(GatheredRows, real=batch.valid if batch.aligned_targets is None else targets > 0)
+        elif (real := batch.aligned_real) is not None:
+            of_all = partial(GatheredRows, real=real)
         return alignment_losses(self.alignment, a, b, step, targets, of_all)
 
     def _rows_of_all(self, rows: Tensor) -> GatheredRows:
@@ -184,8 +184,8 @@ class SPT(BaseStage):
         states, weights = self.supervision(trajectory, draws)
         steps, rows, _ = states.shape
         head = self.learner.head(batch.histories, batch.target_positions, batch.read).repeat(steps, rows)
-        if batch.real is None:
+        if (of_instances := batch.shares) is None:
             shares = (weights / rows).repeat_interleave(rows, output_size=steps * rows)
         else:
-            shares = (weights[:, None] * (batch.valid / batch.valid.sum())).flatten()
+            shares = (weights[:, None] * of_instances).flatten()
         return self.loss(head, states.flatten(0, 1), batch.targets.repeat(steps), shares, self._proposal, draws)

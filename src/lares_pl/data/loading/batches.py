@@ -66,6 +66,18 @@ class Batch:
         return None if self.read_rows is None or self.read_items is None else ItemPairs(self.read_rows, self.read_items)
 
     @property
+    def shares(self) -> Tensor | None:
+        """Share of each instance in a mean over those that count, `[B]`; None where all count."""
+        return None if self.real is None else self.valid / self.valid.sum()
+
+    @property
+    def aligned_real(self) -> Tensor | None:
+        """False for aligned histories that do not count, `[S]` bool; None where all count."""
+        if self.real is None:
+            return None
+        return self.valid if self.aligned_targets is None else self.aligned_targets > 0
+
+    @property
     def shapes(self) -> tuple[int, ...]:
         """Sizes of all tensors, and the largest lengths: what two batches of one program have in common."""
         longest = [part.longest for part in (self.histories, self.aligned, self.partners) if part is not None]
@@ -106,10 +118,6 @@ class Batch:
         if self.buffer is not None and self.is_in_buffer:
             return self.within(self.buffer.to(device, non_blocking=non_blocking))
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Batch:
-        """The same batch in one buffer of page-locked memory."""
-        return self.in_one_buffer(pin=True)
 
     def in_one_buffer(self, pin: bool = False) -> Batch:
         """The same batch with its tensors one after the other, on their device.

@@ -46,7 +46,7 @@ class BatchSizes:
 
     @staticmethod
     def of(batches: Sequence[Batch], longest: int) -> BatchSizes:
-        """Sizes that nearly all batches have room in.
+        """Sizes that nearly all batches keep within.
 
         Args:
             batches: some, of the same number of histories.

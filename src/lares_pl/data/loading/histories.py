@@ -39,10 +39,6 @@ class Histories:
             self.longest,
         )
 
-    def pin_memory(self) -> Histories:
-        """The same histories in page-locked memory."""
-        return Histories(self.items.pin_memory(), self.lengths.pin_memory(), self.longest)
-
     def filled(self, rows: int, tokens: int, longest: int) -> Histories | None:
         """The same histories, with others of item 1 after them, so that numbers of histories and tokens are these.
 

@@ -37,7 +37,7 @@ class BatchLoader(ABC):
         shard: this process's share.
         pin: whether batches are in page-locked memory.
         with_read: whether each batch has the items that have been read at each instance.
-        fitted: whether batches have the same shapes, as far as they have room in them (`lares_pl.data.loading.fitting`).
+        fitted: whether batches are filled up to the same shapes (`lares_pl.data.loading.fitting`).
     """
 
     batch_sampler = None  # Lightning looks for it wherever there is a `sampler`
@@ -77,10 +77,10 @@ class BatchLoader(ABC):
             for start in range(0, len(indices), size):
                 batch = self._cut(indices[start : start + size], draws)
                 if self.fitted:
-                    batch = self._sizes.fit(batch).in_one_buffer(self.pin)
+                    batch = self._sizes.fit(batch)
                 served += 1
                 self._served = served
-                yield batch.pin_memory() if self.pin and not self.fitted else batch
+                yield batch.in_one_buffer(self.pin) if self.pin or self.fitted else batch
 
     def _cut(self, indices: np.ndarray, draws: InstanceDraws) -> Batch:
         """Make a batch, with what was read if that is asked for."""
