@@ -55,7 +55,7 @@ from lares_pl.model.architecture import with_dropout
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.parsing import from_plain
 from lares_pl.serialization import class_of
-from lares_pl.stages.group_loss import Counted, GroupObjective, group_loss
+from lares_pl.stages.group_loss import Counted, GroupObjective, group_loss, rounded_up
 from lares_pl.stages.optimizers import fused
 from lares_pl.stages.pruning import kept_instances
 from lares_pl.stages.recorded_updates import CudaGraphs, Loss, Numbers, RecordedUpdates
@@ -220,17 +220,17 @@ def rpt_step(data: SequenceDataset) -> Case:
         slow_update(slow_policy.rpt_loss(slow_frozen, slow_batch, depths_of(repetition, 4)))
 
     def fast(repetition: int) -> None:
-        depths = depths_of(repetition, 4)
-        on_device = recorder.numbers.put(depths, DEVICE)
+        depths = sorted(depths_of(repetition, 4), reverse=True)
+        on_device, run = recorder.numbers.put(depths, DEVICE), rounded_up(depths, CONFIG.depth.evaluation_depth)
 
         def compute(batch: Batch) -> Loss:
-            together = [depths, [max(depths)] * 4][batch.real is not None]
+            together = depths if batch.real is None else run
             counted = None if batch.real is None else Counted(on_device, batch.valid)
             goal = GroupObjective(RecallReward(10))
             outcome = group_loss(policy, frozen, batch.histories, batch.targets, together, goal, counted=counted)
             return Loss(outcome.loss, {})
 
-        update(recorder.loss(batch, max(depths), compute))
+        update(recorder.loss(batch, run, compute))
 
     return Case(slow, fast, "RPT step, batch 400, G 4, catalogue 25,000", 2, 3, 8 * batch.histories.tokens)
 

@@ -30,6 +30,7 @@ from lares_pl import (
     ConvTransformerBlock,
     LastAndRandomStep,
     LogProbReward,
+    PoissonLogNormal,
     SequenceDataModule,
     WholeCatalogue,
     ZeroState,
@@ -41,6 +42,7 @@ from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.layout import Layout
 from lares_pl.stages import base
 from lares_pl.stages.base import BaseStage
+from lares_pl.stages.group_loss import rounded_up
 from lares_pl.stages.randomness import BatchRandomness
 from tests.released import released_backbone
 from tests.stages.test_no_waiting import LENGTH, batches_for
@@ -118,6 +120,32 @@ def test_a_fitted_batch_has_the_same_loss(name: str, toy_dataset: Path) -> None:
         assert other.real == len(batch) == len(other) < len(other.targets)
         own, found = (loss_and_gradients(stage, x, number) for x in (batch, other))
         torch.testing.assert_close(found, own, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in STAGES if "RPT" in name])
+def test_a_fitted_batch_logs_the_same_values(name: str, toy_dataset: Path) -> None:
+    """Of steps and instances that count, though trajectories are run deeper and batches are larger."""
+    make, instances = STAGES[name]
+    stage = unrecorded(built(make, 0.0, SequenceDataModule(str(toy_dataset)).sequences.catalogue_size))
+    logged: list[dict[str, Any]] = []
+    stage.log_training = lambda values, batch: logged.append(values)  # type: ignore[method-assign]
+    some = batches_for(stage, toy_dataset, instances)
+    for number, (batch, other) in enumerate(zip(some, fitted(some), strict=True)):
+        for x in (batch, other):
+            loss_and_gradients(stage, x, number)
+        own, found = logged[-2:]
+        torch.testing.assert_close(found, own, rtol=1e-4, atol=1e-6)
+    assert all("residual" in values for values in logged)
+
+
+def test_trajectories_share_few_depths_and_are_run_little_deeper() -> None:
+    schedule, generator = PoissonLogNormal(mean=4), torch.Generator().manual_seed(0)
+    drawn = [sorted((schedule.sample(generator) for _ in range(4)), reverse=True) for _ in range(1000)]
+    run = [rounded_up(depths, 4) for depths in drawn]
+    assert all(a >= b > a - 4 for depths, own in zip(run, drawn, strict=True) for a, b in zip(depths, own, strict=True))
+    assert len(set(run)) <= 15  # of 1,365
+    assert sum(map(sum, run)) < 1.35 * sum(map(sum, drawn))
+    assert rounded_up([5, 5], 5) == (5, 5)
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -46,21 +46,42 @@ class GroupObjective:
             raise LaresError(f"RPT: beta and anchor must not be negative, got {self.beta} and {self.anchor}")
 
 
-class Counted(NamedTuple):
-    """What counts of groups that are run as if all trajectories were equally deep, with instances beside the real ones.
+def rounded_up(depths: Sequence[int], unit: int) -> tuple[int, ...]:
+    """The depths to which the trajectories of a group are run, so that many groups run to the same ones.
 
     Args:
-        depths: T_g of each trajectory, `[G]`, at least 1; further steps do not count.
+        depths: T_g of each trajectory, deepest first.
+        unit: each is rounded up to a multiple of it.
+    """
+    return tuple(-(-depth // unit) * unit for depth in depths)
+
+
+class Counted(NamedTuple):
+    """What counts of groups whose trajectories are run deeper than they are, with instances beside the real ones.
+
+    Args:
+        depths: T_g of each trajectory, `[G]`, at least 1, deepest first; further steps do not count.
         instances: False for those that do not count, `[B]`.
     """
 
     depths: Tensor
     instances: Tensor
 
-    def step_weights(self, steps: int) -> Tensor:
-        """`1 / (G T_g)` where a step counts, `[G * steps]`."""
-        within = torch.arange(steps, device=self.depths.device) < self.depths[:, None]
-        return (within / (len(self.depths) * self.depths[:, None])).flatten()
+    def step_weights(self, run: Sequence[int]) -> Tensor:
+        """`1 / (G T_g)` where a step counts, for all steps of each trajectory as deep as it is run, `[sum(run)]`."""
+        within = torch.arange(max(run), device=self.depths.device) < self.depths[:, None]
+        weights = within / (len(self.depths) * self.depths[:, None])
+        return torch.cat([of_trajectory[:steps] for of_trajectory, steps in zip(weights, run, strict=True)])
+
+    def ends(self, trajectories: Sequence[Tensor]) -> list[Tensor]:
+        """The last state that counts of each trajectory, each `[B, d]`."""
+        last = (self.depths - 1).split(1)
+        return [states.index_select(0, place)[0] for states, place in zip(trajectories, last, strict=True)]
+
+    def residual(self, deepest: Tensor) -> Tensor:
+        """`step_residual` of the first trajectory; 0 if it has one step."""
+        last_two = (self.depths[0] + torch.arange(-2, 0, device=deepest.device)).clamp(min=0)
+        return step_residual(deepest.index_select(0, last_two), self.instances)
 
     def instance_weights(self) -> Tensor:
         """`[B]`; their sum is 1."""
@@ -103,7 +124,7 @@ def group_loss(
         reference: the frozen SPT model, in evaluation mode.
         histories: their histories.
         targets: `[B]`.
-        depths: T_g of each trajectory, G of them; the reference goes as deep.
+        depths: T_g of each trajectory, G of them, or, with `counted`, how deep it is run; the reference goes as deep.
         objective: what is maximised.
         noise: where initial states come from.
         initial_states: z_0 of the policy's and of the reference's trajectories instead.
@@ -120,7 +141,8 @@ def group_loss(
         read = items_read(histories, places)
     head, reference_head = (model.policy_head(read=read) for model in (policy, reference))
 
-    ends = torch.cat(_ends(trajectories, counted))  # [G * B, d]
+    last = [states[-1] for states in trajectories] if counted is None else counted.ends(trajectories)
+    ends = torch.cat(last)  # [G * B, d]
     end_targets = targets.repeat(count)
     head_of_ends = head.repeat(count, instances)
     rewards = _rewards(head_of_ends, ends, end_targets, objective.reward).view(count, -1).T
@@ -132,7 +154,7 @@ def group_loss(
         of_steps = on_device(step_weights(depths, instances), ends.device)
         weights = of_steps.repeat_interleave(instances, output_size=len(of_steps) * instances)
     else:
-        weights = (counted.step_weights(max(depths))[:, None] * counted.instance_weights()).flatten()
+        weights = (counted.step_weights(depths)[:, None] * counted.instance_weights()).flatten()
     steps = len(weights) // instances
     heads = head.repeat(steps, instances), reference_head.repeat(steps, instances)
     if rows.items is None:
@@ -146,15 +168,10 @@ def group_loss(
         cross_entropy = replace(head_of_ends, similarity=policy.config.similarity).cross_entropy(ends, end_targets, of_ends)
         loss = loss + objective.anchor * cross_entropy
     deepest = max(trajectories, key=len)
-    residual = step_residual(deepest, counted and counted.instances) if len(deepest) > 1 else None
+    residual = None
+    if len(deepest) > 1:
+        residual = step_residual(deepest) if counted is None else counted.residual(deepest)
     return GroupOutcome(loss, kl, None if cross_entropy is None else cross_entropy.detach(), rewards, advantages, residual)
-
-
-def _ends(trajectories: Sequence[Tensor], counted: Counted | None) -> list[Tensor]:
-    """The last state of each trajectory that counts."""
-    if counted is None:
-        return [states[-1] for states in trajectories]
-    return [states.index_select(0, last)[0] for states, last in zip(trajectories, (counted.depths - 1).split(1), strict=True)]
 
 
 @torch.no_grad()

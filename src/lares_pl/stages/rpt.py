@@ -30,7 +30,7 @@ from lares_pl.serialization import arguments
 from lares_pl.stages.base import BaseStage, SchedulerFactory
 from lares_pl.stages.checkpoint import KEY, read_checkpoint
 from lares_pl.stages.distributed import row_weight, sum_of_all
-from lares_pl.stages.group_loss import Counted, GroupObjective, group_loss
+from lares_pl.stages.group_loss import Counted, GroupObjective, group_loss, rounded_up
 from lares_pl.stages.optimizers import OptimizerFactory
 from lares_pl.stages.pruning import KeptSet, Pruning, kept_instances, pruning_fingerprint
 from lares_pl.stages.recorded_updates import Loss, Numbers
@@ -237,20 +237,21 @@ class RPT(BaseStage):
 
     def training_step(self, batch: Batch) -> Tensor:
         """One update from one group of trajectories an instance."""
-        depths = [self.backbone_config.depth.sample(self.randomness.draws) for _ in range(self.group_size)]
+        schedule = self.backbone_config.depth
+        depths = sorted((schedule.sample(self.randomness.draws) for _ in range(self.group_size)), reverse=True)
         if batch.real is None:
             loss = self._loss(batch, depths)
-        else:  # as if all were as deep as the deepest, since there are too many combinations of depths to record
-            counted, deepest = self._depths.put(depths, self.device), [max(depths)] * self.group_size
+        else:  # there are too many combinations of depths to record each
+            counted, run = self._depths.put(depths, self.device), rounded_up(depths, schedule.evaluation_depth)
             weights = self.objective.beta, self.objective.anchor
-            loss = self.recorded(batch, (max(depths), weights), partial(self._loss, depths=deepest, counted=counted))
+            loss = self.recorded(batch, (run, weights), partial(self._loss, depths=run, counted=counted))
         equal = loss.logged["groups_without_variance"]
         self._groups, self._varied = self._groups + len(batch), self._varied + (equal < 1 - 1e-6)
         self.log_training({"loss": loss.total.detach(), **loss.logged, "depth": sum(depths) / len(depths)}, batch)
         return loss.total * row_weight(len(batch), self.device, self.data_parallel_group)
 
     def _loss(self, batch: Batch, depths: Sequence[int], counted: Tensor | None = None) -> Loss:
-        """The loss of a batch for given depths, of which `counted` steps count."""
+        """The loss of a batch whose trajectories are run to these depths, of which `counted` steps count."""
         of_batch = None if counted is None else Counted(counted, batch.valid)
         outcome = group_loss(
             self.learner,
