@@ -128,7 +128,7 @@ def test_a_fitted_batch_logs_the_same_values(name: str, toy_dataset: Path) -> No
     make, instances = STAGES[name]
     stage = unrecorded(built(make, 0.0, SequenceDataModule(str(toy_dataset)).sequences.catalogue_size))
     logged: list[dict[str, Any]] = []
-    stage.log_training = lambda values, batch: logged.append(values)  # type: ignore[method-assign]
+    stage.log_training = lambda values, batch: logged.append(values)  # type: ignore[method-assign, arg-type]
     some = batches_for(stage, toy_dataset, instances)
     for number, (batch, other) in enumerate(zip(some, fitted(some), strict=True)):
         for x in (batch, other):
