@@ -224,8 +224,9 @@ def rpt_step(data: SequenceDataset) -> Case:
         on_device, run = recorder.numbers.put(depths, DEVICE), rounded_up(depths, CONFIG.depth.evaluation_depth)
 
         def compute(batch: Batch) -> Loss:
-            together = depths if batch.real is None else run
-            counted = None if batch.real is None else Counted(on_device, batch.valid)
+            shares = batch.shares
+            together = depths if shares is None else run
+            counted = None if shares is None else Counted(on_device, shares)
             goal = GroupObjective(RecallReward(10))
             outcome = group_loss(policy, frozen, batch.histories, batch.targets, together, goal, counted=counted)
             return Loss(outcome.loss, {})

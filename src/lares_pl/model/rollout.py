@@ -128,13 +128,13 @@ def _read(histories: Sequence[Histories], reads: Sequence[Tensor | None]) -> tup
     return torch.cat(places), [len(own) for own in places]
 
 
-def step_residual(trajectory: Tensor, counted: Tensor | None = None) -> Tensor:
+def step_residual(trajectory: Tensor, shares: Tensor | None = None) -> Tensor:
     """Mean of `|z_T - z_(T-1)| / |z_T|` over user states.
 
     Args:
         trajectory: `[T, B, d]`, T at least 2.
-        counted: False for states that do not count, `[B]` bool; None: all do.
+        shares: of each state in the mean, `[B]`, their sum is 1; None: equal ones.
     """
     last, before = trajectory[-1].detach(), trajectory[-2].detach()
     residual: Tensor = (last - before).norm(dim=-1) / last.norm(dim=-1).clamp(min=1e-12)
-    return residual.mean() if counted is None else (residual * counted).sum() / counted.sum()
+    return residual.mean() if shares is None else (residual * shares).sum()

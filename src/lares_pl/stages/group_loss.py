@@ -61,11 +61,11 @@ class Counted(NamedTuple):
 
     Args:
         depths: T_g of each trajectory, `[G]`, at least 1, deepest first; further steps do not count.
-        instances: False for those that do not count, `[B]`.
+        shares: share of each instance in a mean over those that count, `[B]`; 0 for those that do not.
     """
 
     depths: Tensor
-    instances: Tensor
+    shares: Tensor
 
     def step_weights(self, run: Sequence[int]) -> Tensor:
         """`1 / (G T_g)` where a step counts, for all steps of each trajectory as deep as it is run, `[sum(run)]`."""
@@ -81,15 +81,11 @@ class Counted(NamedTuple):
     def residual(self, deepest: Tensor) -> Tensor:
         """`step_residual` of the first trajectory; 0 if it has one step."""
         last_two = (self.depths[0] + torch.arange(-2, 0, device=deepest.device)).clamp(min=0)
-        return step_residual(deepest.index_select(0, last_two), self.instances)
-
-    def instance_weights(self) -> Tensor:
-        """`[B]`; their sum is 1."""
-        return self.instances / self.instances.sum()
+        return step_residual(deepest.index_select(0, last_two), self.shares)
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean over the instances that count, of `[B]`."""
-        return (values * self.instances).sum() / self.instances.sum()
+        return (values * self.shares).sum()
 
 
 class GroupOutcome(NamedTuple):
@@ -154,7 +150,7 @@ def group_loss(
         of_steps = on_device(step_weights(depths, instances), ends.device)
         weights = of_steps.repeat_interleave(instances, output_size=len(of_steps) * instances)
     else:
-        weights = (counted.step_weights(depths)[:, None] * counted.instance_weights()).flatten()
+        weights = (counted.step_weights(depths)[:, None] * counted.shares).flatten()
     steps = len(weights) // instances
     heads = head.repeat(steps, instances), reference_head.repeat(steps, instances)
     if rows.items is None:
@@ -164,7 +160,7 @@ def group_loss(
 
     cross_entropy = None
     if objective.anchor:
-        of_ends = None if counted is None else counted.instance_weights().repeat(count) / count
+        of_ends = None if counted is None else counted.shares.repeat(count) / count
         cross_entropy = replace(head_of_ends, similarity=policy.config.similarity).cross_entropy(ends, end_targets, of_ends)
         loss = loss + objective.anchor * cross_entropy
     deepest = max(trajectories, key=len)

@@ -252,7 +252,8 @@ class RPT(BaseStage):
 
     def _loss(self, batch: Batch, depths: Sequence[int], counted: Tensor | None = None) -> Loss:
         """The loss of a batch whose trajectories are run to these depths, of which `counted` steps count."""
-        of_batch = None if counted is None else Counted(counted, batch.valid)
+        shares = batch.shares
+        of_batch = None if counted is None or shares is None else Counted(counted, shares)
         outcome = group_loss(
             self.learner,
             self.reference,

@@ -159,7 +159,7 @@ class SPT(BaseStage):
             if self.alpha:
                 logged["tla"] = trajectory_level.detach()
         if depth > 1:
-            logged["residual"] = step_residual(prediction, None if batch.real is None else batch.valid)
+            logged["residual"] = step_residual(prediction, batch.shares)
         if self.backbone_config.repeat_bias:
             logged["repeat_bias"] = self.learner.bias_of_repeats.detach()
         return Loss(loss, logged)
