@@ -8,18 +8,21 @@ DATA ?=
 .PHONY: demo test test-clone test-oldest test-gpu bench docs lint unit clean
 .DEFAULT_GOAL := demo
 
+# pip would compile all of its modules, which takes longer than to install them; Python keeps those that it compiles on import
+export PYTHONDONTWRITEBYTECODE :=
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
-	$(RUN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	$(RUN)/python -m pip install -q --no-compile -c constraints.txt -e '.[dev]'
 	touch $@
 
 $(VENV)/.spark: $(VENV)/.installed  # half a gigabyte that only tests need
-	$(RUN)/python -m pip install -q -c constraints.txt -e '.[spark]'
+	$(RUN)/python -m pip install -q --no-compile -c constraints.txt -e '.[spark]'
 	touch $@
 
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/python -m pip install -q -c constraints-oldest.txt -e '.[test]'
+	$(OLDEST)/bin/python -m pip install -q --no-compile -c constraints-oldest.txt -e '.[test]'
 	touch $@
 
 demo: $(VENV)/.installed  ## prepare, SPT, RPT, test, predict; DATA=path/to/file for data of your own

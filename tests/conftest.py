@@ -19,6 +19,11 @@ torch.set_num_threads(1)  # small tensors, and a test process a core
 os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest test, so that in the end no process works on it alone."""
+    items.sort(key=lambda item: "test_wheel" not in item.nodeid)
+
+
 def golden_files() -> list[Path]:
     """The committed reference values, and those of the directory LARES_GOLDEN_DIR, if set."""
     further = os.environ.get("LARES_GOLDEN_DIR")
