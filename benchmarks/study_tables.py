@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +104,16 @@ def _cell(lines: Lines, dataset: str, model: str, protocol: str) -> str:
     if model == BASELINE or not base:
         return text
     ours, theirs = ({line["seed"]: value(line, protocol) for line in some} for some in (own, base))
+    return f"{text}, {_gain(ours, theirs)}" if ours.keys() & theirs.keys() else text
+
+
+def _gain(ours: Mapping[int, float], theirs: Mapping[int, float]) -> str:
+    """How far one value is above another, over the seeds that both have, with a paired test where there are several."""
     both = sorted(ours.keys() & theirs.keys())
-    if not both:
-        return text
-    gain = np.mean([ours[seed] for seed in both]) / np.mean([theirs[seed] for seed in both]) - 1
-    test = seed_test({seed: ours[seed] for seed in both}, {seed: theirs[seed] for seed in both})
-    return f"{text}, {gain:+.1%}" + (f" (p {test.p_value:.1g})" if test is not None else "")
+    ours, theirs = ({seed: some[seed] for seed in both} for some in (ours, theirs))
+    gain = np.mean([*ours.values()]) / np.mean([*theirs.values()]) - 1
+    test = seed_test(ours, theirs)
+    return f"{gain:+.1%}" + (f" (p {test.p_value:.1g})" if test is not None else "")
 
 
 def by_depth(lines: Lines) -> str:
@@ -126,9 +130,9 @@ def by_depth(lines: Lines) -> str:
             if not own:
                 continue
             for split, label in READ_OUTS.items():
-                means = {depth: np.mean([value(line, "left out", depth, split) for line in own]) for depth in DEPTHS}
-                gains = f"{means[4] / means[1] - 1:+.1%} | {means[8] / means[4] - 1:+.1%}"
-                texts = " | ".join(f"{means[depth]:.4f}" for depth in DEPTHS)
+                of = {depth: {line["seed"]: value(line, "left out", depth, split) for line in own} for depth in DEPTHS}
+                texts = " | ".join(f"{np.mean([*of[depth].values()]):.4f}" for depth in DEPTHS)
+                gains = f"{_gain(of[4], of[1])} | {_gain(of[8], of[4])}"
                 rows.append(f"| {MODELS[model].label} | {dataset} | {label} | {texts} | {gains} |")
     return "\n".join(rows)
 
