@@ -146,6 +146,7 @@ def test_trajectories_share_few_depths_and_are_run_little_deeper() -> None:
     assert len(set(run)) <= 15  # of 1,365
     assert sum(map(sum, run)) < 1.35 * sum(map(sum, drawn))
     assert rounded_up([5, 5], 5) == (5, 5)
+    assert rounded_up([3, 1], 0) == (3, 1)
 
 
 @pytest.mark.parametrize("name", STAGES)

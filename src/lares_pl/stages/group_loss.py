@@ -51,8 +51,9 @@ def rounded_up(depths: Sequence[int], unit: int) -> tuple[int, ...]:
 
     Args:
         depths: T_g of each trajectory, deepest first.
-        unit: each is rounded up to a multiple of it.
+        unit: each is rounded up to a multiple of it; 0 counts as 1.
     """
+    unit = max(1, unit)
     return tuple(-(-depth // unit) * unit for depth in depths)
 
 
