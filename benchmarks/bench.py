@@ -55,10 +55,11 @@ from lares_pl.model.architecture import with_dropout
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.parsing import from_plain
 from lares_pl.serialization import class_of
+from lares_pl.stages.cuda_graphs import CudaGraphs
 from lares_pl.stages.group_loss import Counted, GroupObjective, group_loss, rounded_up
 from lares_pl.stages.optimizers import fused
 from lares_pl.stages.pruning import kept_instances
-from lares_pl.stages.recorded_updates import CudaGraphs, Loss, Numbers, RecordedUpdates
+from lares_pl.stages.recorded_updates import Loss, Numbers, RecordedUpdates
 from naive_baseline import NaiveBaseline, PaddedRows
 
 L = 20

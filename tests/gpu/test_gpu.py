@@ -34,6 +34,7 @@ from lares_pl import (
 )
 from lares_pl.data.loading.histories import Histories
 from lares_pl.model.layout import Layout
+from lares_pl.stages.base import BaseStage
 from tests.console import SMALL as SMALL_OPTIONS
 from tests.console import lares
 from tests.training import SMALL, released_rpt, released_spt, trainer
@@ -126,7 +127,7 @@ def test_an_update_does_not_wait(name: str, spt: Path, toy_dataset: Path, tmp_pa
 WITHOUT = BackboneConfig(core_block=partial(ConvTransformerBlock, attention_dropout=0.0))
 PLAIN = partial(TransformerBlock, inner_size=32, attention_dropout=0.0)
 RELEASED = replace(SMALL, pre_block=PLAIN, core_block=PLAIN)
-RECORDED: dict[str, tuple[Callable[[Path], L.LightningModule], str]] = {
+RECORDED: dict[str, tuple[Callable[[Path], BaseStage], str]] = {
     "recipe": (lambda _: SPT(WITHOUT), "sequence"),
     "recipe, prefix": (lambda _: SPT(WITHOUT), "prefix"),
     "recipe, alignment": (lambda _: SPT(WITHOUT, alpha=0.1, gamma=0.1), "sequence"),
@@ -158,28 +159,57 @@ class Losses(Callback):
         self.recordings = len(pl_module._recorded._recordings) if pl_module._recorded is not None else 0
 
 
+Training = tuple[torch.Tensor, torch.Tensor]
+
+
+def trained(stage: BaseStage, seen: Losses, dataset: Path, folder: Path, instances: str, **options: Any) -> Training:
+    """Losses of a short run, and the weights in the end; that nothing can be recorded is an error."""
+    L.seed_everything(1)
+    data = SequenceDataModule(str(dataset), max_length=8, batch_size=8, instances=instances)  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="cuda_graphs")
+        budget: dict[str, Any] = {"max_epochs": 4, "limit_val_batches": 0, "accumulate_grad_batches": 2}
+        trainer(folder, accelerator="gpu", callbacks=[seen], **budget, **options).fit(stage, data)
+    return torch.tensor(seen.losses), torch.cat([p.detach().flatten() for p in stage.parameters()]).cpu()
+
+
+def assert_same_training(runs: list[Training], exact: bool = True) -> None:
+    """Sums are in another order from one update to the next, and their differences grow."""
+    one, other = runs
+    torch.testing.assert_close(other[0][:8], one[0][:8], rtol=1e-4 if exact else 1e-2, atol=1e-5)
+    torch.testing.assert_close(other[0], one[0], rtol=1e-2 if exact else 1e-1, atol=1e-3)
+    assert float((other[1] - one[1]).norm() / one[1].norm()) < 1e-2
+
+
 @pytest.mark.skipif(not ON_CUDA, reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("name", RECORDED)
 def test_replayed_updates_are_the_updates(name: str, precision: Any, spt: Path, toy_dataset: Path, tmp_path: Path) -> None:
     """With dropout and noise, two batches an update, and an average: loss by loss, and the weights in the end."""
     make, instances = RECORDED[name]
-    losses, weights = [], []
+    runs = []
     for records in (False, True):
-        L.seed_everything(1)
-        seen, stage = Losses(records), make(spt)
-        options: dict[str, Any] = {"limit_val_batches": 0, "accumulate_grad_batches": 2, "callbacks": [seen]}
-        data = SequenceDataModule(str(toy_dataset), max_length=8, batch_size=8, instances=instances)  # type: ignore[arg-type]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="cuda_graphs")
-            trainer(tmp_path, accelerator="gpu", precision=precision, max_epochs=4, **options).fit(stage, data)
+        seen = Losses(records)
+        runs.append(trained(make(spt), seen, toy_dataset, tmp_path, instances, precision=precision))
         assert (seen.recordings > 0) == records
-        losses.append(torch.tensor(seen.losses))
-        weights.append(torch.cat([p.detach().flatten() for p in stage.parameters()]).cpu())
-    # sums in another order from one update to the next, whose differences grow
-    torch.testing.assert_close(losses[1][:8], losses[0][:8], rtol=1e-4 if precision == "32-true" else 1e-2, atol=1e-5)
-    torch.testing.assert_close(losses[1], losses[0], rtol=1e-2 if precision == "32-true" else 1e-1, atol=1e-3)
-    assert float((weights[1] - weights[0]).norm() / weights[0].norm()) < 1e-2
+    assert_same_training(runs, exact=precision == "32-true")
+
+
+@pytest.mark.skipif(not ON_CUDA, reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["recipe", "RPT"])
+def test_updates_are_recorded_with_ddp(name: str, spt: Path, toy_dataset: Path, tmp_path: Path) -> None:
+    """Of one process, which is tied to streams as each of many is."""
+    make, instances = RECORDED[name]
+    runs = []
+    try:
+        for strategy in ("auto", "ddp"):
+            seen = Losses(True)
+            runs.append(trained(make(spt), seen, toy_dataset, tmp_path, instances, strategy=strategy, devices=1))
+            assert seen.recordings > 0
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    assert_same_training(runs)
 
 
 @pytest.mark.skipif(not ON_CUDA, reason="needs a CUDA device")

@@ -18,7 +18,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy, Strategy
 from torch import Tensor
 
 from lares_pl import (
@@ -40,10 +40,11 @@ from lares_pl.data.loading.fitting import BatchSizes
 from lares_pl.data.loading.item_pairs import ItemPairs
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.layout import Layout
-from lares_pl.stages import base
+from lares_pl.stages import base, spt
 from lares_pl.stages.base import BaseStage
 from lares_pl.stages.group_loss import rounded_up
 from lares_pl.stages.randomness import BatchRandomness
+from lares_pl.stages.recorded_updates import RecordedUpdates
 from tests.released import released_backbone
 from tests.stages.test_no_waiting import LENGTH, batches_for
 from tests.training import released_spt, trainer
@@ -149,11 +150,23 @@ def test_trajectories_share_few_depths_and_are_run_little_deeper() -> None:
     assert rounded_up([3, 1], 0) == (3, 1)
 
 
+def recording_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Record as in one of several processes."""
+
+    def recording(network: Any, draws: Any, generators: Any, record: Any, apart: bool) -> RecordedUpdates:
+        return RecordedUpdates(network, draws, generators, record, apart=True)
+
+    monkeypatch.setattr(base, "RecordedUpdates", recording)
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["one process", "as with DDP"])
 @pytest.mark.parametrize("name", STAGES)
-def test_a_replayed_update_is_the_update(name: str, toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replayed_update_is_the_update(name: str, apart: bool, toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With dropout, so that random draws are those that the update would have made."""
     rerun = Rerun()
     monkeypatch.setattr(base, "CudaGraphs", lambda: rerun)
+    if apart:
+        recording_apart(monkeypatch)
     make, instances = STAGES[name]
     items = SequenceDataModule(str(toy_dataset)).sequences.catalogue_size
     recorded, plain = built(make, 0.3, items), unrecorded(built(make, 0.3, items))
@@ -191,6 +204,36 @@ def test_what_draws_on_the_host_is_not_recorded(name: str, toy_dataset: Path, mo
     (warning,) = caught
     assert "cuda_graphs" in str(warning.message)
     assert "draws random numbers on the host" in str(warning.message)
+    assert rerun.recorded == 0
+
+
+class Hiding(ConvTransformerBlock):
+    """Keeps a parameter where nobody looks for it."""
+
+    def __init__(self, hidden_size: int, **options: Any) -> None:
+        super().__init__(hidden_size, **options)
+        self.scale = torch.nn.Parameter(torch.ones(hidden_size))
+        self.kept = [self.scale]
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        return super().forward(x, layout) * self.kept[0]
+
+
+def test_a_parameter_that_is_read_from_elsewhere_is_trained_without_a_graph(
+    toy_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With DDP, where others stand in for parameters: its gradient would be missed."""
+    rerun = Rerun()
+    monkeypatch.setattr(base, "CudaGraphs", lambda: rerun)
+    recording_apart(monkeypatch)
+    stage = built(lambda p: SPT(BackboneConfig(core_block=Hiding)), 0.0, 40)
+    batch = fitted(batches_for(stage, toy_dataset, "sequence"))[0]
+    with pytest.warns(UserWarning, match="can't be recorded.*elsewhere than its attributes"):
+        loss_and_gradients(stage, batch, 0)
+    core = stage.backbone.core_blocks[0]
+    assert isinstance(core, Hiding)
+    assert core.scale.grad is not None
+    assert core.scale.grad.abs().sum() > 0
     assert rerun.recorded == 0
 
 
@@ -232,7 +275,9 @@ NO_STEP = BackboneConfig(pre_layers=1, core_layers=0, depth=ConstantDepth(0))
     [
         (SPT, ON_CUDA, True),
         (SPT, SingleDeviceStrategy(device=torch.device("cpu")), False),
-        (SPT, DDPStrategy(parallel_devices=[torch.device("cuda")]), False),
+        (SPT, DDPStrategy(parallel_devices=[torch.device("cuda")]), True),
+        (SPT, DDPStrategy(parallel_devices=[torch.device("cpu")]), False),
+        (SPT, FSDPStrategy(parallel_devices=[torch.device("cuda")]), False),
         (lambda: SPT(cuda_graphs=False), ON_CUDA, False),
         (Own, ON_CUDA, False),
         (lambda: SPT(BackboneConfig(core_block=Normed)), ON_CUDA, False),
@@ -246,6 +291,14 @@ def test_what_is_recorded(make: Callable[[], BaseStage], strategy: Strategy, exp
     stage.backbone = RecurrentBackbone(9, LENGTH, stage.backbone_config)
     stage._trainer = SimpleNamespace(strategy=strategy, precision_plugin=None)  # type: ignore[assignment]
     assert stage.needs_fitted == expected
+
+
+def test_alignment_with_rows_of_other_processes_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spt, "alone", lambda group: False)
+    for stage, expected in ((SPT(alpha=0.1), False), (SPT(alpha=0.1, gather_negatives=False), True), (SPT(), True)):
+        stage.backbone = RecurrentBackbone(9, LENGTH, stage.backbone_config)
+        stage._trainer = SimpleNamespace(strategy=ON_CUDA, precision_plugin=None)  # type: ignore[assignment]
+        assert stage.needs_fitted == expected
 
 
 def test_a_stage_that_records_can_be_copied(toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:

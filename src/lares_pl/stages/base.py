@@ -24,6 +24,7 @@ from lares_pl.serialization import to_plain
 from lares_pl.stages.averaging import Average
 from lares_pl.stages.checkpoint import KEY
 from lares_pl.stages.compatibility import check_trainer
+from lares_pl.stages.cuda_graphs import CudaGraphs
 from lares_pl.stages.distributed import average_gradients, clip
 from lares_pl.stages.gradient_check import GradientCheck, Update
 from lares_pl.stages.interruption import rewind
@@ -31,7 +32,7 @@ from lares_pl.stages.optimizers import OptimizerFactory, fused, options_of
 from lares_pl.stages.plateau import PlateauSteps, plateau_config
 from lares_pl.stages.randomness import BatchRandomness
 from lares_pl.stages.ranking import RankingModule
-from lares_pl.stages.recorded_updates import CudaGraphs, Loss, RecordedUpdates, can_be_recorded
+from lares_pl.stages.recorded_updates import Loss, RecordedUpdates, can_be_recorded
 from lares_pl.stages.resuming import apply_settings, hold_saving_on_exception
 from lares_pl.stages.schedules import WarmupCosine, accumulated_batches, end_with_training
 from lares_pl.stages.training_log import TrainingLog
@@ -177,7 +178,8 @@ class BaseStage(RankingModule, ABC):
             return compute(batch)
         if self._recorded is None or not self._recorded.is_valid():  # a callback froze or thawed some parameters
             generators = [self.randomness.of_noise]
-            self._recorded = RecordedUpdates(self.learner, self.randomness.draws, generators, CudaGraphs())
+            is_parallel = dist.is_available() and dist.is_initialized()
+            self._recorded = RecordedUpdates(self.learner, self.randomness.draws, generators, CudaGraphs(), apart=is_parallel)
         return self._recorded(batch, numbers, compute)
 
     def on_fit_end(self) -> None:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
@@ -26,6 +26,8 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from lares_pl.data.loading.batches import Batch
 from lares_pl.device import on_device, without_autocast
 from lares_pl.errors import LaresError
+from lares_pl.stages.cuda_graphs import no_waiting
+from lares_pl.stages.stand_ins import stand_ins
 from lares_pl.stages.validation import has_scaler
 
 MOST = 256  # graphs; further ones are not recorded
@@ -47,41 +49,17 @@ class Loss(NamedTuple):
 
 
 class Numbers:
-    """Numbers of the host in one tensor of the device, from which recorded updates read those of each update."""
+    """Numbers in one tensor of the device, from which recorded updates read those of each update."""
 
     def __init__(self) -> None:
         self._tensor: Tensor | None = None
 
-    def put(self, numbers: Sequence[int], device: torch.device) -> Tensor:
+    def put(self, numbers: Sequence[int] | Tensor, device: torch.device) -> Tensor:
         """The tensor with these numbers, always as many."""
+        new = on_device(torch.as_tensor(numbers), device)
         if self._tensor is None or self._tensor.device != device:
-            self._tensor = torch.zeros(len(numbers), dtype=torch.int64, device=device)
-        return self._tensor.copy_(on_device(torch.tensor(numbers), device))
-
-
-class CudaGraphs:
-    """Records CUDA graphs that share one pool of memory, so that only one of them is replayed at a time."""
-
-    def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream()
-
-    def __call__(self, function: Callable[[], None], generators: Sequence[torch.Generator]) -> Callable[[], None]:
-        """Record."""
-        graph = torch.cuda.CUDAGraph()
-        for generator in generators:
-            graph.register_generator_state(generator)
-        torch.cuda.empty_cache()  # memory that is cached for others is not given back while a graph is recorded
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                function()
-            finally:
-                graph.capture_end()
-        torch.cuda.current_stream().wait_stream(self._stream)
-        replay: Callable[[], None] = graph.replay
-        return replay
+            self._tensor = torch.zeros_like(new)
+        return self._tensor.copy_(new)
 
 
 class _Recording(NamedTuple):
@@ -95,9 +73,8 @@ class _Recording(NamedTuple):
 def can_be_recorded(trainer: Trainer, stage: LightningModule, network: nn.Module) -> bool:
     """Whether updates of a stage can be recorded, for which its batches get the same shapes.
 
-    Not with DDP, which ties parameters to the stream it was made on, for which a graph must not wait; not where a scaler has to
-    scale the loss before its gradients are computed; nor where a user's `training_step`, or the statistics of a batch norm,
-    would count instances that do not count.
+    Of strategies with several devices only with DDP; not where a scaler has to scale the loss before its gradients are
+    computed; nor where a user's `training_step`, or the statistics of a batch norm, would count instances that do not count.
 
     Args:
         trainer: of the run.
@@ -105,9 +82,9 @@ def can_be_recorded(trainer: Trainer, stage: LightningModule, network: nn.Module
         network: whose parameters updates change.
     """
     strategy = trainer.strategy
-    on_one_card = isinstance(strategy, SingleDeviceStrategy) and strategy.root_device.type == "cuda"
+    is_known = type(strategy) in (SingleDeviceStrategy, DDPStrategy) and strategy.root_device.type == "cuda"
     is_ours = type(stage).training_step.__module__.startswith("lares_pl.")
-    if not (on_one_card and is_ours) or has_scaler(trainer):
+    if not (is_known and is_ours) or has_scaler(trainer):
         return False
     return not any(isinstance(part, _BatchNorm) for part in network.modules())
 
@@ -120,6 +97,8 @@ class RecordedUpdates:
         draws: generator of the host; what reads it differs in each update, so that it can't be recorded.
         generators: of the device that updates draw from, beside the default one.
         record: records and replays.
+        apart: whether to record with other tensors that share the parameters' memory. DDP ties its parameters to the stream
+            that it was made on, for which a graph must not wait; it learns of gradients when the loss is differentiated.
     """
 
     def __init__(
@@ -128,7 +107,9 @@ class RecordedUpdates:
         draws: torch.Generator,
         generators: Sequence[torch.Generator],
         record: Recorder,
+        apart: bool = False,
     ) -> None:
+        self._network, self._apart = network, apart
         self._all = [(parameter, parameter.requires_grad, parameter.data_ptr()) for parameter in network.parameters()]
         self.parameters = [parameter for parameter, is_trained, _ in self._all if is_trained]
         self._gradients = [torch.zeros_like(parameter) for parameter in self.parameters]  # of the last replay
@@ -181,6 +162,15 @@ class RecordedUpdates:
         return any(parameter._backward_hooks for parameter in self.parameters)
 
     @contextmanager
+    def _leaves(self) -> Iterator[list[Tensor]]:
+        """What a loss that is computed meanwhile is differentiated by: the trained parameters, or their stand-ins."""
+        if not self._apart:
+            yield [*self.parameters]
+            return
+        with stand_ins(self._network) as found:
+            yield [found[parameter] for parameter in self.parameters]
+
+    @contextmanager
     def _beside(self, device: torch.device) -> Iterator[None]:
         """On a stream of its own, as what is recorded later; what the current stream does comes before and after."""
         if device.type != "cuda":
@@ -212,12 +202,17 @@ class RecordedUpdates:
         values = buffer.new_empty(0, dtype=torch.float32)
         names: list[str] = []
         used: list[bool] = []
+        beside = self.parameters if self._apart else []  # nothing may depend on them, where others stand in for them
 
         def update() -> None:
             nonlocal values
-            loss = compute(batch)
+            with self._leaves() as leaves:
+                loss = compute(batch)
             with without_autocast(loss.total.device):  # as the trainer does it
-                found = torch.autograd.grad(loss.total, self.parameters, allow_unused=True)
+                found = torch.autograd.grad(loss.total, [*leaves, *beside], allow_unused=True)
+            found, of_others = found[: len(leaves)], found[len(leaves) :]
+            if any(gradient is not None for gradient in of_others):
+                raise RuntimeError("a module reads its parameters from elsewhere than its attributes")
             names[:], used[:] = loss.logged, [gradient is not None for gradient in found]
             own = [kept for kept, is_used in zip(self._gradients, used, strict=True) if is_used]
             torch._foreach_copy_(own, [gradient for gradient in found if gradient is not None])
@@ -230,7 +225,7 @@ class RecordedUpdates:
         with _drawn_again(on_host), _drawn_again([_default_generator(buffer.device), *self._generators]):
             before = _host_state(on_host)
             torch.clear_autocast_cache()  # weights that were cast outside of a graph would be read by it for ever
-            with self._beside(buffer.device), _no_waiting(buffer.device):
+            with self._beside(buffer.device), no_waiting(buffer.device):
                 update()
             if _host_state(on_host) != before:
                 raise RuntimeError("it draws random numbers on the host")
@@ -278,18 +273,3 @@ class _WithGradients(torch.autograd.Function):
         some = [own for own, used in zip(ctx.gradients, ctx.used, strict=True) if used]
         scaled = iter(torch._foreach_mul(some, gradients[0]))
         return (None, None, None, *(next(scaled) if used else None for used in ctx.used))
-
-
-@contextmanager
-def _no_waiting(device: torch.device) -> Iterator[None]:
-    """Waiting for the device is an error: within a graph it would be one that PyTorch does not recover from."""
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings(action="ignore"):  # that it does not find every way to wait
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)

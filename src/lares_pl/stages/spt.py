@@ -103,7 +103,7 @@ class SPT(BaseStage):
         self.gather_negatives = gather_negatives
         self.loss: NextItemLoss = from_plain(NextItemLoss, loss, "loss")
         self._proposal: Proposal | None = None
-        self._aligned_step = Numbers()
+        self._aligned_step, self._weight = Numbers(), Numbers()
 
     @property
     def needs_aligned(self) -> bool:  # type: ignore[override]
@@ -116,6 +116,16 @@ class SPT(BaseStage):
     def needs_partners(self) -> bool:  # type: ignore[override]
         """Whether batches must bring histories with the same target."""
         return self.alpha > 0
+
+    @property
+    def needs_fitted(self) -> bool:
+        """Not where instances are aligned with those of other processes, which a recorded update does not wait for."""
+        return not self._aligns_all and super().needs_fitted
+
+    @property
+    def _aligns_all(self) -> bool:
+        """Whether alignment contrasts with instances of other processes."""
+        return self.aligns and self.gather_negatives and not alone(self.data_parallel_group)
 
     def setup(self, stage: str) -> None:
         """Count training targets, where negatives are drawn by them."""
@@ -130,7 +140,10 @@ class SPT(BaseStage):
         depth, pair_depth = schedule.sample(draws), schedule.sample(draws)
         step = int(torch.randint(max(pair_depth, 1), (), generator=draws))
         weight = row_weight(len(batch), self.device, self.data_parallel_group)
-        of_pair = step if batch.real is None else self._aligned_step.put([step], self.device)
+        of_pair: int | Tensor = step
+        if batch.real is not None:
+            of_pair = self._aligned_step.put([step], self.device)
+            weight = weight if isinstance(weight, float) else self._weight.put(weight, self.device)
         compute = partial(self._loss, depth=depth, pair_depth=pair_depth, step=of_pair, weight=weight)
         loss = self.recorded(batch, (depth, pair_depth if self.aligns else 0, self.alpha, self.gamma), compute)
         depths = {"depth": depth} | ({"pair_depth": pair_depth} if self.aligns else {})
@@ -168,7 +181,7 @@ class SPT(BaseStage):
         """TLA and SLA of the aligned instances, with those of all processes if they are gathered."""
         targets = batch.targets if batch.aligned_targets is None else batch.aligned_targets
         of_all = None
-        if self.gather_negatives and not alone(self.data_parallel_group):
+        if self._aligns_all:
             of_all = self._rows_of_all
         elif (real := batch.aligned_real) is not None:
             of_all = partial(GatheredRows, real=real)
