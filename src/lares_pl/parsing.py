@@ -104,6 +104,7 @@ def readable(message: str) -> str:
         text = line.strip().removeprefix("- ")
         keys += _KEY.findall(text)
         text = _KEY.sub("", text).strip()
+        text = re.sub(r" Got value: Namespace\(.*", "", text)  # all options of the class, as they were typed
         text = re.sub(r"^Type collections\.abc\.Callable\[.*\] expects a function or a callable class:\s*", "", text)
         if text and not text.startswith(_NOISE):
             kept.append(text)

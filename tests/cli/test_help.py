@@ -116,6 +116,13 @@ def test_help_of_a_section_or_option_is_complete(tmp_path: Path) -> None:
     [
         (["prepare", "t.csv", "--kcore", "5"], "--k_core"),
         (["fit", "--config", "spt.yaml", "--trainer.max_step", "8"], "--trainer.max_steps"),
+        (["fit", "--config", "spt.yaml", "--runn", "x"], "--run"),
+        (["fit", "--config", "spt.yaml", "--model.alhpa", "1"], "--model.alpha"),
+        (["fit", "--config", "rpt.yaml", "--model.redward", "1"], "--model.reward"),
+        (["fit", "--config", "spt.yaml", "--model.lr", "1"], "--model.optimizer.lr"),
+        (["fit", "--config", "spt.yaml", "--backbone.hidden_size", "1"], "--model.backbone.hidden_size"),
+        (["fit", "--config", "spt.yaml", "--model.backbone.depht.mean", "3"], "--model.backbone.depth.mean"),
+        (["fit", "--config", "spt.yaml", "--model.optimizer.lrr", "0.1"], "--model.optimizer.lr"),
         (["repotr", "x"], "report"),
     ],
 )

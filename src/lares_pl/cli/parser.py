@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from lares_pl.cli.help import Help
+from lares_pl.cli.options import sections
 from lares_pl.parsing import PlainParser
 
 
@@ -31,11 +33,12 @@ class Parser(PlainParser):
     def report(self, message: str) -> str:
         """Return the message of an error; for an unknown option, with similar ones."""
         message = super().report(message)
-        options = [*self._option_string_actions]
-        for part in getattr(self._subcommands_action, "_name_parser_map", {}).values():
-            options += part._option_string_actions
-        unknown = message.partition("unrecognized arguments:")[2].split()
-        found = [near for word in unknown if word.startswith("--") for near in _similar(word.split("=")[0], options)]
+        if not (unknown := _unknown_keys(message)):
+            return message
+        parsers = [self, *getattr(self._subcommands_action, "_name_parser_map", {}).values()]
+        known = [option for parser in parsers for section in sections(parser, choices=True) for option in section.options]
+        keys = [option.key for option in known if option.names.startswith("-")]
+        found = [f"--{near}" for key in unknown for near in _similar(key, keys)]
         return f"{message}; did you mean {', '.join(found)}?" if found else message
 
     def explain(
@@ -54,8 +57,20 @@ class Parser(PlainParser):
             action.help = texts.get(action.dest, action.help)
 
 
-def _similar(option: str, options: Sequence[str]) -> list[str]:
-    """The known option that is most like an unknown one; keys of the model often lack `model`."""
-    if option.split(".")[0] in ("--backbone", "--optimizer", "--scheduler"):
-        return [f"--model.{option.removeprefix('--')}"]
-    return get_close_matches(option, options, 1)
+_UNKNOWN = re.compile(r"(?:([\w.]+): )?(?:unrecognized arguments: (.*)|Option '([\w.]+)' is not accepted)")
+
+
+def _unknown_keys(message: str) -> list[str]:
+    """The keys of options that a message says are unknown, such as `model.alhpa`."""
+    if (said := _UNKNOWN.search(message)) is None:
+        return []
+    within, typed, key = said.groups(default="")
+    names = [word.lstrip("-").partition("=")[0] for word in typed.split() if word.startswith("--")] or [key]
+    return [f"{within}.{name}" if within else name for name in names if name]
+
+
+def _similar(key: str, known: Sequence[str]) -> list[str]:
+    """The known key that is most like an unknown one: the same name in another section, or a name that is spelt alike."""
+    name = key.rpartition(".")[2]
+    same = [other for other in known if other.rpartition(".")[2] == name]
+    return get_close_matches(key, same, 1, cutoff=0) or get_close_matches(key, known, 1)
