@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,20 @@ from wandb.proto import wandb_internal_pb2 as protocol
 
 
 def records(folder: Path) -> list[Any]:
-    """The records of the one offline run below a stage's folder, in order."""
+    """The records of the one offline run below a stage's folder, in order, once its end is written.
+
+    The process of W&B writes the file, and may do so a moment after the run has ended.
+    """
     (path,) = (folder / "wandb").glob("offline-run-*/*.wandb")
-    return records_of(path)
+    deadline = time.monotonic() + 20
+    while not ended(found := records_of(path)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
+
+
+def ended(found: list[Any]) -> bool:
+    """Whether records end as those of a run that has ended."""
+    return bool(found) and found[-1].WhichOneof("record_type") == "exit"
 
 
 def records_of(path: Path) -> list[Any]:
