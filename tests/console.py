@@ -48,6 +48,14 @@ def on_forked_processes(task: Callable[..., None], arguments: tuple[Any, ...], c
     start_processes(task, arguments, nprocs=count, start_method=CONTEXT.get_start_method())
 
 
+def cluster_of(count: int) -> dict[str, str]:
+    """Variables with which so many processes of this machine find each other; each has its own LOCAL_RANK beside them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count), "NODE_RANK": "0"}
+
+
 def clean_environment() -> dict[str, str]:
     """What a command sees of the environment of the tests; a module is compiled once, not by each process."""
     own = ("WANDB", "LARES", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PL_", "PYTEST")
@@ -93,10 +101,7 @@ class Running:
         count = int(counts[-1]) if counts else 1
         shared = {**clean_environment(), "HOME": self._said.name, "WANDB_MODE": "offline", **(environment or {})}
         if count > 1:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = str(free.getsockname()[1])
-            shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count), "NODE_RANK": "0"}
+            shared |= cluster_of(count)
         self.processes = []
         for rank in range(count):
             own = shared if count == 1 else {**shared, "LOCAL_RANK": str(rank)}

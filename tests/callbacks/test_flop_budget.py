@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from lares_pl.callbacks.flop_budget import FlopBudget, spent
 from lares_pl.runs import StageFolder
 from lares_pl.stages.checkpoint import read_checkpoint
 from tests.console import SMALL as NARROW
-from tests.console import error, lares, on_forked_processes
+from tests.console import cluster_of, error, lares, on_forked_processes
 from tests.released import released_backbone
 from tests.training import released_rpt, released_spt, trainer
 
@@ -167,10 +166,7 @@ def test_supervised_training_at_the_cost_of_rpt(toy_dataset: Path, tmp_path: Pat
 def test_two_processes_share_one_budget_and_stop_together(toy_dataset: Path, tmp_path: Path) -> None:
     """Batches of different lengths have different costs: counting alone, one process would stop while the other waits."""
     (tmp_path / "budget.json").write_text(json.dumps({"flops": 1e8}))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    on_forked_processes(_spend, (port, str(toy_dataset), tmp_path), 2)
+    on_forked_processes(_spend, (cluster_of(2), str(toy_dataset), tmp_path), 2)
     one, two = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert one["updates"] == two["updates"]
     assert one["flops"] == two["flops"] >= 1e8
@@ -182,7 +178,7 @@ def test_two_processes_share_one_budget_and_stop_together(toy_dataset: Path, tmp
     assert sum(behind[:-1]) < 1e8
 
 
-def _spend(rank: int, port: str, dataset: str, folder: Path) -> None:
+def _spend(rank: int, cluster: dict[str, str], dataset: str, folder: Path) -> None:
     """One process of two; it writes what it counted itself and what all spent."""
     own: list[int] = []
 
@@ -192,8 +188,7 @@ def _spend(rank: int, port: str, dataset: str, folder: Path) -> None:
             return own[-1]
 
     setattr(module, "FlopCounterMode", Recorded)  # noqa: B010
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {"WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
+    os.environ |= {**cluster, "LOCAL_RANK": str(rank)}
     cost = FlopBudget(3, match=str(folder / "budget.json"))
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=30))  # a wait for nobody is an error
     fit = trainer(folder, callbacks=[cost], max_epochs=-1, max_steps=60, devices=2, strategy=strategy)

@@ -162,9 +162,12 @@ class Losses(Callback):
 Training = tuple[torch.Tensor, torch.Tensor]
 
 
-def trained(stage: BaseStage, seen: Losses, dataset: Path, folder: Path, instances: str, **options: Any) -> Training:
+def trained(
+    make: Callable[[], BaseStage], seen: Losses, dataset: Path, folder: Path, instances: str, **options: Any
+) -> Training:
     """Losses of a short run, and the weights in the end; that nothing can be recorded is an error."""
     L.seed_everything(1)
+    stage = make()
     data = SequenceDataModule(str(dataset), max_length=8, batch_size=8, instances=instances)  # type: ignore[arg-type]
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="cuda_graphs")
@@ -190,7 +193,7 @@ def test_replayed_updates_are_the_updates(name: str, precision: Any, spt: Path, 
     runs = []
     for records in (False, True):
         seen = Losses(records)
-        runs.append(trained(make(spt), seen, toy_dataset, tmp_path, instances, precision=precision))
+        runs.append(trained(partial(make, spt), seen, toy_dataset, tmp_path, instances, precision=precision))
         assert (seen.recordings > 0) == records
     assert_same_training(runs, exact=precision == "32-true")
 
@@ -204,7 +207,7 @@ def test_updates_are_recorded_with_ddp(name: str, spt: Path, toy_dataset: Path, 
     try:
         for strategy in ("auto", "ddp"):
             seen = Losses(True)
-            runs.append(trained(make(spt), seen, toy_dataset, tmp_path, instances, strategy=strategy, devices=1))
+            runs.append(trained(partial(make, spt), seen, toy_dataset, tmp_path, instances, strategy=strategy, devices=1))
             assert seen.recordings > 0
     finally:
         if torch.distributed.is_initialized():

@@ -6,7 +6,6 @@ The same global batches as one process reads give the same weights, whether upda
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from lares_pl import RPT, SPT, BackboneConfig, SequenceDataModule
 from lares_pl.stages import base
 from lares_pl.stages.base import BaseStage
-from tests.console import on_forked_processes
+from tests.console import cluster_of, on_forked_processes
 from tests.stages.test_no_waiting import LENGTH
 from tests.stages.test_recorded_updates import Rerun
 from tests.training import trainer
@@ -36,11 +35,12 @@ STAGES: dict[str, Callable[[str], BaseStage]] = {
 }
 
 
-def train(rank: int, name: str, start: str, dataset: str, folder: Path, processes: int, recorded: bool, port: int) -> None:
+def train(
+    rank: int, name: str, start: str, dataset: str, folder: Path, processes: int, recorded: bool, cluster: dict[str, str]
+) -> None:
     """What one of the processes does; the first one saves what it has learned."""
     if processes > 1:
-        cluster = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes), "NODE_RANK": "0"}
-        os.environ.update({**cluster, "LOCAL_RANK": str(rank)})
+        os.environ |= {**cluster, "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)
     rerun = Rerun()
     with pytest.MonkeyPatch.context() as patch:
@@ -71,10 +71,8 @@ def test_two_recorded_processes_learn_what_one_does(name: str, start: str, toy_d
     for run, processes, recorded in (("one", 1, False), ("two", 2, False), ("recorded", 2, True)):
         folder = tmp_path / run
         folder.mkdir()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        on_forked_processes(train, (name, start, str(toy_dataset), folder, processes, recorded, port), processes)
+        given = (name, start, str(toy_dataset), folder, processes, recorded, cluster_of(processes))
+        on_forked_processes(train, given, processes)
         learned[run] = torch.load(folder / "learned.pt")
     replayed = {run: weights.pop(0) for run, weights in learned.items()}
     assert replayed["one"] == replayed["two"] == 0

@@ -79,6 +79,14 @@ class Rerun:
         return replay
 
 
+@pytest.fixture
+def rerun(monkeypatch: pytest.MonkeyPatch) -> Rerun:
+    """What records instead of CUDA graphs."""
+    found = Rerun()
+    monkeypatch.setattr(base, "CudaGraphs", lambda: found)
+    return found
+
+
 def built(make: Callable[[float], BaseStage], dropout: float, items: int) -> BaseStage:
     """A stage outside a trainer."""
     torch.manual_seed(0)
@@ -161,10 +169,10 @@ def recording_apart(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("apart", [False, True], ids=["one process", "as with DDP"])
 @pytest.mark.parametrize("name", STAGES)
-def test_a_replayed_update_is_the_update(name: str, apart: bool, toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replayed_update_is_the_update(
+    name: str, apart: bool, toy_dataset: Path, rerun: Rerun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With dropout, so that random draws are those that the update would have made."""
-    rerun = Rerun()
-    monkeypatch.setattr(base, "CudaGraphs", lambda: rerun)
     if apart:
         recording_apart(monkeypatch)
     make, instances = STAGES[name]
@@ -189,10 +197,8 @@ DRAWING: dict[str, Callable[[float], BaseStage]] = {
 
 
 @pytest.mark.parametrize("name", DRAWING)
-def test_what_draws_on_the_host_is_not_recorded(name: str, toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_draws_on_the_host_is_not_recorded(name: str, toy_dataset: Path, rerun: Rerun) -> None:
     """It would be a constant of the graph; nothing is drawn twice for having been tried."""
-    rerun = Rerun()
-    monkeypatch.setattr(base, "CudaGraphs", lambda: rerun)
     items = SequenceDataModule(str(toy_dataset)).sequences.catalogue_size
     stages = [built(DRAWING[name], 0.3, items) for _ in range(2)]
     recorded, plain = stages[0], unrecorded(stages[1])
@@ -220,11 +226,9 @@ class Hiding(ConvTransformerBlock):
 
 
 def test_a_parameter_that_is_read_from_elsewhere_is_trained_without_a_graph(
-    toy_dataset: Path, monkeypatch: pytest.MonkeyPatch
+    toy_dataset: Path, rerun: Rerun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With DDP, where others stand in for parameters: its gradient would be missed."""
-    rerun = Rerun()
-    monkeypatch.setattr(base, "CudaGraphs", lambda: rerun)
     recording_apart(monkeypatch)
     stage = built(lambda p: SPT(BackboneConfig(core_block=Hiding)), 0.0, 40)
     batch = fitted(batches_for(stage, toy_dataset, "sequence"))[0]
@@ -315,9 +319,7 @@ def test_a_stage_that_records_can_be_copied(toy_dataset: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("changed", ["parameter", "weight of a loss", "hook"])
-def test_what_changes_between_updates_is_not_replayed(changed: str, toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rerun = Rerun()
-    monkeypatch.setattr(base, "CudaGraphs", lambda: rerun)
+def test_what_changes_between_updates_is_not_replayed(changed: str, toy_dataset: Path, rerun: Rerun) -> None:
     make = partial(SPT, BackboneConfig(dropout=0.0, depth=ConstantDepth(2)), gamma=0.1)
     stage = built(lambda p: make(), 0.0, SequenceDataModule(str(toy_dataset)).sequences.catalogue_size)
     assert isinstance(stage, SPT)
@@ -336,9 +338,8 @@ def test_what_changes_between_updates_is_not_replayed(changed: str, toy_dataset:
     assert (float(after[0]) == pytest.approx(float(before[1][0]))) == (changed != "weight of a loss")
 
 
-def test_a_batch_that_somebody_changed_is_read(toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rerun = Rerun()
-    monkeypatch.setattr(base, "CudaGraphs", lambda: rerun)
+@pytest.mark.usefixtures("rerun")
+def test_a_batch_that_somebody_changed_is_read(toy_dataset: Path) -> None:
     items = SequenceDataModule(str(toy_dataset)).sequences.catalogue_size
     stage = built(lambda p: SPT(BackboneConfig(dropout=0.0)), 0.0, items)
     batch = fitted(batches_for(stage, toy_dataset, "sequence"))[0]

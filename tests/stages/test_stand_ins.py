@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -44,9 +45,6 @@ def test_gradients_are_those_of_the_parameters_which_are_left_alone() -> None:
 def test_parameters_are_back_after_an_error() -> None:
     network = Tied()
     own = list(network.parameters())
-    try:
-        with stand_ins(network):
-            raise KeyError
-    except KeyError:
-        pass
+    with pytest.raises(KeyError), stand_ins(network):
+        raise KeyError
     assert list(map(id, network.parameters())) == list(map(id, own))

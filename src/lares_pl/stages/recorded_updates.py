@@ -202,16 +202,16 @@ class RecordedUpdates:
         values = buffer.new_empty(0, dtype=torch.float32)
         names: list[str] = []
         used: list[bool] = []
-        beside = self.parameters if self._apart else []  # nothing may depend on them, where others stand in for them
+        replaced = self.parameters if self._apart else []  # nothing may depend on them
 
         def update() -> None:
             nonlocal values
             with self._leaves() as leaves:
                 loss = compute(batch)
             with without_autocast(loss.total.device):  # as the trainer does it
-                found = torch.autograd.grad(loss.total, [*leaves, *beside], allow_unused=True)
-            found, of_others = found[: len(leaves)], found[len(leaves) :]
-            if any(gradient is not None for gradient in of_others):
+                found = torch.autograd.grad(loss.total, [*leaves, *replaced], allow_unused=True)
+            found, of_replaced = found[: len(leaves)], found[len(leaves) :]
+            if any(gradient is not None for gradient in of_replaced):
                 raise RuntimeError("a module reads its parameters from elsewhere than its attributes")
             names[:], used[:] = loss.logged, [gradient is not None for gradient in found]
             own = [kept for kept, is_used in zip(self._gradients, used, strict=True) if is_used]
