@@ -115,6 +115,7 @@ class StageFolder:
         if not self._record.is_file():
             return None
         outcome: dict[str, Any] = json.loads(self._record.read_text(encoding="utf-8"))
+        outcome["best"] = str(self.path.absolute() / outcome["best"]) if outcome["best"] else ""
         return outcome
 
     def finish(self, epochs: int, updates: int, best: str, tested: bool, flops: float | None = None) -> None:
@@ -122,10 +123,12 @@ class StageFolder:
 
         Args:
             epochs, updates: how many were made.
-            best: path of the best checkpoint; empty if there is none.
+            best: path of the best checkpoint; empty if there is none. Stored relative to this folder, which may be moved.
             tested: whether it has been tested.
             flops: FLOPs of the training, if they were counted.
         """
+        inside = Path(best).absolute().is_relative_to(self.path.absolute())
+        best = str(Path(best).absolute().relative_to(self.path.absolute())) if best and inside else best
         record = {"epochs": epochs, "updates": updates, "best": best, "tested": tested, "flops": flops}
         write_json(self._record, record)
 

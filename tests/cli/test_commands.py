@@ -115,8 +115,8 @@ def test_training_that_ends_before_its_first_validation_is_saved_and_tested(work
     assert "the final weights were saved as best.ckpt" in done.said
     stage = tmp_path / "runs" / "default" / "spt"
     finished = json.loads((stage / "finished.json").read_text())
-    assert (finished["best"], finished["tested"], finished["updates"]) == (str(stage / "checkpoints" / "best.ckpt"), True, 2)
-    assert json.loads((stage / "test.json").read_text())["checkpoint"] == finished["best"]
+    assert (finished["best"], finished["tested"], finished["updates"]) == ("checkpoints/best.ckpt", True, 2)
+    assert json.loads((stage / "test.json").read_text())["checkpoint"] == str(stage / finished["best"])
     again = lares(tmp_path, "fit", "--config", "spt.yaml", *short, "--ckpt_path", "auto")
     assert not (tmp_path / "runs" / "default" / "spt.1").exists(), again.said
     lares(tmp_path, "fit", "--config", "spt.yaml", *short, "--ckpt_path", "last", "--trainer.max_steps", "4")

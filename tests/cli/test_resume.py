@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -54,6 +56,38 @@ def test_a_new_learning_rate_is_applied_and_recorded(work: Path) -> None:
     assert last["hyper_parameters"]["optimizer"]["init_args"]["lr"] == 0.1
     assert last["optimizer_states"][0]["param_groups"][0]["initial_lr"] == 0.1
     assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.1
+
+
+def test_a_run_whose_folder_was_renamed_keeps_its_best_checkpoint_and_where_it_began(work: Path) -> None:
+    lares(work, *START, "--run", "former")
+    rpt = ["fit", "--config", "rpt.yaml", *QUICK, "--data.batch_size", "64", "--trainer.logger", "false"]
+    lares(work, *rpt, "--run", "former", "--test_after_fit", "false")
+    (work / "runs" / "former").rename(work / "runs" / "renamed")
+    checkpoints = work / "runs" / "renamed" / "rpt" / "checkpoints"
+    before = (checkpoints / "best.ckpt").read_bytes()
+    states = torch.load(checkpoints / "last.ckpt", weights_only=True)["callbacks"]
+    (key,) = [key for key, state in states.items() if "best_model_score" in state and "ndcg" in key]
+
+    ruins = ["--model.optimizer.lr", "0.5", "--trainer.max_epochs", "2"]  # no validation after it is better
+    done = lares(work, *rpt, "--run", "renamed", "--ckpt_path", "last", *ruins)
+    assert (checkpoints / "best.ckpt").read_bytes() == before
+    now = torch.load(checkpoints / "last.ckpt", weights_only=True)["callbacks"][key]
+    assert now["best_model_score"] == states[key]["best_model_score"]
+    assert [now["dirpath"], now["best_model_path"]] == [str(checkpoints), str(checkpoints / "best.ckpt")]
+    assert "dirpath has changed" not in done.said
+    report = json.loads((checkpoints.parent / "test.json").read_text())
+    assert report["before"]["checkpoint"] == str(work / "runs" / "renamed" / "spt" / "checkpoints" / "best.ckpt")
+
+    (work / "runs" / "renamed").rename(work / "runs" / "again")  # with nothing left but the test
+    finished = work / "runs" / "again" / "rpt" / "finished.json"
+    finished.write_text(finished.read_text().replace("true", "false"))
+    shutil.rmtree(work / "runs" / "again" / "spt")
+    done = lares(work, *rpt, "--run", "again", "--ckpt_path", "auto", *ruins)
+    assert "the checkpoint that RPT started from is no longer at" in done.said
+    assert json.loads(finished.read_text())["best"] == "checkpoints/best.ckpt"
+    assert json.loads((finished.parent / "test.json").read_text())["checkpoint"] == str(
+        finished.parent / "checkpoints" / "best.ckpt"
+    )
 
 
 @pytest.mark.parametrize(("option", "name"), [("--run", "../../x"), ("--run", ""), ("--run", "."), ("--stage", "../x")])

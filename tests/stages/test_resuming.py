@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ STEP = partial(torch.optim.lr_scheduler.StepLR, step_size=2, gamma=0.5)
 
 
 def run(
-    dataset: Path, steps: int, resumed: Path | None = None, batch_size: int = 64, seed: int = 0, **options: Any
+    dataset: Path, steps: int, resumed: Path | None = None, batch_size: int = 64, instances: str = "prefix", **options: Any
 ) -> L.Trainer:
     fit = trainer(dataset, max_steps=steps, max_epochs=-1)
-    module = data(dataset, batch_size=batch_size, seed=seed)
+    module = data(dataset, batch_size=batch_size, instances=instances)
     fit.fit(released_spt(**options), module, ckpt_path=resumed, weights_only=True)
     return fit
 
@@ -68,6 +69,7 @@ def test_new_options_of_the_shipped_schedule_apply(toy_dataset: Path, tmp_path: 
         ({"ema": 0.9}, r"model\.ema: the run was trained with 0\.0 and can't be resumed with 0\.9"),
         ({"batch_size": 32}, r"data\.batch_size: .* batch_size 64 and can't go on there with 32"),
         ({"seed": 1}, r"data\.seed: .* seed 0 and can't go on there with 1"),
+        ({"instances": "sequence"}, r"data\.instances: .* instances prefix and can't go on there with sequence"),
     ],
 )
 def test_what_a_resumed_run_can_not_apply_is_refused_before_anything_is_saved(
@@ -76,7 +78,8 @@ def test_what_a_resumed_run_can_not_apply_is_refused_before_anything_is_saved(
     path = stopped(toy_dataset, tmp_path, optimizer=ADAM, scheduler=STEP)
     before = path.read_bytes()
     chosen = {"optimizer": ADAM, "scheduler": STEP, **options}
-    module = data(toy_dataset, batch_size=chosen.pop("batch_size", 64), seed=chosen.pop("seed", 0))
+    of_data = {"batch_size": 64, "seed": 0, "instances": "prefix"}
+    module = data(toy_dataset, **{name: chosen.pop(name, value) for name, value in of_data.items()})
     last = ModelCheckpoint(tmp_path, "last", save_on_exception=True, enable_version_counter=False)
     fit = trainer(tmp_path, max_steps=6, max_epochs=-1, callbacks=[last], enable_checkpointing=True)
     with pytest.raises(LaresError, match=said):
@@ -84,9 +87,26 @@ def test_what_a_resumed_run_can_not_apply_is_refused_before_anything_is_saved(
     assert path.read_bytes() == before
 
 
-def test_batches_of_another_size_are_served_from_the_next_epoch_on(toy_dataset: Path, tmp_path: Path) -> None:
+def test_within_an_epoch_the_number_of_processes_stays(toy_dataset: Path, tmp_path: Path) -> None:
+    path = stopped(toy_dataset, tmp_path)
+    checkpoint = torch.load(path, weights_only=True)
+    (loader,) = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]
+    assert loader["processes"] == 1
+    loader["processes"] = 4
+    torch.save(checkpoint, path)
+    with pytest.raises(
+        LaresError, match=r"processes \(trainer\.devices, num_nodes\): .* processes 4 and can't go on there with 1"
+    ):
+        run(toy_dataset, 4, path)
+
+
+def test_batches_of_another_kind_are_served_from_the_next_epoch_on(
+    toy_dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = stopped(toy_dataset, tmp_path, steps=5)
-    assert run(toy_dataset, 8, path, batch_size=32).global_step == 8
+    with caplog.at_level(logging.INFO):
+        assert run(toy_dataset, 8, path, batch_size=32, instances="sequence").global_step == 8
+    assert "resuming with changed settings: data.batch_size 64 -> 32, data.instances prefix -> sequence" in caplog.text
 
 
 def test_a_limited_epoch_is_complete_at_its_limit(toy_dataset: Path, tmp_path: Path) -> None:

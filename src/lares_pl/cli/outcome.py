@@ -86,15 +86,25 @@ class Outcome:
         return path
 
     def test(self, best: str) -> None:
-        """Test the best checkpoint and write test.json; after RPT, test the SPT checkpoint it started from too."""
+        """Test the best checkpoint and write test.json; after RPT, test the SPT checkpoint it started from too.
+
+        Raises:
+            LaresError: if the best checkpoint is gone or damaged.
+        """
         if not best:
             cause = "trainer.fast_dev_run" if self._trial else "trainer.enable_checkpointing"
             rank_zero_warn(f"no checkpoint was kept ({cause}), so none is tested")
             return
         report: dict[str, Any] = {"checkpoint": best, **reasoning_of(self.model)}
-        if isinstance(self.model, RPT) and (source := self.model.initial_checkpoint) is not None and Path(source).is_file():
-            report["before"] = {"checkpoint": source, "metrics": self._test_before(source)}
-            report["initial_weights_kept"] = read_checkpoint(best).holds_initial_weights()
+        checkpoint = read_checkpoint(best)
+        if isinstance(self.model, RPT) and (source := checkpoint.initial_checkpoint) is not None:
+            if Path(source).is_file():
+                report["before"] = {"checkpoint": source, "metrics": self._test_before(source)}
+                report["initial_weights_kept"] = checkpoint.holds_initial_weights()
+            else:
+                rank_zero_warn(
+                    f"the checkpoint that RPT started from is no longer at {source}: the test does not compare with it"
+                )
         (metrics,) = self.trainer.test(self.model, datamodule=self.data, ckpt_path=best, verbose=False)
         report["metrics"] = metrics
         if self.trainer.is_global_zero:

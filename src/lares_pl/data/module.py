@@ -15,7 +15,7 @@ from lares_pl.data.dataset.instances import Instances
 from lares_pl.data.dataset.prepared import SequenceDataset, check_dataset
 from lares_pl.data.loading.batches import Batch
 from lares_pl.data.loading.external_histories import read_histories
-from lares_pl.data.loading.loaders import BatchLoader, InstanceLoader, WindowLoader
+from lares_pl.data.loading.loaders import BatchesOf, BatchLoader, InstanceLoader, WindowLoader
 from lares_pl.data.loading.partners import SameTargetPartners
 from lares_pl.data.loading.sampler import Shard
 from lares_pl.data.loading.windows import training_windows
@@ -135,6 +135,12 @@ class SequenceDataModule(L.LightningDataModule):
         if self._sequences is None:
             raise LaresError("data.instances: auto is decided by the model that is trained; set sequence or prefix without one")
         return self._sequences
+
+    @property
+    def training_batches(self) -> BatchesOf:
+        """What the training batches depend on."""
+        unit: Literal["prefix", "sequence"] = "sequence" if self.reads_sequences else "prefix"
+        return BatchesOf(self.batch_size, self.seed, unit, self._shard.world_size)
 
     @property
     def most_aligned(self) -> int:

@@ -33,7 +33,7 @@ from lares_pl.stages.plateau import PlateauSteps, plateau_config
 from lares_pl.stages.randomness import BatchRandomness
 from lares_pl.stages.ranking import RankingModule
 from lares_pl.stages.recorded_updates import Loss, RecordedUpdates, can_be_recorded
-from lares_pl.stages.resuming import apply_settings, hold_saving_on_exception
+from lares_pl.stages.resuming import apply_settings, follow_moved_folder, hold_saving_on_exception
 from lares_pl.stages.schedules import WarmupCosine, accumulated_batches, end_with_training
 from lares_pl.stages.training_log import TrainingLog
 from lares_pl.stages.validation import check_optimizer, has_scaler, not_finite
@@ -104,10 +104,10 @@ class BaseStage(RankingModule, ABC):
         """
         resumes = self._is_fitting and KEY in checkpoint and "optimizer_states" in checkpoint
         if resumes:
-            former = from_plain(OptimizerFactory, checkpoint["hyper_parameters"]["optimizer"], "optimizer")
-            data = self.trainer.datamodule  # type: ignore[attr-defined]
-            apply_settings(checkpoint, self.hparams, former, self.optimizer, data)
+            apply_settings(checkpoint, self.hparams, self.optimizer, self.trainer.datamodule)  # type: ignore[attr-defined]
             self._held = hold_saving_on_exception(self.trainer)
+        if self._trainer is not None:
+            follow_moved_folder(checkpoint.get("callbacks", {}), self.trainer)
         super().on_load_checkpoint(checkpoint)
         seed = checkpoint[KEY].get("seed")
         if not resumes:

@@ -36,7 +36,8 @@ class StageCheckpoint:
         data: hyperparameters of its data module: `dataset`, `max_length`.
         weights: its state dict.
         resumable: whether it contains the state of the optimiser, so that training can be resumed.
-        initial_checkpoint: the checkpoint that initialised the weights of its run, if any.
+        initial_checkpoint: the checkpoint that initialised the weights of its run, if any; where it is now, if the run's folder
+            was moved with it.
         seed: the seed of its run, if known.
     """
 
@@ -118,9 +119,23 @@ def read_checkpoint(path: str | Path) -> StageCheckpoint:
         content.get("datamodule_hyper_parameters") or {},
         content["state_dict"],
         bool(content.get("optimizer_states")),
-        own.get("initial_checkpoint"),
+        _found_again(own.get("initial_checkpoint"), path),
         own.get("seed"),
     )
+
+
+def _found_again(initial: str | None, path: Path) -> str | None:
+    """Path of the checkpoint that a run started from; in the run's folder of now, if that was moved since.
+
+    Args:
+        initial: its path when the run started, `…/RUN/STAGE/checkpoints/FILE`.
+        path: a checkpoint of the run.
+    """
+    if initial is None or Path(initial).is_file() or len(Path(initial).parents) < 4:
+        return initial
+    run = Path(initial).parents[2]
+    now = path.absolute().parents[2] / Path(initial).relative_to(run)
+    return str(now) if now.is_file() and not run.exists() else initial
 
 
 @lru_cache

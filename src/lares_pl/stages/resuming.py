@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
-from torch.optim import Optimizer
 
 from lares_pl.errors import LaresError
-from lares_pl.stages.optimizers import options_of
+from lares_pl.parsing import from_plain
+from lares_pl.stages.optimizers import OptimizerFactory, options_of
 
 _ANEW = "start a new run from its weights (--model.init_from)"
 
@@ -19,8 +21,7 @@ _ANEW = "start a new run from its weights (--model.init_from)"
 def apply_settings(
     checkpoint: dict[str, Any],
     now: Mapping[str, Any],
-    former: Callable[..., Optimizer],
-    optimizer: Callable[..., Optimizer],
+    optimizer: OptimizerFactory,
     data: Any,
 ) -> None:
     """Make a checkpoint one that a run resumes with the settings of now, in place; print those that differ.
@@ -28,8 +29,7 @@ def apply_settings(
     Args:
         checkpoint: the checkpoint.
         now: plain settings of the stage that resumes it.
-        former: factory of its optimiser.
-        optimizer: that of now.
+        optimizer: factory of its optimiser.
         data: the data module.
 
     Raises:
@@ -37,9 +37,10 @@ def apply_settings(
     """
     before = checkpoint["hyper_parameters"]
     check_resumed(before, now)
-    check_position(checkpoint["loops"]["fit_loop"], data)
-    if changed := changed_settings(before, dict(now)):
+    changed = changed_settings(before, dict(now)) + check_position(checkpoint["loops"]["fit_loop"], data)
+    if changed:
         rank_zero_info(f"resuming with changed settings: {', '.join(changed)}")
+    former = from_plain(OptimizerFactory, before["optimizer"], "optimizer")
     apply_options(checkpoint, options_of(former), options_of(optimizer))
     if now.get("scheduler") is not None:
         apply_schedule(checkpoint, *(settings["scheduler"].get("init_args", {}) for settings in (before, now)))
@@ -70,28 +71,34 @@ def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         )
 
 
-def check_position(loop: Mapping[str, Any], data: Any) -> None:
+def check_position(loop: Mapping[str, Any], data: Any) -> list[str]:
     """Check that a run that stopped within an epoch can go on there.
 
     Args:
         loop: state of Lightning's fit loop.
         data: the data module.
 
+    Returns:
+        What the batches of the next epoch differ in, as of `changed_settings`.
+
     Raises:
         LaresError: if the rest of the epoch would have other batches.
     """
-    if loop.get("epoch_loop.batch_progress", {}).get("is_last_batch"):
-        return  # the epoch is complete, which with trainer.limit_train_batches is before the loader's last batch
+    # with trainer.limit_train_batches an epoch is complete before the loader's last batch
+    complete = loop.get("epoch_loop.batch_progress", {}).get("is_last_batch")
+    changed = []
     for loader in loop["state_dict"].get("combined_loader", ()):
-        if not 0 < loader["served"] < loader.get("batches", 0):
-            continue
-        for name in ("batch_size", "seed"):
-            was, is_ = loader[name], getattr(data, name)
-            if was != is_:
+        for name, is_ in asdict(data.training_batches).items():
+            if (was := loader[name]) == is_:
+                continue
+            option = "processes (trainer.devices, num_nodes)" if name == "processes" else f"data.{name}"
+            if not complete and 0 < loader["served"] < loader["batches"]:
                 raise LaresError(
-                    f"data.{name}: the run stopped within an epoch of batches with {name} {was} and can't go on there with "
+                    f"{option}: the run stopped within an epoch of batches with {name} {was} and can't go on there with "
                     f"{is_}. Resume it with {was}, or {_ANEW}"
                 )
+            changed.append(f"{option} {was} -> {is_}")
+    return changed
 
 
 def hold_saving_on_exception(trainer: Trainer) -> list[ModelCheckpoint]:
@@ -103,6 +110,36 @@ def hold_saving_on_exception(trainer: Trainer) -> list[ModelCheckpoint]:
     for callback in held:
         callback.save_on_exception = False
     return held
+
+
+def follow_moved_folder(states: Mapping[str, Any], trainer: Trainer) -> None:
+    """Correct the paths that checkpoint callbacks have stored, in place, where their folder was moved or copied since.
+
+    Lightning stores absolute paths, and forgets the best score where the folder is another one. Paths are corrected if the run
+    is resumed from the folder that its callbacks save to; one that is continued elsewhere begins to look for its best anew.
+
+    Args:
+        states: of all callbacks, by their keys, as a checkpoint holds them.
+        trainer: of the run that is resumed.
+    """
+    source = Path(str(trainer.ckpt_path)).resolve().parent
+    for callback in trainer.checkpoint_callbacks:
+        state = states.get(callback.state_key)
+        if not isinstance(callback, ModelCheckpoint) or state is None or callback.dirpath is None:
+            continue
+        former, now = state["dirpath"], callback.dirpath
+        if former != now and source == Path(now).resolve():
+            moved = {name: str(Path(now) / Path(name).relative_to(former)) for name in _paths_within(former, state)}
+            state["dirpath"] = now
+            state["best_k_models"] = {moved.get(name, name): score for name, score in state["best_k_models"].items()}
+            for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+                state[key] = moved.get(state[key], state[key])
+
+
+def _paths_within(folder: str, state: Mapping[str, Any]) -> list[str]:
+    """The paths in a checkpoint callback's state that lie in its folder."""
+    names = [state[key] for key in ("best_model_path", "kth_best_model_path", "last_model_path")]
+    return [name for name in [*names, *state["best_k_models"]] if Path(name).is_relative_to(folder)]
 
 
 def changed_settings(before: Any, now: Any, key: str = "") -> list[str]:

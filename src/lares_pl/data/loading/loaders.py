@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -22,6 +23,23 @@ from lares_pl.data.loading.sampler import EpochOrder, Shard
 from lares_pl.data.loading.windows import Windows
 
 AHEAD = 64  # batches whose instances are drawn at once
+
+
+@dataclass(frozen=True)
+class BatchesOf:
+    """What the batches of an epoch depend on; a run that stopped within one goes on there with the same alone.
+
+    Args:
+        batch_size: units per batch and process.
+        seed: of the order.
+        instances: what a unit is.
+        processes: how many share an epoch.
+    """
+
+    batch_size: int
+    seed: int
+    instances: Literal["prefix", "sequence"]
+    processes: int
 
 
 class BatchLoader(ABC):
@@ -41,6 +59,7 @@ class BatchLoader(ABC):
     """
 
     batch_sampler = None  # Lightning looks for it wherever there is a `sampler`
+    unit: ClassVar[Literal["prefix", "sequence"]]  # what one row of a batch is
 
     def __init__(
         self,
@@ -98,12 +117,14 @@ class BatchLoader(ABC):
         parts = (some[start : start + self.batch_size] for start in range(0, len(some), self.batch_size))
         return BatchSizes.of([self._cut(part, draws) for part in parts], self.max_length)
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the position in the epoch, and what its batches depend on; Lightning stores it in checkpoints."""
         position = {"epoch": self.sampler.epoch, "served": self._served, "batches": len(self)}
-        return {**position, "batch_size": self.batch_size, "seed": self.sampler.seed}
+        order = self.sampler
+        of_batches = BatchesOf(self.batch_size, order.seed, self.unit, order.shard.world_size)
+        return {**position, **asdict(of_batches)}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue in that epoch after the batches already served."""
         self.sampler.epoch, self._served = self._resumed = state["epoch"], state["served"]
 
@@ -128,6 +149,8 @@ class InstanceLoader(BatchLoader):
         with_seen: whether each batch has the items of each user before the target.
         options: as of `BatchLoader`.
     """
+
+    unit = "prefix"
 
     def __init__(
         self,
@@ -173,6 +196,8 @@ class WindowLoader(BatchLoader):
         partners: if set, each batch has same-target partners of the aligned instances.
         options: as of `BatchLoader`.
     """
+
+    unit = "sequence"
 
     def __init__(
         self,
