@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lares_pl import SPT
+from lares_pl import SPT, WarmupCosine
 from lares_pl.callbacks.graceful_shutdown import GracefulShutdown
 from tests.training import data, released_spt, trainer
 
@@ -110,3 +111,46 @@ def test_ctrl_c_ends_after_the_update_and_loses_nothing(hook: str, batch: int, t
     assert second.global_step == whole.global_step
     for name, value in model.state_dict().items():
         assert name.startswith("metrics.") or torch.equal(value, again.state_dict()[name]), name
+
+
+def run_to(dataset: Path, folder: Path, resumed: Path | None = None, **options: Any) -> tuple[SPT, L.Trainer]:
+    """Five batches an epoch."""
+    L.seed_everything(7)
+    fit, model = trainer(folder, **options), released_spt(scheduler=partial(WarmupCosine, warmup=2, total=10))
+    fit.fit(model, data(dataset), ckpt_path=resumed, weights_only=True)
+    return model, fit
+
+
+def assert_same_end(one: tuple[SPT, L.Trainer], other: tuple[SPT, L.Trainer]) -> None:
+    for name, value in one[0].state_dict().items():
+        assert torch.equal(value, other[0].state_dict()[name]), name
+    ends = []
+    for _, fit in (one, other):
+        stepped = fit.fit_loop.epoch_loop._batches_that_stepped
+        schedule: Any = fit.lr_scheduler_configs[0].scheduler
+        ends.append(
+            (fit.global_step, fit.current_epoch, stepped, schedule.last_epoch, float(fit.callback_metrics["val/ndcg@10"]))
+        )
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2}, {"limit_train_batches": 4}])
+@pytest.mark.parametrize("ended", [1, 2, 3, 4, 5, 6])
+def test_a_run_that_spent_its_updates_goes_on_there_with_more(
+    ended: int, options: dict[str, Any], toy_dataset: Path, tmp_path: Path
+) -> None:
+    """Within an epoch, and at its end; saved after training, as `trainer.save_checkpoint` does."""
+    budget = {"max_epochs": -1, **options}
+    _, first = run_to(toy_dataset, tmp_path, max_steps=ended, **budget)
+    first.save_checkpoint(tmp_path / "ended.ckpt")
+    second = run_to(toy_dataset, tmp_path, tmp_path / "ended.ckpt", max_steps=10, **budget)
+    assert_same_end(run_to(toy_dataset, tmp_path, max_steps=10, **budget), second)
+
+
+@pytest.mark.parametrize("saved", ["epoch", "ended"])
+def test_a_run_that_spent_its_epochs_goes_on_with_more(saved: str, toy_dataset: Path, tmp_path: Path) -> None:
+    each = ModelCheckpoint(tmp_path, "epoch", save_on_train_epoch_end=True, monitor=None)
+    _, first = run_to(toy_dataset, tmp_path, max_epochs=1, callbacks=[each], enable_checkpointing=True)
+    first.save_checkpoint(tmp_path / "ended.ckpt")
+    second = run_to(toy_dataset, tmp_path, tmp_path / f"{saved}.ckpt")
+    assert_same_end(run_to(toy_dataset, tmp_path), second)

@@ -27,7 +27,7 @@ from lares_pl.stages.compatibility import check_trainer
 from lares_pl.stages.cuda_graphs import CudaGraphs
 from lares_pl.stages.distributed import average_gradients, clip
 from lares_pl.stages.gradient_check import GradientCheck, Update
-from lares_pl.stages.interruption import rewind
+from lares_pl.stages.interruption import correct_progress
 from lares_pl.stages.optimizers import OptimizerFactory, fused, options_of
 from lares_pl.stages.plateau import PlateauSteps, plateau_config
 from lares_pl.stages.randomness import BatchRandomness
@@ -93,8 +93,8 @@ class BaseStage(RankingModule, ABC):
         """Add what a reader needs to rebuild this stage without its data."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[KEY]["seed"] = self._seed
-        if self._trainer is not None and self.trainer.interrupted:
-            rewind(checkpoint["loops"]["fit_loop"], self.trainer.accumulate_grad_batches)
+        if self._trainer is not None and "loops" in checkpoint:
+            correct_progress(checkpoint, self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the network that the weights are for, or check that they are for this one; a resumed run keeps its seed.
