@@ -83,5 +83,22 @@ def test_readable_keeps_the_key_and_the_error() -> None:
         "    - Problem with given class_path 'x.SPT':\n        Parser key \"alpha\":\n"
         "          Expected a <class 'float'>. Got value: abc\n    - Expected a <class 'NoneType'>\n  Given value: {'a': 1}"
     )
-    assert readable(report) == "model.alpha: Expected a <class 'float'>. Got value: abc"
+    assert readable(report) == "model.alpha: Expected a number. Got value: abc"
     assert readable("plain words") == "plain words"
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (
+            "- Expected a <class 'int'>\n- Expected a <class 'float'>\n- Expected a <class 'NoneType'>",
+            "a whole number or a number",
+        ),
+        ("Expected a <class 'bool'>. Got value: x", "true or false. Got value: x"),
+        ("Not of type PositiveInt: 0 does not conform to restriction v>0", "a whole number, 1 or larger"),
+        ("Not of type NonNegativeInt: invalid literal for int() with base 10: 'x'", "a whole number, 0 or larger"),
+        ("Expected a typing.Literal['a', 'b']. Got value: x", "one of 'a', 'b'. Got value: x"),
+    ],
+)
+def test_readable_names_types_in_words(raw: str, words: str) -> None:
+    assert readable(f'Parser key "k":\n{raw}') == f"k: Expected {words}"

@@ -242,7 +242,7 @@ def test_errors_are_one_paragraph(work: Path, tmp_path: Path) -> None:
     spt, rpt = (str(work / "runs" / "ml" / stage / "checkpoints" / "best.ckpt") for stage in ("spt", "rpt"))
     data = ["--data.dataset", str(work / "prepared")]
     assert "model: Option 'alhpa' is not accepted" in error(tmp_path, "fit", "--config", "spt.yaml", "--model.alhpa", "1")
-    assert "model.alpha: Expected a <class 'float'>. Got value: x" in error(
+    assert "model.alpha: Expected a number. Got value: x" in error(
         tmp_path, "fit", "--config", "spt.yaml", "--model.alpha", "x"
     )
     assert "--trainer.max_epoch" in error(tmp_path, "fit", "--config", "spt.yaml", "--trainer.max_epoch", "3")
@@ -262,8 +262,8 @@ def test_errors_are_one_paragraph(work: Path, tmp_path: Path) -> None:
     assert "exclude each other" in error(tmp_path, "fit", "--config", "rpt.yaml", "--ckpt_path", rpt, "--model.init_from", spt)
     assert "needs a checkpoint: --ckpt_path" in error(tmp_path, "test")
     assert "no checkpoint at" in error(tmp_path, "test", "--ckpt_path", "nowhere.ckpt")
-    assert "depth: Not of type NonNegativeInt" in error(tmp_path, "test", "--ckpt_path", spt, "--depth", "-1")
-    assert "k: Not of type PositiveInt" in error(tmp_path, "predict", "--ckpt_path", spt, "--k", "0")
+    assert "depth: Expected a whole number, 0 or larger" in error(tmp_path, "test", "--ckpt_path", spt, "--depth", "-1")
+    assert "k: Expected a whole number, 1 or larger" in error(tmp_path, "predict", "--ckpt_path", spt, "--k", "0")
     assert "data.aligned_positions must be" in error(
         tmp_path, "fit", "--config", "spt.yaml", "--data.instances", "prefix", "--data.aligned_positions", "2", *data
     )

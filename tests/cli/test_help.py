@@ -7,9 +7,10 @@ import io
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
+import yaml
 
 from lares_pl.cli.arguments import help_last
 from lares_pl.cli.commands import FUNCTIONS, STAGES
@@ -123,11 +124,38 @@ def test_help_of_a_section_or_option_is_complete(tmp_path: Path) -> None:
         (["fit", "--config", "spt.yaml", "--backbone.hidden_size", "1"], "--model.backbone.hidden_size"),
         (["fit", "--config", "spt.yaml", "--model.backbone.depht.mean", "3"], "--model.backbone.depth.mean"),
         (["fit", "--config", "spt.yaml", "--model.optimizer.lrr", "0.1"], "--model.optimizer.lr"),
+        (["fit", "--config", "spt.yaml", "--model.supervision", "lares_pl.LastStp"], "lares_pl.LastStep"),
+        (["fit", "--config", "spt.yaml", "--model.optimizer", "torch.optim.Adamm"], "torch.optim.Adam"),
         (["repotr", "x"], "report"),
     ],
 )
 def test_misspelt_names_get_a_suggestion(tmp_path: Path, typed: list[str], meant: str) -> None:
     assert f"; did you mean {meant}?" in error(tmp_path, *typed)
+
+
+@pytest.mark.parametrize("typed", [["--model.pruning", "x"], ["--zzzzzz", "x"]])  # an option of RPT; nothing like it
+def test_nothing_is_suggested_that_was_typed_or_is_not_alike(tmp_path: Path, typed: list[str]) -> None:
+    assert "did you mean" not in error(tmp_path, "fit", "--config", "spt.yaml", *typed)
+
+
+def test_an_option_of_a_class_that_was_not_chosen_names_one(tmp_path: Path) -> None:
+    said = error(tmp_path, "fit", "--config", "spt.yaml", "--stop.threshold", "0.1")
+    assert "lares_pl.StopRule is abstract: choose one first, such as --stop lares_pl.ResidualStop" in said
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"trainer": {"max_epohcs": 3}}, "option 'trainer.max_epohcs'; did you mean --trainer.max_epochs?"),
+        ({"callbacks": {"early_stoping": None}}, "option 'callbacks.early_stoping'; did you mean --callbacks.early_stopping?"),
+        ({"model": {"init_args": {"alhpa": 1}}}, "Option 'alhpa' is not accepted; did you mean --model.alpha?"),
+    ],
+)
+def test_a_misspelt_key_of_a_config_is_named_with_its_file(tmp_path: Path, content: dict[str, Any], said: str) -> None:
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+    shown = error(tmp_path, "fit", "--config", "spt.yaml", "--config=mine.yaml", "--config", "small.yaml")
+    assert "--config mine.yaml: " in shown
+    assert said in shown
 
 
 def test_help_is_moved_to_the_end() -> None:

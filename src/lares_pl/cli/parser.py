@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from lares_pl.cli.help import Help
 from lares_pl.cli.options import sections
+from lares_pl.cli.shipped_configs import config_that_sets
+from lares_pl.cli.suggestions import suggestion, unknown_keys
 from lares_pl.parsing import PlainParser
 
 
@@ -31,15 +32,13 @@ class Parser(PlainParser):
             self.add_argument("-h", "--help", action=Help)
 
     def report(self, message: str) -> str:
-        """Return the message of an error; for an unknown option, with similar ones."""
+        """Return the message of an error: where it is, and what was probably meant."""
         message = super().report(message)
-        if not (unknown := _unknown_keys(message)):
-            return message
         parsers = [self, *getattr(self._subcommands_action, "_name_parser_map", {}).values()]
         known = [option for parser in parsers for section in sections(parser, choices=True) for option in section.options]
-        keys = [option.key for option in known if option.names.startswith("-")]
-        found = [f"--{near}" for key in unknown for near in _similar(key, keys)]
-        return f"{message}; did you mean {', '.join(found)}?" if found else message
+        meant = suggestion(message, [option.key for option in known if option.names.startswith("-")])
+        files = [file for key in unknown_keys(message) if (file := config_that_sets(key, sys.argv[1:])) is not None]
+        return f"--config {files[0]}: {message}{meant}" if files else f"{message}{meant}"
 
     def explain(
         self, text: str, examples: Iterable[str], common: Mapping[str, Sequence[str]], texts: Mapping[str, str]
@@ -55,22 +54,3 @@ class Parser(PlainParser):
         self.description, self.epilog, self.common = text, "\n".join(examples), common
         for action in self._actions:
             action.help = texts.get(action.dest, action.help)
-
-
-_UNKNOWN = re.compile(r"(?:([\w.]+): )?(?:unrecognized arguments: (.*)|Option '([\w.]+)' is not accepted)")
-
-
-def _unknown_keys(message: str) -> list[str]:
-    """The keys of options that a message says are unknown, such as `model.alhpa`."""
-    if (said := _UNKNOWN.search(message)) is None:
-        return []
-    within, typed, key = said.groups(default="")
-    names = [word.lstrip("-").partition("=")[0] for word in typed.split() if word.startswith("--")] or [key]
-    return [f"{within}.{name}" if within else name for name in names if name]
-
-
-def _similar(key: str, known: Sequence[str]) -> list[str]:
-    """The known key that is most like an unknown one: the same name in another section, or a name that is spelt alike."""
-    name = key.rpartition(".")[2]
-    same = [other for other in known if other.rpartition(".")[2] == name]
-    return get_close_matches(key, same, 1, cutoff=0) or get_close_matches(key, known, 1)

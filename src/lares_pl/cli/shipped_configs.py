@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 from lares_pl.errors import LaresError
@@ -66,6 +67,31 @@ def with_shipped_configs(arguments: list[str]) -> list[str]:
     return resolved
 
 
+def config_that_sets(key: str, arguments: list[str]) -> str | None:
+    """Return the last config of a command line that sets a key, such as `model.alpha`; None if none does.
+
+    Args:
+        key: the key; `init_args` between its parts may be left out.
+        arguments: the command line, with paths of its configs.
+    """
+    import yaml
+
+    after = [value for option, value in pairwise(arguments) if option in ("--config", "-c")]
+    joined = [word.partition("=")[2] for word in arguments if word.startswith(("--config=", "-c="))]
+    for path in reversed([*after, *joined]):
+        if _sets(yaml.safe_load(Path(path).read_text(encoding="utf-8")), key.split(".")):
+            return path
+    return None
+
+
+def _sets(content: object, parts: list[str]) -> bool:
+    if not parts:
+        return True
+    if not isinstance(content, dict):
+        return False
+    return (parts[0] in content and _sets(content[parts[0]], parts[1:])) or _sets(content.get("init_args"), parts)
+
+
 def _checked(path: str) -> str:
     """Check that a config is a mapping of plain values of a reasonable size, and return its path."""
     import yaml
@@ -74,7 +100,7 @@ def _checked(path: str) -> str:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise LaresError(f"--config {path}: is not valid YAML: {' '.join(str(error).split())}") from error
-    if content is not None and not (isinstance(content, dict) and all(isinstance(key, str) for key in content)):
+    if not (isinstance(content, dict) and all(isinstance(key, str) for key in content)):
         raise LaresError(f"--config {path}: contains no options; expected lines `key: value`")
     left, values = [content], 0
     while left:
