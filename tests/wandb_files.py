@@ -17,10 +17,13 @@ def records(folder: Path) -> list[Any]:
 
     The process of W&B writes the file, and may do so a moment after the run has ended.
     """
-    (path,) = (folder / "wandb").glob("offline-run-*/*.wandb")
+    found: list[Any] = []
     deadline = time.monotonic() + 20
-    while not ended(found := records_of(path)) and time.monotonic() < deadline:
+    while not ended(found) and time.monotonic() < deadline:
         time.sleep(0.1)
+        if written := list((folder / "wandb").glob("offline-run-*/*.wandb")):
+            (path,) = written
+            found = records_of(path)
     return found
 
 

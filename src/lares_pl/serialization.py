@@ -92,6 +92,14 @@ def to_plain(value: Any) -> Any:
     )
 
 
+def changed_settings(before: Any, now: Any, key: str = "") -> list[str]:
+    """List the plain settings that differ, as `optimizer.lr 0.002 -> 0.1`."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        inner = {name: f"{key}.{name}" if key and name != "init_args" else key or name for name in {**before, **now}}
+        return [line for name, path in inner.items() for line in changed_settings(before.get(name), now.get(name), path)]
+    return [] if before == now else [f"{key} {before} -> {now}"]
+
+
 def arguments(local: Mapping[str, Any]) -> dict[str, Any]:
     """Return a constructor's arguments, from its `locals()`."""
     return {key: value for key, value in local.items() if key not in ("self", "__class__")}

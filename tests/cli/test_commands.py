@@ -122,6 +122,14 @@ def test_training_that_ends_before_its_first_validation_is_saved_and_tested(work
     lares(tmp_path, "fit", "--config", "spt.yaml", *short, "--ckpt_path", "last", "--trainer.max_steps", "4")
 
 
+def test_an_offline_run_of_wandb_is_announced_where_one_is_made(work: Path, tmp_path: Path) -> None:
+    start = ["fit", "--config", "spt.yaml", *QUICK, *SMALL, "--data.dataset", str(work / "prepared")]
+    assert "W&B" not in error(tmp_path, *start, "--data.batch_size", "0")
+    assert "W&B" not in lares(tmp_path, *start, "--trainer.fast_dev_run", "true").said
+    done = lares(tmp_path, *start, "--test_after_fit", "false")
+    assert done.said.count("W&B: WANDB_MODE is offline, keeping an offline run in runs/default/spt/wandb") == 1
+
+
 def test_a_later_stage_refuses_another_architecture(work: Path) -> None:
     for asked in (["--model.backbone.depth.mean", "7"], ["--config", "lru.yaml"]):
         said = error(work, "fit", "--config", "spt-continued.yaml", "--run", "ml", *QUICK, *asked)

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lares_pl import LaresError, WarmupCosine
-from lares_pl.stages.resuming import changed_settings
+from lares_pl.serialization import changed_settings
 from tests.training import data, released_spt, trainer
 
 ADAM, SGD = partial(torch.optim.Adam, lr=0.01), partial(torch.optim.SGD, lr=0.01)

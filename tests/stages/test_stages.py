@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -271,6 +272,23 @@ def test_rpt_without_weights_is_refused(toy_dataset: Path, tmp_path: Path) -> No
         trainer(tmp_path).fit(released_rpt(backbone=SMALL), data(toy_dataset))
     with pytest.raises(LaresError, match="group_size"):
         released_rpt(backbone=SMALL, group_size=1)
+
+
+def test_weights_of_another_architecture_are_refused_with_the_settings_that_differ(
+    toy_dataset: Path, tmp_path: Path, spt_checkpoint: Path
+) -> None:
+    larger = replace(SMALL, hidden_size=2 * SMALL.hidden_size)
+    said = rf"its weights don't fit this model \(model\.backbone: hidden_size {SMALL.hidden_size} -> {larger.hidden_size}\)"
+    with pytest.raises(LaresError, match=said):
+        trainer(tmp_path).fit(released_spt(larger, init_from=str(spt_checkpoint)), data(toy_dataset))
+
+
+def test_lists_longer_than_the_catalogue_are_announced_as_shorter(toy_dataset: Path, tmp_path: Path) -> None:
+    stage = released_spt()
+    stage.predict_k = 41
+    with pytest.warns(UserWarning, match=r"the catalogue has 40 items, so lists have 40 instead of 41 \(--k\)"):
+        found: Any = trainer(tmp_path).predict(stage, data(toy_dataset))
+    assert {ranked.items.shape[1] for ranked in found} == {40}
 
 
 def test_pruning_everything_is_an_error(toy_dataset: Path, tmp_path: Path, spt_checkpoint: Path) -> None:

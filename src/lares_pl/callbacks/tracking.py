@@ -78,9 +78,7 @@ class Wandb(WandbLogger):
         self._wandb_init.pop("anonymous", None)  # Lightning passes it on; W&B warns that it has no effect
         if offline and tuple(map(int, wandb.__version__.split(".")[:2])) < _RESUMES_OFFLINE:
             self._wandb_init.pop("resume", None)  # the same
-        if offline:
-            why = f"WANDB_MODE is {mode}" if mode else "no account found"
-            rank_zero_info(f"W&B: {why}, keeping an offline run in {save_dir or '.'}/wandb (`wandb sync` sends it later)")
+        self._why_offline = f"WANDB_MODE is {mode}" if mode else "no account found"
 
     @property
     def experiment(self) -> Any:
@@ -89,7 +87,12 @@ class Wandb(WandbLogger):
 
         if self._experiment is not None or rank_zero_only.rank > 0:  # type: ignore[attr-defined]
             return super().experiment
-        Path(self.save_dir or ".").mkdir(parents=True, exist_ok=True)
+        folder = Path(self.save_dir or ".")
+        if self._offline:  # said here, since many a run is refused before it is tracked
+            rank_zero_info(
+                f"W&B: {self._why_offline}, keeping an offline run in {folder / 'wandb'} (`wandb sync` sends it later)"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
         try:
             run = super().experiment
         except (CommError, UsageError) as error:

@@ -25,7 +25,13 @@ from lares_pl.stages.checkpoint import KEY, StageCheckpoint, read_checkpoint
 from lares_pl.stages.compatibility import check_not_compiled
 from lares_pl.stages.distributed import share_values
 from lares_pl.stages.growth import ITEM_TABLE, TEXT_TABLE, grown_table, match_catalogues
-from lares_pl.stages.validation import check_serializable, check_sharding, compare_catalogues, compare_weights
+from lares_pl.stages.validation import (
+    check_serializable,
+    check_sharding,
+    compare_catalogues,
+    compare_weights,
+    load_initial_weights,
+)
 
 
 class NetworkModule(L.LightningModule):
@@ -189,10 +195,7 @@ class NetworkModule(L.LightningModule):
             weights = checkpoint.backbone_weights()
             if self._catalogue["fingerprint"] != checkpoint.catalogue["fingerprint"]:
                 weights = self._for_this_catalogue(weights, checkpoint)
-            try:
-                self.backbone.load_state_dict(weights)
-            except RuntimeError as error:
-                raise LaresError(f"{self.init_from}: its weights don't fit this architecture: {error}") from error
+            load_initial_weights(self.backbone, weights, checkpoint, self.backbone_config)
 
     def _for_this_catalogue(self, weights: dict[str, Tensor], checkpoint: StageCheckpoint) -> dict[str, Tensor]:
         """Weights of another catalogue with the items of this one; raises if no item has a known id."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lares_pl.data.dataset.prepared import SequenceDataset
@@ -159,6 +160,12 @@ class RankingModule(NetworkModule):
     def on_predict_batch_end(self, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """As in training."""
         trim(batch_idx)
+
+    def on_predict_start(self) -> None:
+        """Say that lists are shorter than asked for, where the catalogue is."""
+        if self.predict_k > self.backbone.items:
+            count = self.backbone.items
+            rank_zero_warn(f"the catalogue has {count} items, so lists have {count} instead of {self.predict_k} (--k)")
 
     def predict_step(self, batch: Batch) -> Ranked:
         """The best `predict_k` items of each user."""

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lares_pl.errors import LaresError
 from lares_pl.parsing import from_plain
+from lares_pl.serialization import changed_settings
 from lares_pl.stages.optimizers import OptimizerFactory, options_of
 
 _ANEW = "start a new run from its weights (--model.init_from)"
@@ -140,14 +141,6 @@ def _paths_within(folder: str, state: Mapping[str, Any]) -> list[str]:
     """The paths in a checkpoint callback's state that lie in its folder."""
     names = [state[key] for key in ("best_model_path", "kth_best_model_path", "last_model_path")]
     return [name for name in [*names, *state["best_k_models"]] if Path(name).is_relative_to(folder)]
-
-
-def changed_settings(before: Any, now: Any, key: str = "") -> list[str]:
-    """List the settings that differ, as `optimizer.lr 0.002 -> 0.1`."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        inner = {name: f"{key}.{name}" if key and name != "init_args" else key or name for name in {**before, **now}}
-        return [line for name, path in inner.items() for line in changed_settings(before.get(name), now.get(name), path)]
-    return [] if before == now else [f"{key} {before} -> {now}"]
 
 
 def apply_options(checkpoint: dict[str, Any], before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -10,8 +10,10 @@ from torch.optim import Optimizer
 
 from lares_pl.errors import LaresError
 from lares_pl.model.architecture import BackboneConfig
+from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.parsing import from_plain
-from lares_pl.serialization import to_plain
+from lares_pl.serialization import changed_settings, to_plain
+from lares_pl.stages.checkpoint import StageCheckpoint
 from lares_pl.stages.gradient_check import Update
 
 if TYPE_CHECKING:
@@ -92,6 +94,25 @@ def compare_weights(given: Mapping[str, Tensor], expected: Mapping[str, Tensor],
                 f"the {what} are not those of its architecture: {name} is {found or 'not there'}, expected "
                 f"{wanted or 'no such parameter'}"
             )
+
+
+def load_initial_weights(
+    backbone: RecurrentBackbone, weights: Mapping[str, Tensor], checkpoint: StageCheckpoint, config: BackboneConfig
+) -> None:
+    """Load the weights of a checkpoint into a network of this architecture.
+
+    Raises:
+        LaresError: if it was trained with another one, with the settings that differ.
+    """
+    try:
+        backbone.load_state_dict(weights)
+    except RuntimeError as error:
+        differ = ", ".join(changed_settings(checkpoint.settings["backbone"], to_plain(config)))
+        why = f"model.backbone: {differ}" if differ else str(error)
+        raise LaresError(
+            f"model.init_from {checkpoint.path}: its weights don't fit this model ({why}). Train with the architecture of that "
+            "checkpoint, or without its weights"
+        ) from error
 
 
 def compare_catalogues(of_model: Mapping[str, Any], of_data: Mapping[str, Any], where: str) -> None:
