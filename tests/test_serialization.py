@@ -10,7 +10,7 @@ from torch import nn
 
 from lares_pl import BackboneConfig, ConcatInjection, CosineSimilarity, LaresError, TransformerBlock, UniformDepth, ZeroState
 from lares_pl.parsing import from_plain, readable
-from lares_pl.serialization import to_plain
+from lares_pl.serialization import import_class, to_plain
 
 
 class OwnBlock(nn.Module):
@@ -75,6 +75,15 @@ def test_invalid_settings_are_refused() -> None:
         BackboneConfig(dropout=1.0)
     with pytest.raises(LaresError, match="hidden_size"):
         BackboneConfig(hidden_size=0)
+    with pytest.raises(LaresError, match=r"depth must be a DepthSchedule of lares_pl, such as ConstantDepth\(4\), got 4"):
+        BackboneConfig(depth=4)  # type: ignore[arg-type]
+
+
+def test_a_class_whose_module_is_not_there_comes_with_advice() -> None:
+    with pytest.raises(LaresError, match=r"No module named 'my_block'. Where is my_block.py\? Run in its folder, or add"):
+        import_class("my_block.MyBlock")
+    with pytest.raises(LaresError, match="has no attribute 'NoSuchBlock'$"):
+        import_class("lares_pl.model.blocks.NoSuchBlock")
 
 
 def test_readable_keeps_the_key_and_the_error() -> None:

@@ -60,12 +60,25 @@ class BackboneConfig:
     layer_norm_eps: float = 1e-12
 
     def __post_init__(self) -> None:
+        for name, (kind, example) in _CHOICES.items():
+            if not isinstance(value := getattr(self, name), kind):
+                raise LaresError(f"{name} must be a {kind.__name__} of lares_pl, such as {example}, got {value!r}")
         if self.hidden_size < 1 or self.pre_layers < 0 or self.core_layers < 0:
             raise LaresError("hidden_size must be at least 1, pre_layers and core_layers at least 0")
         if not 0 <= self.dropout < 1:
             raise LaresError(f"dropout must be within [0, 1), got {self.dropout}")
         if self.depth.evaluation_depth == 0 and self.core_layers > 0:
             raise LaresError(f"depth 0 never uses the core-block: set core_layers to 0 (it is {self.core_layers})")
+
+
+# base class of a setting that is chosen by class, and one that may be chosen
+_CHOICES: dict[str, tuple[type, str]] = {
+    "embedder": (Embedder, "ItemEmbedder()"),
+    "injection": (Injection, "AddInjection()"),
+    "initial_state": (InitialState, "ZeroState()"),
+    "depth": (DepthSchedule, "ConstantDepth(4)"),
+    "similarity": (Similarity, "DotSimilarity()"),
+}
 
 
 def with_dropout(config: BackboneConfig, dropout: float) -> BackboneConfig:
