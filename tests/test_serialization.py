@@ -82,7 +82,7 @@ def test_invalid_settings_are_refused() -> None:
 def test_a_class_whose_module_is_not_there_comes_with_advice() -> None:
     with pytest.raises(LaresError, match=r"No module named 'my_block'. Where is my_block.py\? Run in its folder, or add"):
         import_class("my_block.MyBlock")
-    with pytest.raises(LaresError, match="has no attribute 'NoSuchBlock'$"):
+    with pytest.raises(LaresError, match=r"has no attribute 'NoSuchBlock'$"):
         import_class("lares_pl.model.blocks.NoSuchBlock")
 
 

@@ -47,11 +47,6 @@ def with_subclasses(kind: type) -> Iterator[type]:
         yield from with_subclasses(derived)
 
 
-def _is_missing(error: Exception, module: str) -> bool:
-    """Whether a module itself was not found, rather than one that it imports."""
-    return isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0] != ""
-
-
 def import_class(path: str) -> type:
     """Import the class of a class path.
 
@@ -62,10 +57,10 @@ def import_class(path: str) -> type:
     try:
         found = getattr(importlib.import_module(module), name)
     except Exception as error:  # whatever a user's own module raises
-        advice = (
-            f". Where is {error.name}.py? Run in its folder, or add that to PYTHONPATH" if _is_missing(error, module) else ""
-        )
-        raise LaresError(f"class {path} cannot be imported: {error}{advice}") from error
+        said = f"class {path} cannot be imported: {error}"
+        if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0] != "":
+            said += f". Where is {error.name}.py? Run in its folder, or add that to PYTHONPATH"
+        raise LaresError(said) from error
     if not isinstance(found, type):
         raise LaresError(f"{path} is not a class; a class_path must name one")
     return found
