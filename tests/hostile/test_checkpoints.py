@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+import tracemalloc
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,21 @@ def test_damaged_files_of_the_release(tmp_path: Path) -> None:
 
     for name in ("x.pth", "old.pth"):
         fuzz((tmp_path / name).read_bytes(), partial(tried, name), 5 * EXAMPLES)
+
+
+@pytest.mark.parametrize("content", [b"r\xff\xff\xff\x01", b"\x96" + (2**28).to_bytes(8, "little")])
+def test_a_number_in_a_file_of_the_release_does_not_take_its_size_in_memory(content: bytes, tmp_path: Path) -> None:
+    """An index of the unpickler's memo, and the length of a bytearray."""
+    torch.save({"state_dict": {"x": torch.ones(2)}}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    whole = (tmp_path / "old.pth").read_bytes()
+    place = whole.index(b"}", whole.index(b"}") + 1)  # of the second dict: sizes of types
+    (tmp_path / "old.pth").write_bytes(whole[: place + 1] + content + b"0" + whole[place + 1 :])
+    tracemalloc.start()
+    try:
+        outcome(lambda: read_reference(tmp_path / "old.pth"))
+        assert tracemalloc.get_traced_memory()[1] < 50 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_sizes_that_exceed_the_file_are_refused(checkpoint: Path, tmp_path: Path) -> None:

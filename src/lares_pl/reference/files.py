@@ -10,10 +10,10 @@ import json
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import torch
 import yaml
@@ -56,11 +56,21 @@ class Inert:
         """Pickled dicts of other classes are not kept."""
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """Python's own one: that in C fills a table which is as large as an index in the file says."""
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _ALLOWED:
             return super().find_class(module, name)
         return type(name, (Inert,), {})
+
+    def _refuse_bytearray(self) -> None:
+        """The release holds none, and Python would fill one that is as long as the file says."""
+        raise pickle.UnpicklingError("it holds a bytearray")
+
+    dispatch[pickle.BYTEARRAY8[0]] = _refuse_bytearray
 
 
 def _load(file: IO[bytes], **keywords: Any) -> Any:
