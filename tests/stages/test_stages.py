@@ -29,7 +29,7 @@ from lares_pl import (
     load_stage,
     prepare,
 )
-from lares_pl.stages.checkpoint import read_checkpoint
+from lares_pl.stages.checkpoint import _found_again, read_checkpoint
 from lares_pl.stages.pruning import kept_instances
 from tests.released import released_backbone
 from tests.training import FAST, SMALL, data, released_rpt, released_spt, trainer
@@ -179,6 +179,21 @@ def test_a_foreign_or_damaged_checkpoint_is_refused(tmp_path: Path, spt_checkpoi
         read_checkpoint(tmp_path / "bomb.ckpt")
     with pytest.raises(LaresError, match="no checkpoint at"):
         read_checkpoint(tmp_path / "missing.ckpt")
+
+
+def test_the_checkpoint_a_run_started_from_is_found_where_the_run_was_moved_to(tmp_path: Path) -> None:
+    moved = tmp_path / "moved" / "spt" / "checkpoints" / "best.ckpt"
+    moved.parent.mkdir(parents=True)
+    moved.touch()
+    former, rpt = tmp_path / "former", tmp_path / "moved" / "rpt" / "checkpoints" / "best.ckpt"
+    initial = str(former / "spt" / "checkpoints" / "best.ckpt")
+    assert _found_again(initial, rpt) == str(moved)
+    assert _found_again(initial, Path("/best.ckpt")) == initial
+    assert _found_again("/best.ckpt", rpt) == "/best.ckpt"
+    assert _found_again(str(moved), rpt) == str(moved)
+    assert _found_again(None, rpt) is None
+    former.mkdir()  # that run is still there, without the checkpoint: the other one is of another run
+    assert _found_again(initial, rpt) == initial
 
 
 class _Bomb:

@@ -131,7 +131,7 @@ def _found_again(initial: str | None, path: Path) -> str | None:
         initial: its path when the run started, `…/RUN/STAGE/checkpoints/FILE`.
         path: a checkpoint of the run.
     """
-    if initial is None or Path(initial).is_file() or len(Path(initial).parents) < 4:
+    if initial is None or Path(initial).is_file() or min(len(each.absolute().parents) for each in (Path(initial), path)) < 3:
         return initial
     run = Path(initial).parents[2]
     now = path.absolute().parents[2] / Path(initial).relative_to(run)
