@@ -39,7 +39,7 @@ class Trips:
         seed: seed of everything.
     """
 
-    users: int = 2000
+    users: int = 3000
     stations: int = 80
     kinds: int = 8
     groups: int = 4
