@@ -90,6 +90,17 @@ def test_a_run_whose_folder_was_renamed_keeps_its_best_checkpoint_and_where_it_b
     )
 
 
+def test_a_run_resumed_into_the_folder_of_another_moves_that_aside(work: Path) -> None:
+    lares(work, *START, "--run", "other")
+    best = work / "runs" / "other" / "spt" / "checkpoints" / "best.ckpt"
+    before = best.read_bytes()
+    source = str(work / "runs" / "default" / "spt" / "checkpoints" / "last.ckpt")
+    done = lares(work, *START, "--run", "other", "--ckpt_path", source, "--trainer.max_epochs", "9")
+    assert "already contained a run, which was moved to runs/other/spt.1" in done.said
+    assert (work / "runs" / "other" / "spt.1" / "checkpoints" / "best.ckpt").read_bytes() == before
+    assert best.read_bytes() != before
+
+
 @pytest.mark.parametrize(("option", "name"), [("--run", "../../x"), ("--run", ""), ("--run", "."), ("--stage", "../x")])
 def test_a_run_never_leaves_its_folder(option: str, name: str, work: Path) -> None:
     before = sorted(work.parent.rglob("*"))

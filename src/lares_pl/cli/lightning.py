@@ -258,7 +258,9 @@ class LaresCLI(LightningCLI):
     def _claim(self) -> None:
         assert self.folder is not None
         self.held.enter_context(self.folder.hold())
-        if self.chosen.get("ckpt_path") is None and (former := self.folder.move_aside()) is not None:
+        source = self.chosen.get("ckpt_path")
+        continues = source is not None and self.folder.path.resolve() in Path(source).resolve().parents
+        if not continues and (former := self.folder.move_aside()) is not None:
             rank_zero_info(f"{self.folder.path} already contained a run, which was moved to {former}")
         if self.finished is None:
             self.folder.reopen()

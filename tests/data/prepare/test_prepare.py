@@ -169,6 +169,23 @@ def test_an_invalid_value_far_down_is_reported_with_its_row(tmp_path: Path, monk
     refused(tmp_path, "x.csv", text, r"data row 5 has 'timestamp' = '17'; expected a number or an ISO date")
 
 
+@pytest.mark.parametrize(
+    ("times", "said"),
+    [
+        (
+            ["2020-01-01", "1577836800", "2020-01-03"],
+            "data row 2 has 'timestamp' = '1577836800'; expected a number or an ISO date",
+        ),
+        (["1577836800", "1577836801", "2020-01-03"], "data row 3 has 'timestamp' = '2020-01-03'; expected a number below"),
+        (["1", "", "3"], r"data row 2 has no 'timestamp'\. Fill it in or leave the row out"),
+        (["", "", ""], "data row 1 has no 'timestamp'"),
+        (["1", "9223372036854775808", "3"], r"data row 2 has 'timestamp' = .*; expected a number below 2\^63"),
+    ],
+)
+def test_the_time_that_differs_from_most_is_named(tmp_path: Path, times: list[str], said: str) -> None:
+    refused(tmp_path, "x.csv", "user_id,item_id,timestamp\n" + "".join(f"u,a,{time}\n" for time in times), said)
+
+
 def test_too_little_memory_for_the_engine_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("1 2 3\n")
     with pytest.raises(LaresError, match=r"--engine.memory"):

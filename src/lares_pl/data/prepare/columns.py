@@ -259,17 +259,18 @@ def _as_text(values: pd.Series) -> pd.Series:
 
 
 def _are_dates(values: pd.Series) -> bool:
-    """Whether these are dates, or text without any number."""
+    """Whether most of these are not numbers: a date or a number among many of the other is the one to be named."""
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
         return False
-    return values.dtype.kind == "M" or bool(pd.to_numeric(_as_text(values), errors="coerce").isna().all())
+    return values.dtype.kind == "M" or bool(
+        pd.to_numeric(_as_text(values).replace("", "0"), errors="coerce").isna().mean() > 0.5
+    )
 
 
 def _seconds(values: pd.Series, source: Path | str, name: str, before: int, written: str | None) -> pd.Series:
     """Dates as seconds since 1970, float64."""
-    moments = values
-    if values.dtype.kind != "M":
-        moments = _as_text(values).str.replace(r"\s*(?:UTC|GMT)\s*$", "Z", regex=True)  # BigQuery, Trino
+    # as BigQuery and Trino write a zone
+    moments = values if values.dtype.kind == "M" else _as_text(values).str.replace(r"\s*(?:UTC|GMT)\s*$", "Z", regex=True)
     moments = pd.to_datetime(moments, errors="coerce", utc=True, format=written or "ISO8601")
     seconds: pd.Series = (moments - pd.Timestamp("1970-01-01", tz="UTC")) / pd.Timedelta(seconds=1)
     expected = f"a date written as {written!r}" if written else "a number or an ISO date, as in its first rows"
@@ -280,7 +281,7 @@ def _seconds(values: pd.Series, source: Path | str, name: str, before: int, writ
 def numbers(values: pd.Series, source: Path | str, name: str, before: int) -> pd.Series:
     """Numbers, also of text; raises as `times`."""
     found = values if pd.api.types.is_numeric_dtype(values) else pd.to_numeric(_as_text(values), errors="coerce")
-    return _checked(found, values, source, name, before, "a number", "Correct or remove it")
+    return _checked(found, values, source, name, before, "a number below 2^63", "Correct or remove it")
 
 
 def _checked(
@@ -289,9 +290,10 @@ def _checked(
     bad = ~(np.abs(found.to_numpy(dtype=float, na_value=np.nan)) < 2.0**63)  # as a number the file can hold
     if bad.any():
         row = first(bad)
-        raise LaresError(
-            f"{source}: data row {before + row} has {name!r} = {values.iloc[row - 1]!r}; expected {expected}. {remedy}."
-        )
+        value = values.iloc[row - 1]
+        what = f"{name!r} = {value!r}; expected {expected}. {remedy}"
+        what = what if str(value).strip() else f"no {name!r}. Fill it in or leave the row out"
+        raise LaresError(f"{source}: data row {before + row} has {what}.")
     return found
 
 
