@@ -260,16 +260,14 @@ def _as_text(values: pd.Series) -> pd.Series:
 
 def _are_dates(values: pd.Series) -> bool:
     """Whether most of these are not numbers: a date or a number among many of the other is the one to be named."""
-    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
-        return False
-    return values.dtype.kind == "M" or bool(
-        pd.to_numeric(_as_text(values).replace("", "0"), errors="coerce").isna().mean() > 0.5
+    numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+    return not numeric and (
+        values.dtype.kind == "M" or bool(pd.to_numeric(_as_text(values).replace("", "0"), errors="coerce").isna().mean() > 0.5)
     )
 
 
 def _seconds(values: pd.Series, source: Path | str, name: str, before: int, written: str | None) -> pd.Series:
-    """Dates as seconds since 1970, float64."""
-    # as BigQuery and Trino write a zone
+    """Dates as seconds since 1970, float64; UTC and GMT are zones as BigQuery and Trino write them."""
     moments = values if values.dtype.kind == "M" else _as_text(values).str.replace(r"\s*(?:UTC|GMT)\s*$", "Z", regex=True)
     moments = pd.to_datetime(moments, errors="coerce", utc=True, format=written or "ISO8601")
     seconds: pd.Series = (moments - pd.Timestamp("1970-01-01", tz="UTC")) / pd.Timedelta(seconds=1)
