@@ -52,6 +52,10 @@ class StageFolder:
         """The checkpoint to resume from."""
         return self.path / LAST
 
+    def contains(self, file: str) -> bool:
+        """Whether a file lies in this folder, by whatever path it is named."""
+        return self.path.resolve() in Path(file).resolve().parents
+
     def hold(self) -> TextIO:
         """Lock the folder for this process, until it ends or the returned file is closed.
 
@@ -127,8 +131,8 @@ class StageFolder:
             tested: whether it has been tested.
             flops: FLOPs of the training, if they were counted.
         """
-        inside = Path(best).absolute().is_relative_to(self.path.absolute())
-        best = str(Path(best).absolute().relative_to(self.path.absolute())) if best and inside else best
+        here, there = self.path.absolute(), Path(best).absolute()
+        best = str(there.relative_to(here)) if best and there.is_relative_to(here) else best
         record = {"epochs": epochs, "updates": updates, "best": best, "tested": tested, "flops": flops}
         write_json(self._record, record)
 

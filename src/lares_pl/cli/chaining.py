@@ -108,7 +108,7 @@ def join_stages(config: Namespace, folder: StageFolder) -> StageCheckpoint | Non
                 "or give a checkpoint with --model.init_from"
             )
         source = arguments["init_from"]
-    if folder.path.resolve() in Path(source).resolve().parents:
+    if folder.contains(source):
         raise LaresError(
             f"--model.init_from {source} is a checkpoint of this same run ({folder.path}): to resume it use "
             f"--ckpt_path {source}; to start over from its weights choose another --run or --stage"

@@ -259,7 +259,7 @@ class LaresCLI(LightningCLI):
         assert self.folder is not None
         self.held.enter_context(self.folder.hold())
         source = self.chosen.get("ckpt_path")
-        continues = source is not None and self.folder.path.resolve() in Path(source).resolve().parents
+        continues = source is not None and self.folder.contains(source)
         if not continues and (former := self.folder.move_aside()) is not None:
             rank_zero_info(f"{self.folder.path} already contained a run, which was moved to {former}")
         if self.finished is None:

@@ -9,7 +9,7 @@ from typing import Any
 from lares_pl.cli.help import Help
 from lares_pl.cli.options import sections
 from lares_pl.cli.shipped_configs import config_that_sets
-from lares_pl.cli.suggestions import suggestion, unknown_keys
+from lares_pl.cli.suggestions import advice_on_class, similar_options, unknown_keys
 from lares_pl.parsing import PlainParser
 
 
@@ -34,11 +34,16 @@ class Parser(PlainParser):
     def report(self, message: str) -> str:
         """Return the message of an error: where it is, and what was probably meant."""
         message = super().report(message)
+        if not (unknown := unknown_keys(message)):
+            return message + advice_on_class(message)
+        files = [file for key in unknown if (file := config_that_sets(key, sys.argv[1:])) is not None]
+        return (f"--config {files[0]}: " if files else "") + message + similar_options(unknown, self._keys())
+
+    def _keys(self) -> list[str]:
+        """The keys of all options that are accepted here and in subcommands."""
         parsers = [self, *getattr(self._subcommands_action, "_name_parser_map", {}).values()]
         known = [option for parser in parsers for section in sections(parser, choices=True) for option in section.options]
-        meant = suggestion(message, [option.key for option in known if option.names.startswith("-")])
-        files = [file for key in unknown_keys(message) if (file := config_that_sets(key, sys.argv[1:])) is not None]
-        return f"--config {files[0]}: {message}{meant}" if files else f"{message}{meant}"
+        return [option.key for option in known if option.names.startswith("-")]
 
     def explain(
         self, text: str, examples: Iterable[str], common: Mapping[str, Sequence[str]], texts: Mapping[str, str]

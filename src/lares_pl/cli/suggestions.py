@@ -28,13 +28,19 @@ def unknown_keys(message: str) -> list[str]:
     return [f"{within}.{name}" if within else name for name in names if name]
 
 
-def suggestion(message: str, known: Sequence[str]) -> str:
-    """What was probably meant by what a message refuses, as the end of a sentence; empty where nothing is like it.
+def similar_options(unknown: Sequence[str], known: Sequence[str]) -> str:
+    """The options that unknown keys are most like, as the end of a sentence; empty where there is none.
 
     Args:
-        message: of the error.
+        unknown: what was typed, as of `unknown_keys`.
         known: keys of the options that the parser accepts.
     """
+    found = [f"--{near}" for key in unknown for near in _similar(key, known)]
+    return f"; did you mean {', '.join(found)}?" if found else ""
+
+
+def advice_on_class(message: str) -> str:
+    """The class that was probably meant by one that a message refuses, as the end of a sentence; empty where there is none."""
     if said := _NO_ATTRIBUTE.search(message):
         module, name = said.groups()
         near = get_close_matches(name, [other for other in dir(sys.modules[module]) if other[:1].isupper()], 1)
@@ -42,8 +48,7 @@ def suggestion(message: str, known: Sequence[str]) -> str:
     if said := _ABSTRACT.search(message):
         key, kind = said.groups()
         return f": choose one first, such as --{key} {path}" if (path := _one_of(kind)) else ""
-    found = [f"--{near}" for key in unknown_keys(message) for near in _similar(key, known)]
-    return f"; did you mean {', '.join(found)}?" if found else ""
+    return ""
 
 
 def _similar(key: str, known: Sequence[str]) -> list[str]:

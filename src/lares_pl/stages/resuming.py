@@ -130,17 +130,15 @@ def follow_moved_folder(states: Mapping[str, Any], trainer: Trainer) -> None:
             continue
         former, now = state["dirpath"], callback.dirpath
         if former != now and source == Path(now).resolve():
-            moved = {name: str(Path(now) / Path(name).relative_to(former)) for name in _paths_within(former, state)}
             state["dirpath"] = now
-            state["best_k_models"] = {moved.get(name, name): score for name, score in state["best_k_models"].items()}
+            state["best_k_models"] = {_moved(name, former, now): score for name, score in state["best_k_models"].items()}
             for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
-                state[key] = moved.get(state[key], state[key])
+                state[key] = _moved(state[key], former, now)
 
 
-def _paths_within(folder: str, state: Mapping[str, Any]) -> list[str]:
-    """The paths in a checkpoint callback's state that lie in its folder."""
-    names = [state[key] for key in ("best_model_path", "kth_best_model_path", "last_model_path")]
-    return [name for name in [*names, *state["best_k_models"]] if Path(name).is_relative_to(folder)]
+def _moved(path: str, former: str | Path, now: str | Path) -> str:
+    """A path in a folder that was moved; one that lies elsewhere as it is."""
+    return str(Path(now) / Path(path).relative_to(former)) if Path(path).is_relative_to(former) else path
 
 
 def apply_options(checkpoint: dict[str, Any], before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
