@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
 import device_profile
@@ -125,6 +126,19 @@ def batches(
     return InstanceLoader(data, instances, size, L, partners=same, shuffle=shuffle, fitted=fitted and DEVICE.type == "cuda")
 
 
+def one_batch(data: SequenceDataset, size: int, partners: bool) -> tuple[dict[str, torch.Tensor], Batch]:
+    """The same training instances for the slow side and for ours, drawn as in training.
+
+    The sizes of fitted batches follow from some batches of the loader: in the order of users these differ far more than drawn
+    ones, and would be filled up by as much.
+    """
+    instances = chosen(data.training_instances, 8 * size)
+    rows = PaddedRows(data, instances, L, partners)
+    batch = next(iter(batches(data, instances, size, partners=partners, shuffle=True, fitted=True)))
+    slow = default_collate([rows[index] for index in batch.instances[batch.valid].tolist()])
+    return on_device(slow), batch.to(DEVICE)
+
+
 def updates(model: torch.nn.Module) -> tuple[Callable[[torch.Tensor], None], Callable[[torch.Tensor], None]]:
     """One update of the model from a loss: of the slow side, and of ours, whose optimiser is fused."""
     of_each: list[Callable[[torch.Tensor], None]] = []
@@ -167,11 +181,9 @@ def depths_of(repetition: int, count: int) -> list[int]:
 
 
 def spt_step(data: SequenceDataset) -> Case:
-    instances = chosen(data.training_instances, 8192)
     model = backbone(data.catalogue_size, 0.5).train()
     slow_model = NaiveBaseline(model)
-    slow_batch = on_device(next(iter(PaddedRows(data, instances, L, partners=True).loader(1024))))
-    batch = next(iter(batches(data, instances, 1024, partners=True, fitted=True))).to(DEVICE)
+    slow_batch, batch = one_batch(data, 1024, partners=True)
     slow_update, update = updates(model)
     recorder = Recorder(model)
 
@@ -208,12 +220,10 @@ def spt_loss(recorder: Recorder, model: RecurrentBackbone, batch: Batch, depth: 
 
 
 def rpt_step(data: SequenceDataset) -> Case:
-    instances = chosen(data.training_instances, 8192)
     policy, frozen = backbone(25_000, 0.1).train(), backbone(25_000, 0.1).eval()
     slow_policy, slow_frozen = NaiveBaseline(policy), NaiveBaseline(frozen)
     slow_frozen.eval()
-    slow_batch = on_device(next(iter(PaddedRows(data, instances, L).loader(400))))
-    batch = next(iter(batches(data, instances, 400, fitted=True))).to(DEVICE)
+    slow_batch, batch = one_batch(data, 400, partners=False)
     slow_update, update = updates(policy)
     recorder = Recorder(policy)
 

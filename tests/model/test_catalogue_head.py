@@ -38,6 +38,14 @@ def material(rows: int = 7, items: int = 12, size: int = 4) -> tuple[Tensor, Ten
     return states, vectors, torch.randint(1, items + 1, (rows,), generator=generator)
 
 
+@pytest.fixture(params=["by tiles", "at once"])
+def softmax(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How a CPU computes a softmax, and how other devices do."""
+    if request.param == "at once":
+        monkeypatch.setattr(target_softmax, "_by_tiles", target_softmax._at_once)
+
+
+@pytest.mark.usefixtures("softmax")
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("size", [1.0, 60.0])
 def test_log_probs_losses_and_gradients_equal_those_of_log_softmax(similarity: Similarity, size: float) -> None:
@@ -75,6 +83,7 @@ def material_of_repeats() -> tuple[Tensor, Tensor, Tensor, ItemPairs, Tensor]:
     return states, vectors, targets, ItemPairs(*read.nonzero(as_tuple=True)), read
 
 
+@pytest.mark.usefixtures("softmax")
 @pytest.mark.parametrize("selects", [True, False])
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_the_repeat_bias_equals_a_dense_bias(similarity: Similarity, selects: bool, monkeypatch: pytest.MonkeyPatch) -> None:

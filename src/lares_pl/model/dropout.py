@@ -6,6 +6,8 @@ SPT step). Four values from one number leave the probability exact to 1 / 65,536
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,13 +19,31 @@ def dropout(x: Tensor, p: float) -> Tensor:
     """Zero each value with probability `p` and scale the others by `1 / (1 - p)`, as in training."""
     if p == 0:
         return x
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
-        return F.dropout(x, p)
+    return x * _factors(x, p) if _cheaply(x) else F.dropout(x, p)
+
+
+def dropout_and_repeat(x: Tensor, p: float) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """As `dropout`, without gradient, and what drops the same values of another tensor."""
+    if p == 0:
+        return x, lambda other: other
+    if _cheaply(x):
+        factors = _factors(x, p)
+        return x * factors, lambda other: other * factors
+    dropped, kept = torch.native_dropout(x, p, True)
+    return dropped, lambda other: torch.ops.aten.native_dropout_backward(other, kept, 1 / (1 - p))
+
+
+def _cheaply(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+
+
+def _factors(x: Tensor, p: float) -> Tensor:
+    """0 or `1 / (1 - p)` for each value."""
     numbers = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     bits = numbers.view(torch.int16)[: x.numel()].view(x.shape)
     dropped = round(p * _STEPS)
     kept = (bits >= dropped - _STEPS // 2).to(x.dtype)
-    return x * kept.mul_(_STEPS / (_STEPS - dropped))
+    return kept.mul_(_STEPS / (_STEPS - dropped))
 
 
 class Dropout(nn.Dropout):

@@ -12,8 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lares_pl.model.attention import causal_attention
-from lares_pl.model.dropout import dropout
+from lares_pl.model.attention import attention, join_heads, split_heads
 
 
 class Layout(ABC):
@@ -123,7 +122,8 @@ class Layout(ABC):
         Returns:
             `[*shape, d]`.
         """
-        return self.unpad(causal_attention(self.pad(q), self.pad(k), self.pad(v), heads, p, self._mask_of_keys))
+        queries, keys, values = (split_heads(self.pad(x), heads) for x in (q, k, v))
+        return self.unpad(join_heads(attention(queries, keys, values, p, self._mask_of_keys)))
 
     def last_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, p: float) -> Tensor:
         """Attention of the last token of each history over the whole of it.
@@ -137,12 +137,19 @@ class Layout(ABC):
         Returns:
             `[R, d]`.
         """
-        rows, size = q.shape
-        split = (rows, self.longest, heads, size // heads)
-        queries = q.view(rows, heads, 1, size // heads) * (size // heads) ** -0.5
-        keys, values = self.pad(k).view(split).transpose(1, 2), self.pad(v).view(split).transpose(1, 2)
-        scores = (queries @ keys.transpose(-1, -2)).masked_fill(~self.mask[:, None, None], -torch.inf)  # [R, heads, 1, L]
-        return (dropout(scores.softmax(dim=-1), p) @ values).view(rows, size)
+        queries = split_heads(q[:, None], heads)
+        keys, values = self._rows_of_heads(k, heads), self._rows_of_heads(v, heads)
+        return join_heads(attention(queries, keys, values, p, self._mask_of_last)).flatten(1)
+
+    def _rows_of_heads(self, x: Tensor, heads: int) -> Tensor:
+        """`[*shape, d]` -> `[R, heads, longest, d / heads]`; what stands at padding is unspecified but finite."""
+        return split_heads(self.pad(x), heads)
+
+    @cached_property
+    def _mask_of_last(self) -> Tensor:
+        """-inf at padding, which the last token of a history does not see, `[R, 1, 1, longest]`."""
+        mask = self.mask[:, None, None]
+        return torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
 
     @cached_property
     def _mask_of_keys(self) -> Tensor | None:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lares_pl.data.loading.histories import Histories
-from lares_pl.model.attention import PackedRows, causal_attention, packed_rows
 from lares_pl.model.causal_filter import causal_filter
 from lares_pl.model.layout import Layout
+from lares_pl.model.packed_rows import PackedRows, rows_on_shelves
 
 
 class PackedLayout(Layout):
@@ -74,6 +74,8 @@ class PackedLayout(Layout):
         layout = PackedLayout(self.lengths[:rows], self.longest, tokens)
         known = {"_last": rows, "_row": tokens, "_positions": tokens, "_slot": tokens}
         layout.__dict__ |= {name: self.__dict__[name][:size] for name, size in known.items() if name in self.__dict__}
+        if "_one_width" in self.__dict__:
+            layout.__dict__["_one_width"] = self._one_width.prefix(rows, tokens)
         layout._reaches = {width: reaches[:, :tokens] for width, reaches in self._reaches.items()}
         return layout
 
@@ -90,14 +92,21 @@ class PackedLayout(Layout):
     def causal_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, p: float) -> Tensor:
         if self._full:
             return super().causal_attention(q, k, v, heads, p)
-        if q.device.type == "cpu":
-            return self._packed_rows.causal_attention(q, k, v, heads, p)
-        q, k, v = self.pad(torch.cat([q, k, v], dim=-1)).chunk(3, dim=-1)  # one copy each way instead of three
-        return self.unpad(causal_attention(q, k, v, heads, p))
+        return (self._shelves if q.device.type == "cpu" else self._one_width).causal_attention(q, k, v, heads, p)
+
+    def _rows_of_heads(self, x: Tensor, heads: int) -> Tensor:
+        return super()._rows_of_heads(x, heads) if self._full else self._one_width.rows(x, heads)[0]
 
     @cached_property
-    def _packed_rows(self) -> PackedRows:
-        return packed_rows(self.lengths)
+    def _shelves(self) -> PackedRows:
+        return rows_on_shelves(self.lengths)
+
+    @cached_property
+    def _one_width(self) -> PackedRows:
+        """Each history in a row of its own."""
+        starts = self._last - self.lengths + 1
+        token = starts[:, None] + torch.arange(self.longest, device=starts.device)
+        return PackedRows([(self.rows, self.longest, None)], token.where(self.mask, self.tokens).flatten(), self.tokens)
 
     def pad(self, x: Tensor) -> Tensor:
         if self._full:

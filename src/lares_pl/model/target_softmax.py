@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,10 +36,9 @@ def target_log_prob(states: Tensor, table: Rows, targets: Tensor, repeats: Repea
     Returns:
         `[R]`, float32 (float64 for states in float64).
     """
-    scaled, repeats = states * LOG2_E, None if repeats is None else repeats.scaled(LOG2_E)
     log_probs = torch.empty(len(states), dtype=upcast(states[:0]).dtype, device=states.device)
     for rows in slices(len(states), tile_shape(states, table.most)[0]):
-        log_probs[rows] = _Tiles(scaled[rows], table, targets[rows], repeats_of(repeats, rows, len(states))).log_probs
+        log_probs[rows] = _softmax_of(states[rows], table, targets[rows], repeats_of(repeats, rows, len(states))).log_probs
     return log_probs
 
 
@@ -69,36 +68,77 @@ def target_loss(
     return value, log_probs
 
 
-class _Tiles:
-    """The softmax of some rows, tile by tile, in powers of two: they are cheaper than those of e.
+class _Tile(NamedTuple):
+    """A part of the softmax of some rows.
 
     Args:
-        states: transformed states times log2(e), `[rows, d]`.
-        table: transformed item vectors.
-        targets: `[rows]`.
-        repeats: of these rows, times log2(e).
-        keep: whether to keep the tiles, for the gradient.
+        part: which classes of those that this process holds.
+        values: what times `factors` is the probability of each class, `[rows, classes]`.
+        factors: `[rows]`.
+        read: where the tile stands for items already read.
     """
 
-    def __init__(self, states: Tensor, table: Rows, targets: Tensor, repeats: Repeats | None, keep: bool = False) -> None:
-        self.parts = list(slices(len(table.vectors), tile_shape(states, table.most)[1]))
-        self.kept: list[Tensor] = []  # 2^(score - tile_max), [rows, classes] each
-        self.repeated: list[ItemPairs | None] = []  # where each tile stands for items already read
-        tile_max, sums = [], []
-        for part in self.parts:
-            tile, read = tile_of(states, table, part, repeats)
-            tile_max.append(tile.amax(dim=1))
-            tile.sub_(tile_max[-1][:, None]).exp2_()
-            sums.append(tile.sum(dim=1))
-            if keep:
-                self.kept.append(tile)
-                self.repeated.append(read)
-        top = table.all_reduce_max(torch.stack(tile_max).amax(dim=0))
-        total = torch.stack([s * (m - top).exp2() for s, m in zip(sums, tile_max, strict=True)]).sum(dim=0)
-        total, own = table.all_reduce_sum(torch.stack([total, of_targets(states, table, targets, repeats)]))
-        normaliser = top + total.log2()
-        self.log_probs = (own - normaliser) * math.log(2)  # [rows]
-        self.offsets = [m - normaliser for m in tile_max]  # a kept tile times 2^offset is its share of the softmax
+    part: slice
+    values: Tensor
+    factors: Tensor
+    read: ItemPairs | None
+
+
+class _Softmax(NamedTuple):
+    """The softmax of some rows.
+
+    Args:
+        log_probs: of their targets, `[rows]`.
+        tiles: of all classes; none where they are not kept.
+    """
+
+    log_probs: Tensor
+    tiles: list[_Tile]
+
+
+def _softmax_of(states: Tensor, table: Rows, targets: Tensor, repeats: Repeats | None, keep: bool = False) -> _Softmax:
+    """The softmax of some rows.
+
+    Args:
+        states: transformed states, `[rows, d]`.
+        table: transformed item vectors.
+        targets: `[rows]`.
+        repeats: of these rows.
+        keep: whether to keep its tiles, for the gradient.
+    """
+    whole = states.device.type != "cpu" and table.complete
+    return (_at_once if whole else _by_tiles)(states, table, targets, repeats, keep)
+
+
+def _at_once(states: Tensor, table: Rows, targets: Tensor, repeats: Repeats | None, keep: bool) -> _Softmax:
+    """All classes in one tile, for which PyTorch has one kernel; arguments as of `_softmax_of`."""
+    everything = slice(0, len(table.vectors))
+    scores, read = tile_of(states, table, everything, repeats)
+    log_softmax = scores.log_softmax(dim=1)
+    log_probs = log_softmax.gather(1, targets[:, None])[:, 0]
+    if not keep:
+        return _Softmax(log_probs, [])
+    return _Softmax(log_probs, [_Tile(everything, log_softmax.exp_(), torch.ones_like(log_probs), read)])
+
+
+def _by_tiles(states: Tensor, table: Rows, targets: Tensor, repeats: Repeats | None, keep: bool) -> _Softmax:
+    """Tile by tile, in powers of two: they are cheaper than those of e; arguments as of `_softmax_of`."""
+    scaled, repeats = states * LOG2_E, None if repeats is None else repeats.scaled(LOG2_E)
+    tiles, tile_max, sums = [], [], []
+    for part in slices(len(table.vectors), tile_shape(states, table.most)[1]):
+        tile, read = tile_of(scaled, table, part, repeats)
+        tile_max.append(tile.amax(dim=1))
+        tile.sub_(tile_max[-1][:, None]).exp2_()
+        sums.append(tile.sum(dim=1))
+        if keep:
+            tiles.append((part, tile, read))
+    top = table.all_reduce_max(torch.stack(tile_max).amax(dim=0))
+    total = torch.stack([s * (m - top).exp2() for s, m in zip(sums, tile_max, strict=True)]).sum(dim=0)
+    total, own = table.all_reduce_sum(torch.stack([total, of_targets(scaled, table, targets, repeats)]))
+    normaliser = top + total.log2()
+    factors = [(m - normaliser).exp2() for m in tile_max[: len(tiles)]]
+    kept = [_Tile(part, tile, own, read) for (part, tile, read), own in zip(tiles, factors, strict=True)]
+    return _Softmax((own - normaliser) * math.log(2), kept)
 
 
 class _TargetLoss(torch.autograd.Function):
@@ -121,13 +161,12 @@ class _TargetLoss(torch.autograd.Function):
         value, to_bias = log_probs.new_zeros(()), log_probs.new_zeros(())
         to_states = torch.zeros_like(states, dtype=wide)
         to_items = torch.zeros_like(vectors, dtype=wide) if ctx.needs_input_grad[1] else None
-        scaled, scaled_repeats = states * LOG2_E, None if repeats is None else repeats.scaled(LOG2_E)
         for rows in slices(states.shape[0], tile_shape(states, table.most)[0]):
-            of_rows = repeats_of(scaled_repeats, rows, states.shape[0])
-            tiles = _Tiles(scaled[rows], table, targets[rows], of_rows, keep=True)
-            log_probs[rows] = tiles.log_probs
+            own_states, of_rows = states[rows], repeats_of(repeats, rows, states.shape[0])
+            softmax = _softmax_of(own_states, table, targets[rows], of_rows, keep=True)
+            log_probs[rows] = softmax.log_probs
             with torch.enable_grad():
-                leaf = tiles.log_probs.clone().requires_grad_()
+                leaf = softmax.log_probs.clone().requires_grad_()
                 share = loss(leaf, rows)
                 (gradient,) = torch.autograd.grad(share, leaf)
             value += share.detach()
@@ -136,16 +175,17 @@ class _TargetLoss(torch.autograd.Function):
             weight = table.mask_local(gradient.to(states.dtype), targets[rows])
             to_states[rows] += weight[:, None] * vectors[own]
             if to_items is not None:
-                to_items.index_add_(0, own, (weight[:, None] * states[rows]).to(wide))
+                to_items.index_add_(0, own, (weight[:, None] * own_states).to(wide))
             if of_rows is not None:
                 to_bias += (weight * of_rows.pairs.rows_of(targets[rows])).sum()
-            for part, tile, offset, read in zip(tiles.parts, tiles.kept, tiles.offsets, tiles.repeated, strict=True):
-                shares = tile.mul_((gradient * offset.exp2())[:, None])
-                _subtract_product(to_states[rows], shares, vectors[part])
+            for part, tile, factors, read in softmax.tiles:
+                # factors of rows go to the smaller side of each product
+                of_tile = (gradient * factors)[:, None]
+                to_states[rows] -= of_tile * (tile.to(vectors.dtype) @ vectors[part])
                 if to_items is not None:
-                    _subtract_product(to_items[part], shares.T, states[rows])
+                    _subtract_product(to_items[part], tile.T, (of_tile * own_states).to(states.dtype))
                 if read is not None:
-                    to_bias -= read.sum_of(shares)
+                    to_bias -= read.sum_of(tile, of_tile[:, 0])
         to_states = table.all_reduce_sum(to_states)
         ctx.save_for_backward(
             to_states.to(states.dtype),

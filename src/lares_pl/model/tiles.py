@@ -16,7 +16,7 @@ from lares_pl.device import without_autocast
 from lares_pl.model.sharding import Rows
 
 CHUNK = 1 << 22  # scores held at a time (float32: 16 MiB); on a CPU at least those of 64 rows
-DEVICE_CHUNK = 1 << 27  # the same in losses on other devices (512 MiB), where few large operations are what is fast
+DEVICE_CHUNK = 1 << 26  # the same in losses on other devices (256 MiB), where few large operations are what is fast
 
 
 def slices(count: int, step: int) -> Iterator[slice]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from lares_pl.data.loading.batches import Batch
 
 SAMPLE = 32  # batches that sizes are taken from
-MARGIN = 5.0  # standard deviations of their sizes
+MARGIN = 4.0  # standard deviations of their sizes
 STEP = 64  # sizes are multiples of it
 
 

@@ -47,9 +47,9 @@ class ItemPairs:
         else:
             scores.index_put_((self.rows, self.items), value * self.counts, accumulate=True)
 
-    def sum_of(self, values: Tensor) -> Tensor:
-        """Sum of the values `[R, classes]` of all pairs."""
-        of_pairs = values[self.rows, self.items]
+    def sum_of(self, values: Tensor, factors: Tensor) -> Tensor:
+        """Sum of the values `[R, classes]` of all pairs, times those of their rows, `[R]`."""
+        of_pairs = values[self.rows, self.items] * factors.index_select(0, self.rows)
         return (of_pairs if self.counts is None else of_pairs * self.counts).sum()
 
     def by_rows(self, ranges: Sequence[slice]) -> list[ItemPairs]:
