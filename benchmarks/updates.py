@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -30,7 +30,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.profiler import ProfilerActivity, profile
 
 import device_profile
-from lares_pl import RPT, SPT, SequenceDataModule, SequenceDataset
+from lares_pl import RPT, SPT, MatmulPrecision, SequenceDataModule, SequenceDataset
 from lares_pl.cli.shipped_configs import shipped_configs
 from lares_pl.data.loading.batches import Batch
 
@@ -66,11 +66,28 @@ CASES = {
     "RPT, 64 sequences": Case(("rpt.yaml",), "sequence", 64),
     "RPT released, 400 instances": Case(("rpt.yaml", "paper-rpt.yaml"), "prefix", 400),
 }
-VARIANTS = {  # precision, CUDA graphs
-    "float32": ("32-true", True),
-    "bfloat16": ("bf16-mixed", True),
-    "float32, no graphs": ("32-true", False),
-    "bfloat16, no graphs": ("bf16-mixed", False),
+
+
+class Variant(NamedTuple):
+    """How an update is computed.
+
+    Args:
+        precision: of the trainer.
+        graphs: whether updates are recorded as CUDA graphs.
+        callbacks: of the trainer.
+    """
+
+    precision: str
+    graphs: bool = True
+    callbacks: tuple[Callback, ...] = ()
+
+
+VARIANTS = {
+    "float32": Variant("32-true"),
+    "TF32 products": Variant("32-true", callbacks=(MatmulPrecision("high"),)),
+    "bfloat16": Variant("bf16-mixed"),
+    "float32, no graphs": Variant("32-true", graphs=False),
+    "bfloat16, no graphs": Variant("bf16-mixed", graphs=False),
 }
 
 
@@ -166,11 +183,10 @@ class Clock(Callback):
         }
 
 
-def measure(dataset: Path, case: Case, variant: tuple[str, bool], device: str, warm_up: int, updates: int) -> Clock:
+def measure(dataset: Path, case: Case, variant: Variant, device: str, warm_up: int, updates: int) -> Clock:
     """Train, and time it."""
-    precision, graphs = variant
     L.seed_everything(1, verbose=False)
-    arguments = arguments_of(case.configs) | dict(case.model or {}) | {"cuda_graphs": graphs}
+    arguments = arguments_of(case.configs) | dict(case.model or {}) | {"cuda_graphs": variant.graphs}
     with tempfile.TemporaryDirectory() as folder:
         data = SequenceDataModule(str(dataset), batch_size=case.batch_size, instances=case.instances)  # type: ignore[arg-type]
         released = any(name.startswith("paper") for name in case.configs)
@@ -182,11 +198,11 @@ def measure(dataset: Path, case: Case, variant: tuple[str, bool], device: str, w
             stage = SPT(**arguments)
         profiled = PROFILED if device == "cuda" else 0
         clock = Clock(warm_up, updates, profiled)
-        trainer(folder, device, precision, clock, warm_up + updates + profiled).fit(stage, data)
+        trainer(folder, device, variant.precision, [clock, *variant.callbacks], warm_up + updates + profiled).fit(stage, data)
     return clock
 
 
-def trainer(folder: str | Path, device: str, precision: str, clock: Clock | None, updates: int) -> L.Trainer:
+def trainer(folder: str | Path, device: str, precision: str, callbacks: list[Callback], updates: int) -> L.Trainer:
     """A trainer that does nothing but train."""
     return L.Trainer(
         accelerator="gpu" if device == "cuda" else "cpu",
@@ -201,13 +217,13 @@ def trainer(folder: str | Path, device: str, precision: str, clock: Clock | None
         enable_model_summary=False,
         log_every_n_steps=50,
         default_root_dir=folder,
-        callbacks=[] if clock is None else [clock],
+        callbacks=callbacks,
     )
 
 
 def save_untrained(stage: SPT, dataset: Path, path: Path) -> None:
     """A checkpoint of first weights."""
-    saves = trainer(path.parent, "cpu", "32-true", None, 0)
+    saves = trainer(path.parent, "cpu", "32-true", [], 0)
     saves.fit(stage, SequenceDataModule(str(dataset)))
     saves.save_checkpoint(path)
 

@@ -3,6 +3,7 @@
 from lares_pl.callbacks.depth_sweep import DepthSweep as DepthSweep
 from lares_pl.callbacks.flop_budget import FlopBudget as FlopBudget
 from lares_pl.callbacks.lineage import Lineage as Lineage
+from lares_pl.callbacks.matmul_precision import MatmulPrecision as MatmulPrecision
 from lares_pl.callbacks.tracking import Wandb as Wandb
 from lares_pl.data.dataset.prepared import SequenceDataset as SequenceDataset
 from lares_pl.data.loading.histories import Histories as Histories

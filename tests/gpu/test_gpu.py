@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from lares_pl import (
     ConstantDepth,
     ConvTransformerBlock,
     EveryStep,
+    MatmulPrecision,
     Pruning,
     RecurrentBackbone,
     SequenceDataModule,
@@ -163,7 +164,13 @@ Training = tuple[torch.Tensor, torch.Tensor]
 
 
 def trained(
-    make: Callable[[], BaseStage], seen: Losses, dataset: Path, folder: Path, instances: str, **options: Any
+    make: Callable[[], BaseStage],
+    seen: Losses,
+    dataset: Path,
+    folder: Path,
+    instances: str,
+    more: Sequence[Callback] = (),
+    **options: Any,
 ) -> Training:
     """Losses of a short run, and the weights in the end; that nothing can be recorded is an error."""
     L.seed_everything(1)
@@ -172,7 +179,7 @@ def trained(
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="cuda_graphs")
         budget: dict[str, Any] = {"max_epochs": 4, "limit_val_batches": 0, "accumulate_grad_batches": 2}
-        trainer(folder, accelerator="gpu", callbacks=[seen], **budget, **options).fit(stage, data)
+        trainer(folder, accelerator="gpu", callbacks=[seen, *more], **budget, **options).fit(stage, data)
     return torch.tensor(seen.losses), torch.cat([p.detach().flatten() for p in stage.parameters()]).cpu()
 
 
@@ -213,6 +220,21 @@ def test_updates_are_recorded_with_ddp(name: str, spt: Path, toy_dataset: Path, 
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     assert_same_training(runs)
+
+
+@pytest.mark.skipif(not ON_CUDA, reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["recipe", "RPT"])
+def test_products_in_tf32_train_alike(name: str, spt: Path, toy_dataset: Path, tmp_path: Path) -> None:
+    """Within the graphs as well: losses differ, and by little."""
+    make, instances = RECORDED[name]
+    runs = []
+    for more in ([], [MatmulPrecision("high")]):
+        seen = Losses(True)
+        fit = partial(trained, partial(make, spt), seen, toy_dataset, tmp_path, instances)
+        runs.append(fit(more=more))
+        assert seen.recordings > 0
+    assert not torch.equal(runs[0][0], runs[1][0])
+    assert_same_training(runs, exact=False)
 
 
 @pytest.mark.skipif(not ON_CUDA, reason="needs a CUDA device")

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from lares_pl.callbacks.depth_sweep import DepthSweep
 from lares_pl.callbacks.flop_budget import FlopBudget
+from lares_pl.callbacks.matmul_precision import MatmulPrecision
 from lares_pl.callbacks.progress import Progress
 from lares_pl.cli.chaining import is_stage_name
 from lares_pl.errors import LaresError
@@ -25,6 +26,7 @@ KEYS = {
     "last_checkpoint": (ModelCheckpoint, "The checkpoint to resume from, after each validation and at SIGTERM."),
     "periodic_checkpoint": (ModelCheckpoint, "A further checkpoint to resume from, such as every 500 updates."),
     "early_stopping": (EarlyStopping, "Ends training when validation has stopped improving."),
+    "matmul_precision": (MatmulPrecision, "Trains with TF32 matrix products on a GPU that has them."),
     "depth_sweep": (DepthSweep, "After the test: metrics by depth, as CSV and in W&B."),
 }
 

@@ -119,7 +119,7 @@ STAGES = {
             "model.alignment": (),
             "data": ("dataset", "max_length", "batch_size", "instances", "aligned_positions", "eval_batch_size"),
             "data.columns": (),
-            "callbacks": ("early_stopping", "flop_budget", "depth_sweep"),
+            "callbacks": ("early_stopping", "flop_budget", "matmul_precision", "depth_sweep"),
             "trainer": (
                 *_DEVICES,
                 *("max_epochs", "max_steps", "max_time", "val_check_interval", "check_val_every_n_epoch"),
