@@ -16,10 +16,13 @@ from lares_pl import SPT, ConstantDepth, LaresError, Pruning, SequenceDataModule
 from lares_pl.callbacks import flop_budget as module
 from lares_pl.callbacks.flop_budget import FlopBudget, spent
 from lares_pl.runs import StageFolder
+from lares_pl.stages import base
+from lares_pl.stages.base import BaseStage
 from lares_pl.stages.checkpoint import read_checkpoint
 from tests.console import SMALL as NARROW
 from tests.console import cluster_of, error, lares, on_forked_processes
 from tests.released import released_backbone
+from tests.stages.test_recorded_updates import Rerun
 from tests.training import released_rpt, released_spt, trainer
 
 BATCH, SIZE = 16, 8
@@ -47,6 +50,41 @@ def test_the_cost_of_an_update_is_that_of_its_matrix_products(toy_dataset: Path,
     fit.fit(flat(), data(toy_dataset))
     assert cost.flops == 7 * of_an_update(toy_dataset)
     assert float(fit.callback_metrics["train/tflops"]) == pytest.approx(cost.flops / 1e12)
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_replayed_updates_cost_what_was_counted_when_they_were_recorded(
+    fits: bool, toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All batches but the first come from graphs; an estimate and each batch's own number are equal for equal batches."""
+    monkeypatch.setattr(BaseStage, "needs_fitted", fits)
+    rerun = Rerun()
+    monkeypatch.setattr(base, "CudaGraphs", lambda: rerun)
+    costs = []
+    for every in (1, 4):
+        fit = trainer(tmp_path, callbacks=[cost := FlopBudget(every)], max_steps=9)
+        fit.fit(flat(), data(toy_dataset))
+        costs.append(cost.flops)
+        assert float(fit.callback_metrics["train/tflops"]) == pytest.approx((cost.flops or 0.0) / 1e12)
+    assert rerun.replayed == (16 if fits else 0)
+    assert costs[0] == costs[1]
+    rows = 1 if not fits else len(next(iter(fit.train_dataloader)).targets) / BATCH  # type: ignore[arg-type]
+    assert costs[0] == 9 * rows * of_an_update(toy_dataset)
+
+
+def test_batches_are_counted_by_their_own_graphs(toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several depths. On a CPU attention depends on the lengths of a batch, which a graph does not."""
+    exact = []
+    for records in (True, False):
+        monkeypatch.setattr(BaseStage, "needs_fitted", True)
+        monkeypatch.setattr(base, "CudaGraphs", Rerun)
+        if not records:
+            monkeypatch.setattr(BaseStage, "recorded", lambda self, batch, numbers, compute: compute(batch))
+        L.seed_everything(1)
+        stage = released_spt(released_backbone(dropout=0.1))
+        trainer(tmp_path, callbacks=[cost := FlopBudget(1)], max_steps=8).fit(stage, data(toy_dataset))
+        exact.append(cost.flops)
+    assert exact[0] == pytest.approx(exact[1], rel=0.03)
 
 
 def test_training_ends_at_the_cost_of_another_run(toy_dataset: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from lares_pl import (
     ConstantDepth,
     ConvTransformerBlock,
     EveryStep,
+    FlopBudget,
     MatmulPrecision,
     Pruning,
     RecurrentBackbone,
@@ -118,7 +119,7 @@ STAGES: dict[str, Callable[[Path], L.LightningModule]] = {
 @pytest.mark.parametrize("name", STAGES)
 def test_an_update_does_not_wait(name: str, spt: Path, toy_dataset: Path, tmp_path: Path) -> None:
     callback = NoWaiting()
-    options: dict[str, Any] = {"limit_val_batches": 0, "log_every_n_steps": 1000, "callbacks": [callback]}
+    options: dict[str, Any] = {"limit_val_batches": 0, "log_every_n_steps": 1000, "callbacks": [callback, FlopBudget(3)]}
     data = SequenceDataModule(str(toy_dataset), max_length=8, batch_size=8)
     trainer(tmp_path, accelerator=ACCELERATOR, max_steps=6, max_epochs=-1, **options).fit(STAGES[name](spt), data)
     assert callback.updates == 6

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lares_pl.errors import LaresError
+from lares_pl.stages.training_log import is_read
 
 
 class FlopBudget(Callback):
@@ -22,8 +23,9 @@ class FlopBudget(Callback):
     Unlike seconds, FLOPs do not depend on the machine or its load. PyTorch's counter includes matrix products and attention,
     forward and backward, which are nearly all; it does not include FFTs. Counting slows training, so only one batch in `every`
     is counted and represents the others; the work before the first batch (RPT's pruning) is counted in full, validation is
-    not. The counts of all processes are added, so that all know the same number and stop after the same update. A counted batch
-    runs without CUDA graph, the others with it. Products in code of yours that is compiled are not counted.
+    not. The counts of all processes are added, so that all know the same number and stop after the same update. Where a stage
+    records its updates as CUDA graphs, their operations are those counted when they were recorded, so that only the first batch
+    of a run has no graph. Products in code of yours that is compiled are not counted.
 
     The number is logged as `train/tflops` (10^12 FLOPs since the start, of all processes) and stored in `finished.json`. A run
     resumed from a checkpoint that did not count does neither, and warns.
@@ -42,6 +44,10 @@ class FlopBudget(Callback):
         self.flops: float | None = 0.0  # None: unknown
         self._before = 0.0  # FLOPs of all processes before the first update
         self._counted, self._batches = 0.0, 0  # FLOPs of the counted batches, of all processes, and their number
+        self._own = 0.0  # of this process's last batch of which they are known
+        self._replays = False  # whether such batches come from graphs
+        self._is_due = False  # whether the batch that is trained on is one of those
+        self._is_read = False  # whether somebody reads what is logged of it
         if match is not None and match.endswith(".json"):
             spent(Path(match))  # raises before the run's folder is locked
         self._budget = float("inf")
@@ -72,9 +78,12 @@ class FlopBudget(Callback):
 
     def _counted_since(self, trainer: Trainer) -> float | None:
         """FLOPs of all processes since `_count`, the same number on each; None if it was not called."""
-        if (counter := self._stop_counting()) is None:
-            return None
-        own = float(counter.get_total_flops())
+        counter = self._stop_counting()
+        return None if counter is None else self._of_all(trainer, float(counter.get_total_flops()))
+
+    @staticmethod
+    def _of_all(trainer: Trainer, own: float) -> float:
+        """The sum over processes."""
         if trainer.world_size == 1:
             return own
         exact = torch.tensor(own, dtype=torch.float64, device=trainer.strategy.root_device)
@@ -100,6 +109,7 @@ class FlopBudget(Callback):
             LaresError: if a resumed run has a budget and the FLOPs spent before are unknown.
         """
         before = self._counted_since(trainer)
+        self._replays = getattr(pl_module, "needs_fitted", False)
         if trainer.global_step == 0:
             self.flops, self._counted, self._batches = self._before if before is None else before, 0.0, 0
         elif self._batches == 0:
@@ -117,22 +127,33 @@ class FlopBudget(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Decide whether to count this batch: always the first, also of a run resumed within an epoch."""
-        if self._batches == 0 or batch_idx % self.every == 0:
+        self._is_due = self._batches == 0 or batch_idx % self.every == 0
+        self._is_read = is_read(trainer)  # before the update: its number decides
+        if self._is_due and (self._own == 0.0 or not self._replays):
             self._count()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add the FLOPs of the batch: counted, or the average of the counted batches."""
-        of_all = self._counted_since(trainer)
-        if of_all is not None:
-            self._counted, self._batches = self._counted + of_all, self._batches + 1
+        if (counter := self._stop_counting()) is not None:
+            self._own = float(counter.get_total_flops())
+        else:
+            replayed = getattr(pl_module, "replayed_flops", None)
+            self._replays = replayed is not None
+            self._own = self._own if replayed is None else float(replayed)
+        if self._is_due:
+            of_batch = self._of_all(trainer, self._own)
+            self._counted, self._batches = self._counted + of_batch, self._batches + 1
+        else:
+            of_batch = self._counted / self._batches
         if self.flops is None:
             return
-        self.flops += self._counted / self._batches if of_all is None else of_all
-        pl_module.log("train/tflops", self.flops / 1e12)
+        self.flops += of_batch
         if self.flops >= self._budget:
             trainer.should_stop = True
+        if self._is_read or trainer.should_stop:  # a tensor: Lightning would copy a number to the device, and wait
+            pl_module.log("train/tflops", torch.tensor(self.flops / 1e12))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remove the counter, also if there was no batch to train on."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
@@ -34,7 +33,7 @@ from lares_pl.stages.randomness import BatchRandomness
 from lares_pl.stages.ranking import RankingModule
 from lares_pl.stages.recorded_updates import Loss, RecordedUpdates, can_be_recorded
 from lares_pl.stages.resuming import apply_settings, follow_moved_folder, hold_saving_on_exception
-from lares_pl.stages.schedules import WarmupCosine, accumulated_batches, end_with_training
+from lares_pl.stages.schedules import WarmupCosine, end_with_training, expected_updates
 from lares_pl.stages.training_log import TrainingLog
 from lares_pl.stages.validation import check_optimizer, has_scaler, not_finite
 
@@ -182,6 +181,11 @@ class BaseStage(RankingModule, ABC):
             self._recorded = RecordedUpdates(self.learner, self.randomness.draws, generators, CudaGraphs(), apart=is_parallel)
         return self._recorded(batch, numbers, compute)
 
+    @property
+    def replayed_flops(self) -> int | None:
+        """Of the last batch's loss and gradients, if they came from a graph."""
+        return None if self._recorded is None else self._recorded.flops
+
     def on_fit_end(self) -> None:
         """Give back what graphs hold."""
         self._recorded = self._average = None
@@ -228,14 +232,7 @@ class BaseStage(RankingModule, ABC):
 
     def expected_updates(self) -> float:
         """Updates that this training makes if nothing ends it early."""
-        # Lightning's own estimate loads the data before a resumed run has told the loader where it stands
-        trainer, limit = self.trainer, self.trainer.limit_train_batches
-        if trainer.max_epochs in (None, -1):
-            return trainer.max_steps if trainer.max_steps != -1 else math.inf
-        batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * (1.0 if limit is None else limit))
-        updates = sum(math.ceil(batches / accumulated_batches(trainer, epoch)) for epoch in range(trainer.max_epochs))
-        return updates if trainer.max_steps == -1 else min(updates, trainer.max_steps)
+        return expected_updates(self.trainer)
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         """An update, and the average of the weights after it."""

@@ -22,6 +22,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+from torch.utils.flop_counter import FlopCounterMode
 
 from lares_pl.data.loading.batches import Batch
 from lares_pl.device import on_device, without_autocast
@@ -67,6 +68,7 @@ class _Recording(NamedTuple):
     batch: Batch
     names: list[str]  # of logged values
     values: Tensor  # the loss and logged values, one after the other
+    flops: int  # of matrix products, forward and backward
     used: list[bool]  # which parameters have a gradient
 
 
@@ -116,6 +118,7 @@ class RecordedUpdates:
         self._draws, self._generators, self._record = draws, generators, record
         self._recordings: dict[Hashable, _Recording] = {}
         self._failed = False
+        self.flops: int | None = None  # of the last batch; None: it was not replayed
         self._stream: torch.cuda.Stream | None = None  # of the first run of what is recorded
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
@@ -134,6 +137,7 @@ class RecordedUpdates:
             numbers: all numbers of the host that `compute` depends on.
             compute: gives the loss of a batch of such shapes.
         """
+        self.flops = None
         # a dispatch mode, such as a counter of operations, sees none within a graph; hooks would be called twice
         if batch.real is None or self._failed or is_in_torch_dispatch_mode() or torch.is_anomaly_enabled() or self._hooked:
             return compute(batch)
@@ -190,6 +194,7 @@ class RecordedUpdates:
         assert batch.buffer is not None
         recording.batch.buffer.copy_(batch.buffer)
         recording.replay()
+        self.flops = recording.flops
         loss, *logged = recording.values.clone()
         total: Tensor = _WithGradients.apply(loss, self._gradients, recording.used, *self.parameters)  # type: ignore[no-untyped-call]
         return Loss(total, dict(zip(recording.names, logged, strict=True)))
@@ -225,7 +230,8 @@ class RecordedUpdates:
         with _drawn_again(on_host), _drawn_again([_default_generator(buffer.device), *self._generators]):
             before = _host_state(on_host)
             torch.clear_autocast_cache()  # weights that were cast outside of a graph would be read by it for ever
-            with self._beside(buffer.device), no_waiting(buffer.device):
+            counter = FlopCounterMode(display=False)
+            with self._beside(buffer.device), no_waiting(buffer.device), counter:
                 update()
             if _host_state(on_host) != before:
                 raise RuntimeError("it draws random numbers on the host")
@@ -237,7 +243,7 @@ class RecordedUpdates:
                     f"this update can't be recorded as a CUDA graph ({error}); set model.cuda_graphs to false"
                 ) from error
             torch.clear_autocast_cache()
-        return _Recording(replay, batch, names, values, used)
+        return _Recording(replay, batch, names, values, int(counter.get_total_flops()), used)
 
 
 def _host_state(generators: Sequence[torch.Generator]) -> tuple[Any, ...]:

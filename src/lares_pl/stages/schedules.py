@@ -23,6 +23,18 @@ def accumulated_batches(trainer: Trainer, epoch: int) -> int:
     return trainer.accumulate_grad_batches
 
 
+def expected_updates(trainer: Trainer) -> float:
+    """Updates of a whole training."""
+    # Lightning's own estimate loads the data before a resumed run has told the loader where it stands
+    limit = trainer.limit_train_batches
+    if trainer.max_epochs in (None, -1):
+        return trainer.max_steps if trainer.max_steps != -1 else math.inf
+    batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * (1.0 if limit is None else limit))
+    updates = sum(math.ceil(batches / accumulated_batches(trainer, epoch)) for epoch in range(trainer.max_epochs))
+    return updates if trainer.max_steps == -1 else min(updates, trainer.max_steps)
+
+
 class WarmupCosine(LambdaLR):
     """Linear warm-up, then cosine decay to a fraction of the learning rate, which is then constant.
 

@@ -39,9 +39,7 @@ class TrainingLog:
         readers = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
         since, counted = self._since[0], self._since[1] + instances * readers
         self._since = (since, counted)
-        every = max(1, int(getattr(trainer, "log_every_n_steps", 1)))
-        is_reported = (trainer.global_step + 1) % every == 0
-        if not (always or is_reported or _is_read(trainer)):
+        if not (always or is_read(trainer)):
             return
         now = time.perf_counter()
         speed = {
@@ -53,12 +51,17 @@ class TrainingLog:
             f"train/{name}": torch.as_tensor(value, dtype=torch.float32) for name, value in ({**values, **speed}).items()
         }
         stage.log_dict(tensors, batch_size=max(1, instances))
-        if is_reported:
+        if _is_reported(trainer):
             self._since = (now, 0)
 
 
-def _is_read(trainer: Any) -> bool:
-    """Whether this is the first or last batch of an epoch, the last of training, or one before a validation or a checkpoint."""
+def is_read(trainer: Any) -> bool:
+    """Whether somebody reads what is logged of the batch that is trained on.
+
+    That is a logger, at the first or last batch of an epoch or the last of training, or before a validation or a checkpoint.
+    """
+    if _is_reported(trainer):
+        return True
     loop, every, update = trainer.fit_loop.epoch_loop, trainer.val_check_batch, trainer.global_step + 1
     if loop.batch_idx == 0 or trainer.is_last_batch or update == trainer.max_steps or every is None:  # None: by the clock
         return True
@@ -67,3 +70,9 @@ def _is_read(trainer: Any) -> bool:
         return True
     of_checkpoints = [getattr(callback, "_every_n_train_steps", 0) for callback in trainer.checkpoint_callbacks]
     return any(steps and update % steps == 0 for steps in of_checkpoints)
+
+
+def _is_reported(trainer: Any) -> bool:
+    """Whether loggers read this update."""
+    every = max(1, int(getattr(trainer, "log_every_n_steps", 1)))
+    return bool((trainer.global_step + 1) % every == 0)
