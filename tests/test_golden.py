@@ -22,6 +22,7 @@ from lares_pl.model.similarity import CosineSimilarity
 from lares_pl.reference.names import family_of, from_reference
 from lares_pl.reference.settings import backbone_config, complete_settings
 from lares_pl.stages.group_loss import GroupObjective, group_loss
+from tests.as_on_a_card import as_on_a_card
 from tests.conftest import golden_files
 
 RELATIVE = 1e-4
@@ -77,15 +78,18 @@ class Golden:
         return recorded[real]
 
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+WAYS = ["cpu", "as on a card", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 @pytest.fixture(
-    params=[(path, device) for device in DEVICES for path in golden_files()],
+    params=[(path, way) for way in WAYS for path in golden_files()],
     ids=lambda param: param[0].stem if param[1] == "cpu" else f"{param[0].stem}-{param[1]}",
 )
-def golden(request: pytest.FixtureRequest) -> Golden:
-    return Golden(*request.param)
+def golden(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Golden:
+    path, way = request.param
+    if way == "as on a card":
+        as_on_a_card(monkeypatch)
+    return Golden(path, "cuda" if way == "cuda" else "cpu")
 
 
 def test_every_family_of_the_paper_is_compared() -> None:

@@ -45,6 +45,7 @@ from lares_pl.stages.base import BaseStage
 from lares_pl.stages.group_loss import rounded_up
 from lares_pl.stages.randomness import BatchRandomness
 from lares_pl.stages.recorded_updates import RecordedUpdates
+from tests.as_on_a_card import as_on_a_card
 from tests.released import released_backbone
 from tests.stages.test_no_waiting import LENGTH, batches_for
 from tests.training import released_spt, trainer
@@ -363,15 +364,18 @@ def test_many_tiles_of_rows_count_filling_pairs_once(toy_dataset: Path, monkeypa
         torch.testing.assert_close(found, own, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("card", [False, True])
 def test_a_run_of_fitted_batches_learns_what_a_run_of_others_does(
-    toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    card: bool, toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Through the trainer and the data module, with an average, clipping and two batches an update."""
+    """Through the trainer and the data module, with an average, clipping and two batches an update; also as a card computes."""
     weights, losses = [], []
     for fits in (False, True):
         rerun = Rerun()
         monkeypatch.setattr(base, "CudaGraphs", lambda rerun=rerun: rerun)
         monkeypatch.setattr(BaseStage, "needs_fitted", fits)
+        if fits and card:
+            as_on_a_card(monkeypatch)
         L.seed_everything(1)
         stage = SPT(BackboneConfig(dropout=0.0), alpha=0.1, gamma=0.1, ema=0.9)
         options: dict[str, Any] = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.5, "max_epochs": 2}

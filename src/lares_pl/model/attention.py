@@ -29,10 +29,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, p: float, mask: Tensor | None = N
         `[R, heads, Q, d / heads]`.
     """
     length = k.shape[2]
-    # on a CPU PyTorch's own path would write the weights down as well, and draw them dearly; that of CUDA launches one kernel,
-    # which for rows of 20 takes two to three times as long as several would: it computes blocks of 64
-    written = p > 0 if q.device.type == "cpu" else q.is_cuda and length <= FEW and torch.cuda.is_current_stream_capturing()
-    if not written:
+    if not _writes_weights(q, length, p):
         mask = None if mask is None else mask.to(q.dtype)
         fused: Tensor = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p, is_causal=mask is None)
         return fused
@@ -40,6 +37,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, p: float, mask: Tensor | None = N
         mask = torch.full((length, length), -torch.inf, dtype=q.dtype, device=q.device).triu(1)
     out: Tensor = _WrittenAttention.apply(q, k, v, mask, p)  # type: ignore[no-untyped-call]
     return out
+
+
+def _writes_weights(q: Tensor, length: int, p: float) -> bool:
+    """Whether attention over so many keys is faster with its weights in memory."""
+    if q.device.type == "cpu":  # PyTorch's own path would write them down as well, and draw them dearly
+        return p > 0
+    # the one kernel of CUDA takes two to three times as long for rows of 20 as several: it computes blocks of 64
+    return q.is_cuda and length <= FEW and torch.cuda.is_current_stream_capturing()
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
