@@ -84,22 +84,22 @@ class Batch:
         return (*(len(tensor) for tensor in self._tensors()), *longest)
 
     def _tensors(self) -> Iterator[Tensor]:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for name in _PARTS:
+            value = getattr(self, name)
             if isinstance(value, Histories):
                 yield from (value.items, value.lengths)
-            elif isinstance(value, Tensor) and field.name != "buffer":
+            elif value is not None:
                 yield value
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The same batch with each tensor changed, in the order of `_tensors`."""
         changed: dict[str, Any] = {"buffer": None}
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for name in _PARTS:
+            value = getattr(self, name)
             if isinstance(value, Histories):
-                changed[field.name] = Histories(change(value.items), change(value.lengths), value.longest)
-            elif isinstance(value, Tensor) and field.name != "buffer":
-                changed[field.name] = change(value)
+                changed[name] = Histories(change(value.items), change(value.lengths), value.longest)
+            elif value is not None:
+                changed[name] = change(value)
         return replace(self, **changed)
 
     @property
@@ -132,6 +132,10 @@ class Batch:
         return batch
 
 
+#: what of a batch is tensors, each update needs the names several times
+_PARTS = tuple(field.name for field in fields(Batch) if field.name not in ("real", "buffer"))
+
+
 def _words(tensor: Tensor) -> int:
     """Numbers of 64 bits that hold a tensor of a batch."""
     return -(-tensor.numel() * tensor.element_size() // 8)
@@ -139,7 +143,8 @@ def _words(tensor: Tensor) -> int:
 
 def _view(buffer: Tensor, end: int, like: Tensor) -> Tensor:
     """The part of a buffer that ends there, as a tensor of a batch."""
-    return buffer[end - _words(like) : end].view(like.dtype)[: len(like)]
+    part = buffer[end - _words(like) : end]
+    return part if like.dtype == buffer.dtype else part.view(like.dtype)[: len(like)]
 
 
 def cut_histories(items: np.ndarray, starts: np.ndarray, ends: np.ndarray, max_length: int) -> Histories:

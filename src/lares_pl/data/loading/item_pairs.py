@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -137,27 +138,31 @@ class ItemPairs:
 def items_read(histories: Histories, tokens: Tensor | None = None) -> ItemPairs:
     """What has been read at some tokens: the items of each one's history up to it, each item once, in the order of first reads.
 
+    Computed on the host: many small operations, for which NumPy needs a third of PyTorch's time.
+
     Args:
         histories: B histories.
         tokens: indices `[R]` into `histories.items`; the last token of each history where None.
     """
-    ends = histories.lengths.cumsum(0)
-    tokens = ends - 1 if tokens is None else tokens
-    starts = (ends - histories.lengths)[torch.searchsorted(ends, tokens, right=True)]
-    first = _first_reads(histories)
-    so_far = first.cumsum(0)  # first reads up to each token, in all histories
-    before = so_far[starts] - 1  # the start of a history is one
-    counts = so_far[tokens] - before
-    rows = torch.arange(len(tokens), device=tokens.device).repeat_interleave(counts)
-    number = torch.arange(len(rows), device=tokens.device) - (counts.cumsum(0) - counts - before)[rows]
-    return ItemPairs(rows, histories.items[first.nonzero()[:, 0]][number])
+    items, lengths = (values.cpu().numpy() for values in (histories.items, histories.lengths))
+    ends = lengths.cumsum()
+    asked = ends - 1 if tokens is None else tokens.cpu().numpy()
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    first = _first_of_each(row * (int(items.max()) + 1) + items)
+    so_far = first.cumsum()  # first reads up to each token, in all histories
+    before = so_far[(ends - lengths)[row[asked]]] - 1  # the start of a history is one
+    counts = so_far[asked] - before
+    behind = counts.cumsum()
+    number = np.arange(behind[-1]) - np.repeat(behind - counts - before, counts)
+    rows = np.repeat(np.arange(len(asked)), counts)
+    device = histories.items.device
+    return ItemPairs(torch.from_numpy(rows).to(device), torch.from_numpy(items[first][number]).to(device))
 
 
-def _first_reads(histories: Histories) -> Tensor:
-    """Whether a token's item has not been read before in its history, `[M]` bool."""
-    numbers = torch.arange(len(histories), device=histories.items.device)
-    row = torch.repeat_interleave(numbers, histories.lengths, output_size=histories.tokens)
-    ordered, order = (row * (int(histories.items.max()) + 1) + histories.items).sort(stable=True)
-    first = torch.ones(len(order), dtype=torch.bool, device=order.device)
-    first[order[1:][ordered[1:] == ordered[:-1]]] = False
+def _first_of_each(values: np.ndarray) -> np.ndarray:
+    """Whether a value has not occurred before, `[M]` bool."""
+    order = values.argsort(kind="stable")
+    ordered = values[order]
+    first = np.ones(len(values), dtype=bool)
+    first[order[1:]] = ordered[1:] != ordered[:-1]
     return first
