@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -123,7 +123,7 @@ def batches(
     fitted: bool = False,
 ) -> InstanceLoader:
     same = SameTargetPartners(data) if partners else None
-    return InstanceLoader(data, instances, size, L, partners=same, shuffle=shuffle, fitted=fitted and DEVICE.type == "cuda")
+    return InstanceLoader(data, instances, size, L, partners=same, shuffle=shuffle, fitted=fitted and DEVICE.type != "cpu")
 
 
 def one_batch(data: SequenceDataset, size: int, partners: bool) -> tuple[dict[str, torch.Tensor], Batch]:
@@ -235,16 +235,21 @@ def rpt_step(data: SequenceDataset) -> Case:
         on_device, run = recorder.numbers.put(depths, DEVICE), rounded_up(depths, CONFIG.depth.evaluation_depth)
 
         def compute(batch: Batch) -> Loss:
-            shares = batch.shares
-            together = depths if shares is None else run
-            counted = None if shares is None else Counted(on_device, shares)
-            goal = GroupObjective(RecallReward(10))
-            outcome = group_loss(policy, frozen, batch.histories, batch.targets, together, goal, counted=counted)
-            return Loss(outcome.loss, {})
+            together = depths if batch.real is None else run
+            return Loss(rpt_loss(policy, frozen, batch, on_device, together), {})
 
         update(recorder.loss(batch, run, compute))
 
     return Case(slow, fast, "RPT step, batch 400, G 4, catalogue 25,000", 2, 3, 8 * batch.histories.tokens)
+
+
+def rpt_loss(
+    policy: RecurrentBackbone, frozen: RecurrentBackbone, batch: Batch, depths: torch.Tensor, run: Sequence[int]
+) -> torch.Tensor:
+    """Of stage 2, as released; trajectories of a fitted batch may be run deeper than they are."""
+    counted = None if batch.shares is None else Counted(depths, batch.shares)
+    goal = GroupObjective(RecallReward(10))
+    return group_loss(policy, frozen, batch.histories, batch.targets, run, goal, counted=counted).loss
 
 
 def evaluated_together() -> int:

@@ -16,12 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-#: they make no kernel: views, and memory that nobody has written to
-NO_KERNEL = frozenset(
-    "view t transpose expand detach slice select unsqueeze squeeze alias as_strided split split_with_sizes permute "  # noqa: SIM905
-    "_unsafe_view unbind diagonal _reshape_alias lift_fresh unfold empty empty_like empty_strided new_empty "
-    "new_empty_strided".split()
-)
+from traffic import NO_KERNEL
 
 
 class LaunchCounter(TorchDispatchMode):
