@@ -52,6 +52,12 @@ def test_it_is_set_in_updates_alone(precision: Any, toy_dataset: Path, tmp_path:
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+def test_two_of_them_leave_the_process_as_it_was(toy_dataset: Path, tmp_path: Path) -> None:
+    both: list[Callback] = [MatmulPrecision("high"), MatmulPrecision("medium")]
+    trainer(tmp_path, callbacks=both, max_epochs=1).fit(released_spt(), data(toy_dataset))
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_a_failed_run_leaves_the_process_as_it_was(toy_dataset: Path, tmp_path: Path) -> None:
     fit = trainer(tmp_path, callbacks=[Seen(fails=True), MatmulPrecision()], max_epochs=1)
     with pytest.raises(RuntimeError, match="as a block"):

@@ -30,22 +30,20 @@ class MatmulPrecision(Callback):
         if precision not in get_args(Precision):
             raise LaresError(f"MatmulPrecision: precision must be highest, high or medium, got {precision}")
         self.precision = precision
-        self._before: str | None = None  # of the process, while a batch is trained on
+        self._elsewhere = torch.get_float32_matmul_precision()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note what the process has; at each batch another such callback might have changed it."""
+        self._elsewhere = torch.get_float32_matmul_precision()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Set it."""
-        self._before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision(self.precision)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Set what was before."""
-        self._restore()
+        torch.set_float32_matmul_precision(self._elsewhere)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """As at the end of a batch."""
-        self._restore()
-
-    def _restore(self) -> None:
-        if self._before is not None:
-            torch.set_float32_matmul_precision(self._before)
-            self._before = None
+        torch.set_float32_matmul_precision(self._elsewhere)
