@@ -153,7 +153,7 @@ def items_read(histories: Histories, tokens: Tensor | None = None) -> ItemPairs:
     before = so_far[(ends - lengths)[row[asked]]] - 1  # the start of a history is one
     counts = so_far[asked] - before
     behind = counts.cumsum()
-    number = np.arange(behind[-1]) - np.repeat(behind - counts - before, counts)
+    number = np.arange(counts.sum()) - np.repeat(behind - counts - before, counts)
     rows = np.repeat(np.arange(len(asked)), counts)
     device = histories.items.device
     return ItemPairs(torch.from_numpy(rows).to(device), torch.from_numpy(items[first][number]).to(device))
