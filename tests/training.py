@@ -51,8 +51,8 @@ def released_spt(backbone: BackboneConfig = SMALL, **options: Any) -> SPT:
 class Poisoned(SPT):
     """Returns a NaN loss at its third batch."""
 
-    def training_step(self, batch: Any) -> torch.Tensor:
-        loss = super().training_step(batch)
+    def training_step(self, batch: Any, batch_idx: int = 0) -> torch.Tensor:
+        loss = super().training_step(batch, batch_idx)
         return loss * torch.nan if self.trainer.fit_loop.epoch_loop.total_batch_idx == 2 else loss
 
 

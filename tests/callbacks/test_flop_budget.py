@@ -157,13 +157,21 @@ def test_work_before_the_first_update_counts(toy_dataset: Path, tmp_path: Path) 
 
 
 def test_invalid_arguments_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(LaresError, match="no finished run at"):
+    with pytest.raises(LaresError, match=r"finished\.json to match: train it first, to its end"):
         spent(tmp_path / "finished.json")
+    with pytest.raises(LaresError, match=r"train it first, `lares fit --config spt\.yaml --run a`, to its end"):
+        spent(tmp_path / "runs" / "a" / "spt" / "finished.json")
     (tmp_path / "finished.json").write_text(json.dumps({"epochs": 1}))
     with pytest.raises(LaresError, match="did not count what it cost"):
         spent(tmp_path / "finished.json")
     with pytest.raises(LaresError, match="every must be at least 1"):
         FlopBudget(0)
+
+
+def test_a_stage_by_name_needs_the_command_line(toy_dataset: Path, tmp_path: Path) -> None:
+    fit = trainer(tmp_path, callbacks=[FlopBudget(match="spt")], max_steps=1)
+    with pytest.raises(LaresError, match=r"give the path of the run's finished\.json"):
+        fit.fit(flat(), data(toy_dataset))
 
 
 def test_a_missing_budget_is_reported_before_the_former_run_is_moved_aside(toy_dataset: Path, tmp_path: Path) -> None:
@@ -175,7 +183,7 @@ def test_a_missing_budget_is_reported_before_the_former_run_is_moved_aside(toy_d
     former.finish(1, 9, "", tested=True)
     options = ["--trainer.accelerator", "cpu", "--trainer.logger", "false"]
     said = error(tmp_path, "fit", "--config", "spt-continued.yaml", "--run", "a", *options)
-    assert "no finished run at runs/a/rpt" in said
+    assert "there is no runs/a/rpt/finished.json to match" in said
     assert "`lares fit --config rpt.yaml --run a`" in said
     assert former.finished() is not None
 

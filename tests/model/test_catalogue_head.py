@@ -239,6 +239,13 @@ def test_nan_scores_rank_last() -> None:
     assert (ranks >= 8).all()
 
 
+def test_top_k_gives_no_more_than_the_catalogue() -> None:
+    states, vectors, _ = material()
+    scores, items = CatalogueHead(vectors, DotSimilarity()).top_k(states, 50)
+    assert scores.shape == items.shape == (len(states), 12)
+    assert items.sort(dim=1).values.tolist() == [list(range(1, 13))] * len(states)
+
+
 def test_top_k_never_returns_padding_or_excluded_items() -> None:
     states, vectors, _ = material()
     vectors[0] = 1e3 * states.sum(0)  # padding would win

@@ -141,6 +141,7 @@ def test_users_of_candidates_are_compared_as_items_are(model: Recommender) -> No
         (pd.DataFrame({"item_id": ["item-1"]}), "a table is not understood"),
         (pa.table({"item_id": ["item-1"]}), "a table is not understood"),
         (pd.Series([["item-1"], ["item-2"]], index=["ann", "ann"]), "names user 'ann' twice"),
+        ({"nobody": ["item-1"]}, "users such as 'nobody', and none of them has a history"),
         ("item-1", "is no list of item ids"),
         (7, "is no list of item ids"),
     ],

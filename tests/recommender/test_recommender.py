@@ -293,9 +293,9 @@ def test_the_command(
     assert table["steps"] == [2.0, 2.0, 0.0]
     assert table["unknown"] == [["no-such-thing"], [], ["neither"]]
     said = capsys.readouterr().out
-    assert "wrote 3 rankings" in said
+    assert "wrote 2 rankings" in said
     assert "2 of 4 interactions name items that the model does not know" in said
-    assert "'no-such-thing' of user 'me'; 1 users have no list" in said
+    assert "'no-such-thing' of user 'me'\n1 users have no list: the first is 'lost'" in said
     Path("some.txt").write_text(f"{ids[3]}\n{ids[4]}\n")
     monkeypatch.setattr("sys.argv", ["lares", *command, *columns, "--candidates", "some.txt", "--output", "some.csv"])
     main()

@@ -14,6 +14,7 @@ from lares_pl import (
     CosineSimilarity,
     DotSimilarity,
     FMLPBlock,
+    LaresError,
     SequenceDataset,
     TedRecEmbedder,
     load_stage,
@@ -28,6 +29,12 @@ from lares_pl.report.study import GroupFindings, population, usual_depths
 from tests.released import released_backbone
 from tests.report.conftest import EVIL, train, with_text
 from tests.training import data, released_spt, trainer
+
+
+def test_a_split_that_does_not_exist_is_refused(runs: Path, toy_dataset: Path) -> None:
+    stage = load_stage(runs / "seed2" / "spt" / "checkpoints" / "best.ckpt")
+    with pytest.raises(LaresError, match="split must be test or val, got 'tst'"):
+        measure(stage, str(toy_dataset), "tst", 2)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["spt", "rpt", "exclude_seen", "sasrec", "fmlp", "tedrec"])

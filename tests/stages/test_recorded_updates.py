@@ -261,8 +261,8 @@ def test_nor_does_one_with_too_many_aligned_histories(toy_dataset: Path) -> None
 
 
 class Own(SPT):
-    def training_step(self, batch: Batch) -> Tensor:
-        return super().training_step(batch)
+    def training_step(self, batch: Batch, batch_idx: int = 0) -> Tensor:  # as Lightning writes it
+        return super().training_step(batch, batch_idx)
 
 
 class Normed(ConvTransformerBlock):

@@ -298,6 +298,11 @@ def test_weights_of_another_architecture_are_refused_with_the_settings_that_diff
         trainer(tmp_path).fit(released_spt(larger, init_from=str(spt_checkpoint)), data(toy_dataset))
 
 
+def test_weights_for_histories_of_another_length_are_refused(toy_dataset: Path, tmp_path: Path, spt_checkpoint: Path) -> None:
+    with pytest.raises(LaresError, match=r"histories of up to 8 items and data\.max_length is 5: set data\.max_length to 8"):
+        trainer(tmp_path).fit(released_rpt(spt_checkpoint), data(toy_dataset, max_length=5))
+
+
 def test_lists_longer_than_the_catalogue_are_announced_as_shorter(toy_dataset: Path, tmp_path: Path) -> None:
     stage = released_spt()
     stage.predict_k = 41

@@ -22,10 +22,11 @@ class FlopBudget(Callback):
 
     Unlike seconds, FLOPs do not depend on the machine or its load. PyTorch's counter includes matrix products and attention,
     forward and backward, which are nearly all; it does not include FFTs. Counting slows training, so only one batch in `every`
-    is counted and represents the others; the work before the first batch (RPT's pruning) is counted in full, validation is
-    not. The counts of all processes are added, so that all know the same number and stop after the same update. Where a stage
-    records its updates as CUDA graphs, their operations are those counted when they were recorded, so that only the first batch
-    of a run has no graph. Products in code of yours that is compiled are not counted.
+    is counted and represents the others: over a few batches of different depths the sum is rough. The work before the first
+    batch (RPT's pruning) is counted in full, validation is not. The counts of all processes are added, so that all know the
+    same number and stop after the same update. Where a stage records its updates as CUDA graphs, their operations are those
+    counted when they were recorded, so that only the first batch of a run has no graph. Products in code of yours that is
+    compiled are not counted.
 
     The number is logged as `train/tflops` (10^12 FLOPs since the start, of all processes) and stored in `finished.json`. A run
     resumed from a checkpoint that did not count does neither, and warns.
@@ -60,6 +61,11 @@ class FlopBudget(Callback):
         Raises:
             LaresError: if the run to match has not finished, or did not count its FLOPs.
         """
+        if stage == "fit" and self.match is not None and not self.match.endswith(".json"):
+            raise LaresError(
+                f"FlopBudget: match={self.match!r} names a stage, which only `lares fit` can find; give the path of the run's "
+                "finished.json"
+            )
         if stage == "fit" and self.match is not None:
             self._budget = trainer.strategy.broadcast(spent(Path(self.match)))
 
@@ -170,14 +176,16 @@ def spent(record: Path) -> float:
     Raises:
         LaresError: if it has not finished, or did not count them.
     """
-    run, stage = record.absolute().parent.parent.name, record.absolute().parent.name
-    train = f"`lares fit --config {stage}.yaml --run {run}`, to its end"
+    stage = record.absolute().parent
+    of_command = stage.parent.parent.name == "runs"  # not one that was trained from Python
+    command = f", `lares fit --config {stage.name}.yaml --run {stage.parent.name}`" if of_command else ""
+    train = f"train it first{command}, to its end"
     if not record.is_file():
-        raise LaresError(f"FlopBudget: no finished run at {record.parent} to match: train it first, {train}")
+        raise LaresError(f"FlopBudget: there is no {record} to match: {train}")
     flops = json.loads(record.read_text(encoding="utf-8")).get("flops")
     if flops is None:
         raise LaresError(
-            f"FlopBudget: {record.parent} did not count what it cost, or not from its start: train it with the callback "
-            f"FlopBudget of rpt.yaml, {train}"
+            f"FlopBudget: {record.parent} did not count what it cost, or not from its start: with the callback FlopBudget, as "
+            f"in rpt.yaml, {train}"
         )
     return float(flops)

@@ -217,12 +217,13 @@ class CatalogueHead:
 
         Args:
             states: `[R, d]`.
-            k: how many; at most N.
+            k: how many; N where it is more.
             excluded: items left out of the ranking.
 
         Returns:
             Scores `[R, k]` in descending order (-inf where fewer than k items remain) and item indices `[R, k]`.
         """
+        k = min(k, len(self.vectors) - 1)  # padding is never ranked
         left, table = self._prepare_for_ranking(states)
         here = slice(table.start, table.start + len(table.vectors))
         own = min(k, table.most)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -106,16 +107,23 @@ def recommend(
             f"{len(found.unknown_candidates):,} candidates are not in the catalogue and can't be ranked: the first is "
             f"{found.unknown_candidates[0]!r}"
         )
-    print(f"wrote {len(found):,} rankings to {place}" + _about_unknown(found, len(unseen.items)))
+    if k > recommender.backbone.items:
+        print(f"the catalogue has {recommender.backbone.items:,} items, so no list has {k:,} (--k)")
+    print("\n".join([f"wrote {_lists(found):,} rankings to {place}", *_about_unknown(found, len(unseen.items))]))
 
 
-def _about_unknown(found: Recommendations, interactions: int) -> str:
-    unknown = sum(map(len, found.unknown))
-    if not unknown:
-        return ""
-    row = next(row for row, items in enumerate(found.unknown) if items)
-    nothing = sum(not items for items in found.item_ids)
-    return (
-        f"\n{unknown:,} of {interactions:,} interactions name items that the model does not know, and were skipped: the first "
-        f"is {found.unknown[row][0]!r} of user {found.users[row]!r}" + (f"; {nothing:,} users have no list" if nothing else "")
-    )
+def _lists(found: Recommendations) -> int:
+    """Users that have a list."""
+    return sum(map(bool, found.item_ids))
+
+
+def _about_unknown(found: Recommendations, interactions: int) -> Iterator[str]:
+    if unknown := sum(map(len, found.unknown)):
+        row = next(row for row, items in enumerate(found.unknown) if items)
+        yield (
+            f"{unknown:,} of {interactions:,} interactions name items that the model does not know, and were skipped: the "
+            f"first is {found.unknown[row][0]!r} of user {found.users[row]!r}"
+        )
+    if nothing := len(found) - _lists(found):
+        user = next(user for user, items in zip(found.users, found.item_ids, strict=True) if not items)
+        yield f"{nothing:,} users have no list: the first is {user!r}; a CSV file does not name them"

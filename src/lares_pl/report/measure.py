@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from lares_pl.data.loading.batches import Batch
 from lares_pl.data.loading.loaders import InstanceLoader
 from lares_pl.data.module import SequenceDataModule
+from lares_pl.errors import LaresError
 from lares_pl.evaluation.metrics import DEFAULT_METRICS, Catalogue, Ranking, functions_of
 from lares_pl.evaluation.protocols import MetricSums, own_and_other, seen_items
 from lares_pl.model.reasoning import Reasoning
@@ -77,8 +78,10 @@ def batches(stage: BaseStage, dataset: str, split: Split, batch_size: int, shuff
     """Users of a split as the stage reads them, on its device, with what they have seen before.
 
     Raises:
-        LaresError: if the dataset's catalogue is not the stage's, or nothing is held out.
+        LaresError: if there is no such split, the dataset's catalogue is not the stage's, or nothing is held out.
     """
+    if split not in get_args(Split):
+        raise LaresError(f"split must be {' or '.join(get_args(Split))}, got {split!r}")
     data = SequenceDataModule(dataset, max_length=stage.backbone.max_length)
     stage.take_catalogue(data)
     data.setup("test")

@@ -193,8 +193,8 @@ class BaseStage(RankingModule, ABC):
     # ------------------------------------------------------------ training
 
     @abstractmethod
-    def training_step(self, batch: Batch) -> Tensor:
-        """The loss of one batch."""
+    def training_step(self, batch: Batch, batch_idx: int = 0) -> Tensor:
+        """The loss of one batch, whatever its number in the epoch."""
 
     def configure_optimizers(self) -> Any:
         """The optimiser and, where there is one, its schedule by update.

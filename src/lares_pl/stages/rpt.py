@@ -235,7 +235,7 @@ class RPT(BaseStage):
             raise LaresError("RPT prunes its instances first: set model.scheduler.total, or trainer.max_steps")
         return self.trainer.max_steps
 
-    def training_step(self, batch: Batch) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int = 0) -> Tensor:
         """One update from one group of trajectories an instance."""
         schedule = self.backbone_config.depth
         depths = sorted((schedule.sample(self.randomness.draws) for _ in range(self.group_size)), reverse=True)

@@ -134,7 +134,7 @@ class SPT(BaseStage):
             counts = np.diff(self.trainer.datamodule.sequences.flat.of_item)  # type: ignore[attr-defined]
             self._proposal = self.loss.proposal(torch.from_numpy(counts).to(self.device))
 
-    def training_step(self, batch: Batch) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int = 0) -> Tensor:
         """One update: three passes (one without alignment) run as one rollout."""
         schedule, draws = self.backbone_config.depth, self.randomness.draws
         depth, pair_depth = schedule.sample(draws), schedule.sample(draws)

@@ -102,8 +102,14 @@ def load_initial_weights(
     """Load the weights of a checkpoint into a network of this architecture.
 
     Raises:
-        LaresError: if it was trained with another one, with the settings that differ.
+        LaresError: if it was trained with another one, with the settings that differ, or on histories of another length.
     """
+    longest = checkpoint.catalogue["max_length"]
+    if longest != backbone.max_length:
+        raise LaresError(
+            f"model.init_from {checkpoint.path}: its model reads histories of up to {longest} items and data.max_length is "
+            f"{backbone.max_length}: set data.max_length to {longest}, or train without its weights"
+        )
     try:
         backbone.load_state_dict(weights)
     except RuntimeError as error:
