@@ -10,6 +10,7 @@ counts what it takes. A card's caches serve a part of them.
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,22 @@ FILLS = frozenset("zeros zeros_like new_zeros ones ones_like new_ones full full_
 
 
 class Traffic(TorchDispatchMode):
-    """Counts kernels and bytes of operations on the meta device."""
+    """Counts the operations that launch a kernel, by name, and the bytes of their operands and results.
 
-    def __init__(self) -> None:
+    Args:
+        device: type of the device on which results lie.
+    """
+
+    def __init__(self, device: str = "meta") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.kernels = self.bytes = 0
+        self.device = device
+        self.launches: Counter[str] = Counter()
+        self.bytes = 0
+
+    @property
+    def total(self) -> int:
+        """Number of kernels."""
+        return sum(self.launches.values())
 
     def __torch_dispatch__(
         self, function: Any, types: Sequence[type], arguments: Sequence[Any] = (), options: Mapping[str, Any] | None = None
@@ -49,9 +61,11 @@ class Traffic(TorchDispatchMode):
         result = function(*arguments, **(options or {}))
         name = function.overloadpacket.__name__
         first = result[0] if isinstance(result, (tuple, list)) and result else result
-        if isinstance(first, Tensor) and first.device.type == "meta" and name not in NO_KERNEL:
+        on_device = isinstance(first, Tensor) and first.device.type == self.device
+        in_place = first is None and ("_foreach_" in name or "_fused_" in name)
+        if in_place or (on_device and name not in NO_KERNEL):
             read = [] if name in FILLS else [first, *arguments[1:]] if name in GATHERS else [*arguments]
-            self.kernels += 1
+            self.launches[name] += 1
             self.bytes += _bytes(read) + _bytes(result)
         return result
 
@@ -97,7 +111,7 @@ def main() -> None:
         written = mock.patch.object(attention, "_writes_weights", return_value=True)
         with mock.patch.object(F, "dropout", _dropout), written, FlopCounterMode(display=False) as flops, Traffic() as traffic:
             compute().backward()
-        counted = f"{traffic.kernels:,} | {traffic.bytes / 1e9:.1f} | {flops.get_total_flops() / 1e9:.0f}"
+        counted = f"{traffic.total:,} | {traffic.bytes / 1e9:.1f} | {flops.get_total_flops() / 1e9:.0f}"
         print(f"| {name} | {counted} |")
 
 

@@ -16,5 +16,5 @@ def test_bytes_of_a_few_operations() -> None:
         d + 1  # reads 8, writes 8
         a.index_select(0, index)  # reads 3 indices and 12 numbers, writes 12
         torch.zeros(5, device="meta")  # writes 5
-    assert traffic.kernels == 4
+    assert traffic.total == 4
     assert traffic.bytes == 4 * (32 + 8 + 16 + 8 + 8 + 12 + 12 + 5) + 8 * 3

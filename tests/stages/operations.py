@@ -1,12 +1,8 @@
-"""Counts what an update launches on a card, without one: operations on the meta device that compute something.
-
-A fused kernel of CUDA that the meta device takes apart (attention, dropout) is replaced by one operation with one backward.
-"""
+"""Kernels of CUDA that the meta device takes apart (attention, dropout), as one operation with one backward."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,38 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-
-from traffic import NO_KERNEL
-
-
-class LaunchCounter(TorchDispatchMode):
-    """Counts operations whose result is on a device, by name.
-
-    Args:
-        device: its type.
-    """
-
-    def __init__(self, device: str = "meta") -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.device = device
-        self.launches: Counter[str] = Counter()
-
-    @property
-    def total(self) -> int:
-        return sum(self.launches.values())
-
-    def __torch_dispatch__(
-        self, function: Any, types: Sequence[type], arguments: Sequence[Any] = (), options: Mapping[str, Any] | None = None
-    ) -> Any:
-        result = function(*arguments, **(options or {}))
-        name = function.overloadpacket.__name__
-        first = result[0] if isinstance(result, (tuple, list)) and result else result
-        on_device = isinstance(first, Tensor) and first.device.type == self.device
-        in_place = first is None and ("_foreach_" in name or "_fused_" in name)
-        if in_place or (on_device and name not in NO_KERNEL):
-            self.launches[name] += 1
-        return result
 
 
 class _OneKernel(torch.autograd.Function):

@@ -18,9 +18,10 @@ from lares_pl.stages.base import BaseStage
 from lares_pl.stages.gradient_check import GradientCheck, Update
 from lares_pl.stages.optimizers import fused
 from tests.released import released_backbone
-from tests.stages.operations import LaunchCounter, fused_kernels
+from tests.stages.operations import fused_kernels
 from tests.stages.test_no_waiting import batch_for, on_meta
 from tests.training import released_rpt, released_spt
+from traffic import Traffic
 
 FOUR_STEPS = BackboneConfig(depth=ConstantDepth(4))
 RELEASED = released_backbone(depth=ConstantDepth(4))
@@ -42,7 +43,7 @@ def test_an_update_launches_few_kernels(name: str, toy_dataset: Path, monkeypatc
     on_meta(stage, items, stage.backbone_config)
     monkeypatch.setattr(stage, "log_training", lambda values, batch: None)
     batch = batch_for(stage, toy_dataset, instances).to("meta")
-    with fused_kernels(), LaunchCounter() as counter:
+    with fused_kernels(), Traffic() as counter:
         stage.training_step(batch).backward()
     assert 0.95 * most < counter.total <= most, counter.launches.most_common(12)
 
@@ -56,7 +57,7 @@ def test_what_follows_the_gradient_launches_a_few_more() -> None:
     optimizer = fused(torch.optim.Adam)(parameters)
     check, update = GradientCheck(waits=False), Update(1, 0, {}, torch.empty(0))
     optimizer.step()  # makes its state
-    with LaunchCounter("cpu") as counter:
+    with Traffic("cpu") as counter:
         check.check(parameters, optimizer, update)
         optimizer.step()
         Average(average, trained, 0.99).update(10)
