@@ -15,7 +15,7 @@ def as_on_a_card(patch: pytest.MonkeyPatch) -> None:
     def whole(states: Tensor, classes: int) -> tuple[int, int]:
         return len(states), classes
 
-    patch.setattr(PackedLayout, "_shelves", PackedLayout._one_width)
+    patch.setattr(PackedLayout, "_shared_rows", PackedLayout._one_width)
     patch.setattr(attention, "_writes_weights", lambda q, length, p: True)
     patch.setattr(target_softmax, "_by_tiles", target_softmax._at_once)
     patch.setattr(target_softmax, "tile_shape", whole)

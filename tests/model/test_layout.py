@@ -12,7 +12,7 @@ from lares_pl import Histories
 from lares_pl.model.attention import attention
 from lares_pl.model.dropout import dropout
 from lares_pl.model.packed_layout import PackedLayout, packed
-from lares_pl.model.packed_rows import rows_on_shelves
+from lares_pl.model.packed_rows import shared_rows
 from lares_pl.model.padded_layout import padded
 
 
@@ -107,7 +107,7 @@ def test_gradients_of_attention_with_dropout_are_those_of_its_formula(dtype: tor
 @pytest.mark.parametrize("span", [(1, 200), (1, 20), (21, 25), (25, 39)])
 def test_packed_rows_contain_little_padding(span: tuple[int, int]) -> None:
     lengths = torch.arange(span[0], span[1] + 1).repeat(20)
-    placed = rows_on_shelves(lengths)
+    placed = shared_rows(lengths)
     assert len(placed.groups) < 20
     assert len(placed.token) < 1.2 * int(lengths.sum())
     tokens = torch.arange(int(lengths.sum()))

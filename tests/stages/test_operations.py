@@ -27,11 +27,11 @@ FOUR_STEPS = BackboneConfig(depth=ConstantDepth(4))
 RELEASED = released_backbone(depth=ConstantDepth(4))
 #: the stage, its instances, and what forward and backward may launch
 UPDATES: dict[str, tuple[Callable[[], BaseStage], str, int]] = {
-    "recipe": (lambda: SPT(FOUR_STEPS), "sequence", 500),
+    "recipe": (lambda: SPT(FOUR_STEPS), "sequence", 495),
     "recipe, alignment": (lambda: SPT(FOUR_STEPS, alpha=0.1, gamma=0.1), "sequence", 795),
-    "released": (lambda: released_spt(RELEASED), "prefix", 754),
-    "recipe, RPT": (lambda: RPT(backbone=FOUR_STEPS), "sequence", 860),
-    "released RPT": (lambda: released_rpt(backbone=RELEASED), "prefix", 1006),
+    "released": (lambda: released_spt(RELEASED), "prefix", 748),
+    "recipe, RPT": (lambda: RPT(backbone=FOUR_STEPS), "sequence", 852),
+    "released RPT": (lambda: released_rpt(backbone=RELEASED), "prefix", 995),
 }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from lares_pl.data.loading.histories import Histories
 from lares_pl.model.causal_filter import causal_filter
 from lares_pl.model.layout import Layout
-from lares_pl.model.packed_rows import PackedRows, rows_on_shelves
+from lares_pl.model.packed_rows import PackedRows, shared_rows
 
 
 class PackedLayout(Layout):
@@ -27,6 +27,10 @@ class PackedLayout(Layout):
         return self.lengths.cumsum(0) - 1
 
     @cached_property
+    def _starts(self) -> Tensor:
+        return self._last - self.lengths + 1
+
+    @cached_property
     def _row(self) -> Tensor:
         if self._full:
             return torch.arange(self.rows, device=self.lengths.device).repeat_interleave(self.longest)
@@ -34,8 +38,7 @@ class PackedLayout(Layout):
 
     @cached_property
     def _positions(self) -> Tensor:
-        starts = self._last - self.lengths + 1
-        return torch.arange(self.tokens, device=self.lengths.device) - starts[self._row]
+        return torch.arange(self.tokens, device=self.lengths.device) - self._starts[self._row]
 
     @cached_property
     def _slot(self) -> Tensor:
@@ -72,7 +75,7 @@ class PackedLayout(Layout):
     def prefix(self, rows: int, tokens: int) -> Layout:
         # keep `longest`: the slots stay valid and nothing has to be asked of the device
         layout = PackedLayout(self.lengths[:rows], self.longest, tokens)
-        known = {"_last": rows, "_row": tokens, "_positions": tokens, "_slot": tokens}
+        known = {"mask": rows, "_last": rows, "_starts": rows, "_row": tokens, "_positions": tokens, "_slot": tokens}
         layout.__dict__ |= {name: self.__dict__[name][:size] for name, size in known.items() if name in self.__dict__}
         if "_one_width" in self.__dict__:
             layout.__dict__["_one_width"] = self._one_width.prefix(rows, tokens)
@@ -92,20 +95,19 @@ class PackedLayout(Layout):
     def causal_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, p: float) -> Tensor:
         if self._full:
             return super().causal_attention(q, k, v, heads, p)
-        return (self._shelves if q.device.type == "cpu" else self._one_width).causal_attention(q, k, v, heads, p)
+        return (self._shared_rows if q.device.type == "cpu" else self._one_width).causal_attention(q, k, v, heads, p)
 
     def _rows_of_heads(self, x: Tensor, heads: int) -> Tensor:
         return super()._rows_of_heads(x, heads) if self._full else self._one_width.rows(x, heads)[0]
 
     @cached_property
-    def _shelves(self) -> PackedRows:
-        return rows_on_shelves(self.lengths)
+    def _shared_rows(self) -> PackedRows:
+        return shared_rows(self.lengths)
 
     @cached_property
     def _one_width(self) -> PackedRows:
         """Each history in a row of its own."""
-        starts = self._last - self.lengths + 1
-        token = starts[:, None] + torch.arange(self.longest, device=starts.device)
+        token = self._starts[:, None] + torch.arange(self.longest, device=self.lengths.device)
         return PackedRows([(self.rows, self.longest, None)], token.where(self.mask, self.tokens).flatten(), self.tokens)
 
     def pad(self, x: Tensor) -> Tensor:

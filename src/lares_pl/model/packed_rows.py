@@ -1,8 +1,8 @@
 """Packed tokens in rows for attention: gathered head by head, in one operation each way.
 
-Gradients are gathered as well instead of being scattered, which is slow. On a CPU short histories are laid next to each other
-on shelves of one width: a few large products instead of many small ones, whatever the lengths. On other devices each history
-has a row of its own, so that nothing is asked of the device.
+Gradients are gathered as well instead of being scattered, which is slow. On a CPU short histories share rows of one width: a
+few large products instead of many small ones, whatever the lengths. On other devices each history has a row of its own, so that
+nothing is asked of the device.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch.autograd.function import once_differentiable
 
 from lares_pl.model.attention import attention
 
-SHELF = 40  # tokens that lie on a shelf
-SHORT = SHELF // 2  # histories of up to this length share shelves
+SHARED = 40  # tokens of a row that histories share
+SHORT = SHARED // 2  # histories of up to this length share rows
 FILLING = 1 / 8  # longer ones of about one length stand in rows of one width, filled up by at most this share
 
 
@@ -27,7 +27,7 @@ class PackedRows:
 
     Args:
         groups: number of rows, their width, and what is seen in them (`[rows, 1, width, width]`; the past where None).
-        token: the token at each place of the rows, `[P]`, and M where there is none.
+        token: the token at each place of the rows, `[P]`, and at least M where there is none.
         tokens: their number M.
     """
 
@@ -38,11 +38,9 @@ class PackedRows:
         self._orders: dict[int, _Order] = {}  # by number of heads
 
     def prefix(self, rows: int, tokens: int) -> PackedRows:
-        """Of the first rows, which hold the first `tokens`; they must be of one width."""
+        """The first rows, which hold the first `tokens`; all must be of one width."""
         ((_, width, mask),) = self.groups
-        first = PackedRows([(rows, width, mask)], self.token[: rows * width], tokens)
-        first._orders = {heads: order.prefix(rows * width, tokens) for heads, order in self._orders.items()}
-        return first
+        return PackedRows([(rows, width, mask)], self.token[: rows * width], tokens)
 
     def causal_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, p: float) -> Tensor:
         """Attention of packed tokens `[M, d]`, each over its own history up to itself."""
@@ -66,12 +64,7 @@ class PackedRows:
 
     def _order(self, heads: int) -> _Order:
         if heads not in self._orders:
-            head = torch.arange(heads, device=self.token.device)[:, None]
-            index, start = [], 0
-            for rows, width, _ in self.groups:
-                of_group = self.token[start : (start := start + rows * width)].view(rows, 1, width)
-                index.append((of_group * heads + head).flatten())
-            self._orders[heads] = _Order.of(heads, self.tokens, torch.cat(index) if len(index) > 1 else index[0])
+            self._orders[heads] = _Order(self, heads)
         return self._orders[heads]
 
 
@@ -79,43 +72,34 @@ class _Order:
     """Which head of which token stands at each place of rows of heads, and the other way round.
 
     Args:
+        rows: where the tokens stand.
         heads: number of heads.
+
+    Attributes:
         head_or_none: `head + heads * token` at each place, `[P * heads]`, and `heads * M` where there is none.
         places: the place of each head of each token, `[M * heads]`.
     """
 
-    def __init__(self, heads: int, head_or_none: Tensor, places: Tensor) -> None:
+    def __init__(self, rows: PackedRows, heads: int) -> None:
         self.heads = heads
-        self.head_or_none = head_or_none
-        self.places = places
+        self._rows = rows
+        self._head = torch.arange(heads, device=rows.token.device)[:, None]
+        self.head_or_none = self._at_each_place(rows.token, heads).clamp(max=rows.tokens * heads)
+        number = torch.arange(len(self.head_or_none), device=rows.token.device)
+        self.places = number.new_zeros(rows.tokens * heads + 1).index_copy_(0, self.head_or_none, number)[:-1]
         self._in_memory: dict[int, Tensor] = {}
 
-    @staticmethod
-    def of(heads: int, tokens: int, head_or_more: Tensor) -> _Order:
-        """Of so many tokens; where there is none, at least `heads * tokens` stands."""
-        head_or_none = head_or_more.clamp(max=tokens * heads)
-        number = torch.arange(len(head_or_none), device=head_or_none.device)
-        places = number.new_zeros(tokens * heads + 1).index_copy_(0, head_or_none, number)[:-1]
-        return _Order(heads, head_or_none, places)
-
-    def prefix(self, places: int, tokens: int) -> _Order:
-        """Of the first tokens, at so many places of the rows."""
-        count = places * self.heads
-        head_or_none = self.head_or_none[:count].clamp(max=tokens * self.heads)
-        order = _Order(self.heads, head_or_none, self.places[: tokens * self.heads])
-        last = tokens - 1  # what stood at empty places may be a later one
-        order._in_memory = {
-            step: index[:count].clamp(max=last * step + self.heads - 1) for step, index in self._in_memory.items()
-        }
-        return order
-
     def in_memory(self, step: int) -> Tensor:
-        """The same for tokens that lie `step` heads apart in memory; any where there is none, `[P * heads]`."""
+        """`head + step * token` at each place, for tokens that lie `step` heads apart; any token where there is none."""
         if step not in self._in_memory:
-            some = self.head_or_none.clamp(max=len(self.places) - 1)
-            more = step - self.heads
-            self._in_memory[step] = some + some.div(self.heads, rounding_mode="floor") * more if more else some
+            self._in_memory[step] = self._at_each_place(self._rows.token.clamp(max=self._rows.tokens - 1), step)
         return self._in_memory[step]
+
+    def _at_each_place(self, token: Tensor, step: int) -> Tensor:
+        parts = token.split([rows * width for rows, width, _ in self._rows.groups])
+        groups = zip(parts, self._rows.groups, strict=True)
+        index = [(part.view(rows, 1, width) * step + self._head).flatten() for part, (rows, width, _) in groups]
+        return torch.cat(index) if len(index) > 1 else index[0]
 
 
 class _ToRows(torch.autograd.Function):
@@ -153,14 +137,14 @@ class _FromRows(torch.autograd.Function):
         return with_zeros.index_select(0, ctx.order.head_or_none), None
 
 
-def rows_on_shelves(lengths: Tensor) -> PackedRows:
-    """Histories of these lengths `[R]` on shelves; for a CPU."""
+def shared_rows(lengths: Tensor) -> PackedRows:
+    """Rows for histories of these lengths `[R]`, of which short ones share some; for a CPU."""
     order = torch.argsort(lengths, stable=True)
     ascending = lengths[order]
     counts = lengths.bincount()
     short = int(counts[: SHORT + 1].sum())
     widths = torch.tensor(_widths(counts.tolist()))[ascending]  # of the rows in which they stand
-    fitting = torch.where(ascending <= SHORT, SHELF // ascending, 1)  # histories side by side in a row
+    fitting = torch.where(ascending <= SHORT, SHARED // ascending, 1)  # histories side by side in a row
     number = torch.arange(len(lengths)) - (counts.cumsum(0) - counts)[ascending]  # among those of its length
     new_row = number % fitting == 0
     row = new_row.cumsum(0) - 1
@@ -174,13 +158,13 @@ def rows_on_shelves(lengths: Tensor) -> PackedRows:
     token = torch.full((places,), tokens).index_copy_(0, place, torch.arange(tokens))
 
     groups: list[tuple[int, int, Tensor | None]] = []
-    shelved = int(row[short - 1]) + 1 if short else 0
-    rows_of_width, kinds = width_of_row[shelved:].unique_consecutive(return_counts=True)
-    if shelved:
+    shared = int(row[short - 1]) + 1 if short else 0
+    rows_of_width, kinds = width_of_row[shared:].unique_consecutive(return_counts=True)
+    if shared:
         history = torch.full((places,), -1).index_copy_(0, place, torch.repeat_interleave(lengths))
-        of_row = history[: shelved * SHELF].view(shelved, 1, SHELF)
-        seen = (of_row[..., None] == of_row[..., None, :]) & torch.ones(SHELF, SHELF, dtype=torch.bool).tril()
-        groups.append((shelved, SHELF, torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)))
+        of_row = history[: shared * SHARED].view(shared, 1, SHARED)
+        seen = (of_row[..., None] == of_row[..., None, :]) & torch.ones(SHARED, SHARED, dtype=torch.bool).tril()
+        groups.append((shared, SHARED, torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)))
     groups += [(rows, width, None) for width, rows in zip(rows_of_width.tolist(), kinds.tolist(), strict=True)]
     return PackedRows(groups, token, tokens)
 
@@ -191,7 +175,7 @@ def _widths(counts: Sequence[int]) -> list[int]:
     Args:
         counts: number of histories of each length from 0 on.
     """
-    widths, width = [SHELF] * len(counts), 0
+    widths, width = [SHARED] * len(counts), 0
     for length in range(len(counts) - 1, SHORT, -1):
         if counts[length] and (width == 0 or width * (1 - FILLING) > length):
             width = length

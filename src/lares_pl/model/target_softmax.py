@@ -74,13 +74,13 @@ class _Tile(NamedTuple):
     Args:
         part: which classes of those that this process holds.
         values: what times `factors` is the probability of each class, `[rows, classes]`.
-        factors: `[rows]`.
+        factors: `[rows]`; None: all are 1.
         read: where the tile stands for items already read.
     """
 
     part: slice
     values: Tensor
-    factors: Tensor
+    factors: Tensor | None
     read: ItemPairs | None
 
 
@@ -118,7 +118,7 @@ def _at_once(states: Tensor, table: Rows, targets: Tensor, repeats: Repeats | No
     log_probs = log_softmax.gather(1, targets[:, None])[:, 0]
     if not keep:
         return _Softmax(log_probs, [])
-    return _Softmax(log_probs, [_Tile(everything, log_softmax.exp_(), torch.ones_like(log_probs), read)])
+    return _Softmax(log_probs, [_Tile(everything, log_softmax.exp_(), None, read)])
 
 
 def _by_tiles(states: Tensor, table: Rows, targets: Tensor, repeats: Repeats | None, keep: bool) -> _Softmax:
@@ -180,7 +180,7 @@ class _TargetLoss(torch.autograd.Function):
                 to_bias += (weight * of_rows.pairs.rows_of(targets[rows])).sum()
             for part, tile, factors, read in softmax.tiles:
                 # factors of rows go to the smaller side of each product
-                of_tile = (gradient * factors)[:, None]
+                of_tile = (gradient if factors is None else gradient * factors)[:, None]
                 to_states[rows] -= of_tile * (tile.to(vectors.dtype) @ vectors[part])
                 if to_items is not None:
                     _subtract_product(to_items[part], tile.T, (of_tile * own_states).to(states.dtype))

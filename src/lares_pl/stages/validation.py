@@ -104,12 +104,7 @@ def load_initial_weights(
     Raises:
         LaresError: if it was trained with another one, with the settings that differ, or on histories of another length.
     """
-    longest = checkpoint.catalogue["max_length"]
-    if longest != backbone.max_length:
-        raise LaresError(
-            f"model.init_from {checkpoint.path}: its model reads histories of up to {longest} items and data.max_length is "
-            f"{backbone.max_length}: set data.max_length to {longest}, or train without its weights"
-        )
+    _compare_lengths(f"model.init_from {checkpoint.path}: its", checkpoint.catalogue["max_length"], backbone.max_length)
     try:
         backbone.load_state_dict(weights)
     except RuntimeError as error:
@@ -130,8 +125,13 @@ def compare_catalogues(of_model: Mapping[str, Any], of_data: Mapping[str, Any], 
             f"{of_model['fingerprint']}) than this dataset ({of_data['items']:,} items, fingerprint {of_data['fingerprint']}). "
             "Use the dataset the model was trained on (--data.dataset), or train a model on this one."
         )
-    if of_model["max_length"] != of_data["max_length"]:
+    _compare_lengths("the checkpoint's", of_model["max_length"], of_data["max_length"])
+
+
+def _compare_lengths(whose: str, longest: int, of_data: int) -> None:
+    """Check that a model reads histories of the data's length; `whose` it is."""
+    if longest != of_data:
         raise LaresError(
-            f"the checkpoint's model reads histories of up to {of_model['max_length']} items and data.max_length is "
-            f"{of_data['max_length']}: set data.max_length to {of_model['max_length']}"
+            f"{whose} model reads histories of up to {longest} items and data.max_length is {of_data}: set data.max_length to "
+            f"{longest}"
         )
