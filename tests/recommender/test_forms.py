@@ -133,6 +133,10 @@ def test_users_of_candidates_are_compared_as_items_are(model: Recommender) -> No
     assert found.item_ids == [["item-2"], ["item-3"]]
 
 
+def test_candidates_without_histories_are_of_nobody(model: Recommender) -> None:
+    assert len(model.recommend({}, candidates={"ann": ["item-1"]})) == 0
+
+
 @pytest.mark.parametrize(
     ("candidates", "message"),
     [

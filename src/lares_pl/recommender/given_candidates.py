@@ -52,12 +52,10 @@ def split_candidates(given: GivenCandidates, users: Sequence[Id]) -> tuple[list[
 
 def _of_users(lists: Mapping[Id, Iterable[Id]], users: Sequence[Id]) -> list[list[Id]]:
     by_text = {id_text(user): part for user, part in lists.items()}  # 7 and "7" are the same user, as they are the same item
-    if by_text and not any(id_text(user) in by_text for user in users):
+    if by_text and users and not any(id_text(user) in by_text for user in users):
         raise LaresError(
             f"candidates: they name users such as {next(iter(lists))!r}, and none of them has a history (the first is of "
             f"{users[0]!r})"
-            if users
-            else "candidates: there are no histories"
         )
     return [_ids(lists[user] if user in lists else by_text.get(id_text(user), ())) for user in users]
 
