@@ -32,6 +32,7 @@ from lares_pl import (
     LogProbReward,
     PoissonLogNormal,
     SequenceDataModule,
+    UniformDepth,
     WholeCatalogue,
     ZeroState,
 )
@@ -50,16 +51,19 @@ from tests.released import released_backbone
 from tests.stages.test_no_waiting import LENGTH, batches_for
 from tests.training import released_spt, trainer
 
+# few depths, so that several updates share a graph
+SMALL = partial(BackboneConfig, hidden_size=16, depth=UniformDepth(2))
+ALIGNED: dict[str, Any] = {"hidden_size": 16, "depth": UniformDepth(1)}
 STAGES: dict[str, tuple[Callable[[float], BaseStage], str]] = {
-    "recipe": (lambda p: SPT(BackboneConfig(dropout=p)), "sequence"),
-    "recipe, prefix": (lambda p: SPT(BackboneConfig(dropout=p)), "prefix"),
-    "recipe, alignment": (lambda p: SPT(BackboneConfig(dropout=p), alpha=0.1, gamma=0.1), "sequence"),
-    "recipe, RPT": (lambda p: RPT(backbone=BackboneConfig(dropout=p), reward=LogProbReward()), "sequence"),
+    "recipe": (lambda p: SPT(SMALL(dropout=p)), "sequence"),
+    "recipe, prefix": (lambda p: SPT(SMALL(dropout=p)), "prefix"),
+    "recipe, alignment": (lambda p: SPT(BackboneConfig(dropout=p, **ALIGNED), alpha=0.1, gamma=0.1), "sequence"),
+    "recipe, RPT": (lambda p: RPT(backbone=SMALL(dropout=p), reward=LogProbReward()), "sequence"),
     "RPT, whole catalogue": (
-        lambda p: RPT(backbone=BackboneConfig(dropout=p), reward=LogProbReward(), actions=WholeCatalogue()),
+        lambda p: RPT(backbone=SMALL(dropout=p), reward=LogProbReward(), actions=WholeCatalogue()),
         "prefix",
     ),
-    "released": (lambda p: released_spt(released_backbone(dropout=p, initial_state=ZeroState())), "prefix"),
+    "released": (lambda p: released_spt(released_backbone(dropout=p, initial_state=ZeroState(), **ALIGNED)), "prefix"),
 }
 
 
@@ -180,10 +184,10 @@ def test_a_replayed_update_is_the_update(
     items = SequenceDataModule(str(toy_dataset)).sequences.catalogue_size
     recorded, plain = built(make, 0.3, items), unrecorded(built(make, 0.3, items))
     some = fitted(batches_for(plain, toy_dataset, instances))
-    for number in range(12):
+    for number in range(8):
         values = [loss_and_gradients(stage, some[number % len(some)], number) for stage in (plain, recorded)]
         torch.testing.assert_close(values[1], values[0], rtol=1e-5, atol=1e-7)
-    assert 1 < rerun.recorded <= rerun.replayed == 12
+    assert 1 < rerun.recorded < rerun.replayed == 8
 
 
 class LayerDrop(ConvTransformerBlock):
@@ -377,7 +381,7 @@ def test_a_run_of_fitted_batches_learns_what_a_run_of_others_does(
         if fits and card:
             as_on_a_card(monkeypatch)
         L.seed_everything(1)
-        stage = SPT(BackboneConfig(dropout=0.0), alpha=0.1, gamma=0.1, ema=0.9)
+        stage = SPT(BackboneConfig(dropout=0.0, **ALIGNED), alpha=0.1, gamma=0.1, ema=0.9)
         options: dict[str, Any] = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.5, "max_epochs": 2}
         run = trainer(tmp_path, **options)
         run.fit(stage, SequenceDataModule(str(toy_dataset), max_length=LENGTH, batch_size=8))
