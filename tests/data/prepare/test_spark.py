@@ -26,10 +26,17 @@ pytest.importorskip("pyspark", reason="the extra spark is not installed")
 
 @pytest.fixture(scope="module", autouse=True)
 def small_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Settings for small data: two tasks instead of 200 behind each exchange, and no optimising compiler of Java."""
+    """Settings for small data: two tasks instead of 200 after each exchange, and nothing compiled that runs only once."""
     folder = tmp_path_factory.mktemp("conf")
-    java = "spark.driver.extraJavaOptions -XX:TieredStopAtLevel=1"
-    (folder / "spark-defaults.conf").write_text(f"spark.sql.shuffle.partitions 2\nspark.ui.enabled false\n{java}\n")
+    settings = {
+        "spark.sql.shuffle.partitions": "2",
+        "spark.ui.enabled": "false",
+        "spark.sql.codegen.wholeStage": "false",
+        "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+        "spark.sql.adaptive.enabled": "false",
+        "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
+    }
+    (folder / "spark-defaults.conf").write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPARK_CONF_DIR", str(folder))
         yield
