@@ -55,12 +55,22 @@ def test_committed_outputs_are_clean(path: Path) -> None:
         assert not kinds(cell) & {"stderr", "error"}, cell.source
 
 
+def shortened(notebook: NotebookNode) -> NotebookNode:
+    """The notebook with 40 updates a training: what it shows comes from the run that was committed."""
+    count = 0
+    for cell in code_cells(notebook):
+        cell.source, here = re.subn(r"\b(updates = (?:\d+, )?)\d+", r"\g<1>40", cell.source)
+        count += here
+    assert count == 1
+    return notebook
+
+
 @pytest.mark.slow
 @of_each_notebook
 def test_notebook_runs_and_its_outputs_are_committed(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))  # no start-up files of a person's own
-    notebook = nbformat.read(path, as_version=4)
+    notebook = shortened(nbformat.read(path, as_version=4))
     committed = [kinds(cell) for cell in code_cells(notebook)]
     # no folders to look for kernels in: what is left is that of the running interpreter
     manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
