@@ -236,7 +236,7 @@ def load_encoder(name: str | None, batch_size: int) -> Encoder:
 
     show = sys.stderr.isatty()
     if not show:
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        logging.disable_progress_bar()
     place = _model_directory(name)
     try:
         model = SentenceTransformer(str(place or name))
