@@ -34,7 +34,8 @@ class Golden:
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
         self.device = device
-        self.values = np.load(path)
+        with np.load(path) as file:
+            self.values = dict(file)
         self.config: dict[str, Any] = json.loads(str(self.values["config_json"]))
         self.state = self.group("param/")
         self.family = family_of(self.state)
@@ -50,10 +51,10 @@ class Golden:
         return value.long() if not value.is_floating_point() else value
 
     def __contains__(self, key: str) -> bool:
-        return key in self.values.files
+        return key in self.values
 
     def group(self, prefix: str) -> dict[str, Tensor]:
-        return {key[len(prefix) :]: self[key] for key in self.values.files if key.startswith(prefix)}
+        return {key[len(prefix) :]: self[key] for key in self.values if key.startswith(prefix)}
 
     def model(self, prefix: str = "param/") -> RecurrentBackbone:
         state = {**self.state, **self.group(prefix)}

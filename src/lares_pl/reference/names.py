@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -117,12 +118,17 @@ def family_of(state: Mapping[str, Tensor]) -> Family:
     )
 
 
-def _matches(name: str, template: str, into: str) -> str | None:
-    """`name` as `into` says it, if it fits `template`."""
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
     pattern = re.escape(template)
     for hole, allowed in _HOLES.items():
         pattern = pattern.replace(re.escape("{" + hole + "}"), f"(?P<{hole}>{allowed})")
-    found = re.fullmatch(pattern, name)
+    return re.compile(pattern)
+
+
+def _matches(name: str, template: str, into: str) -> str | None:
+    """`name` as `into` says it, if it fits `template`."""
+    found = _pattern(template).fullmatch(name)
     return into.format(**found.groupdict()) if found else None
 
 
