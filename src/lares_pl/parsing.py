@@ -11,6 +11,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, _typehints, set_parsing_settings
 
+from lares_pl.checks import instance_of
 from lares_pl.errors import LaresError
 from lares_pl.serialization import import_class, to_plain
 
@@ -136,7 +137,7 @@ def _holder(key: str, kind: Any) -> Callable[..., None]:
 
 
 def from_plain(kind: Any, plain: Any, key: str) -> Any:
-    """Build typed configuration from its plain form; a value that is not a dict is returned as it is.
+    """Build typed configuration from its plain form; a value that has the type already is returned as it is.
 
     Args:
         kind: the type: a configuration dataclass, the base class of a choice, or a type of factories.
@@ -147,6 +148,11 @@ def from_plain(kind: Any, plain: Any, key: str) -> Any:
         LaresError: for an unknown key, a wrong type or a class that cannot be found.
     """
     if not isinstance(plain, Mapping):
+        if isinstance(kind, type):
+            instance_of(key, plain, kind)
+        elif not callable(plain):
+            to_plain(plain)  # raises for an object in place of its class, and says so
+            raise LaresError(f"{key} must be a class or functools.partial(Class, key=value); got {plain!r}")
         return plain
     parser = PlainParser()
     parser.add_function_arguments(_holder(key, kind), fail_untyped=False)
