@@ -90,7 +90,7 @@ _NOISE = (
     "a class path (str)",
     "a dict with",
 )
-_ALTERNATIVE = re.compile(r"Expected a <class '[\w.]+'>")  # without the value that was given
+_ALTERNATIVE = re.compile(r"Expected a (<class '[\w.]+'>|typing\.Literal\[.*\])")  # without the value that was given
 _WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 _KEY = re.compile(r'Parser key "([^"]+)":')
 
@@ -112,17 +112,22 @@ def readable(message: str) -> str:
             kept.append(text)
     kept = [line for line in kept if not _ALTERNATIVE.fullmatch(line)] or kept
     place = ".".join(keys)
-    said = _in_words(" or ".join(kept) if all(map(_ALTERNATIVE.fullmatch, kept)) else " ".join(kept))
+    said = " ".join(kept)
+    if kept and all(map(_ALTERNATIVE.fullmatch, kept)):
+        given = re.search(r"Given value: (.*)", message)
+        said = " or ".join(kept) + (f". Got value: {given[1]}" if given else "")
+    said = _in_words(said)
     return f"{place}: {said}" if keys and kept else said or message
 
 
 def _in_words(text: str) -> str:
     """Types of Python and of jsonargparse as a reader of a config calls them."""
     text = re.sub(r"[Ee]xpected a <class '(\w+)'>", lambda found: f"Expected {_WORDS.get(found[1], found[1])}", text)
+    text = re.sub(r"Expected a typing\.Literal\[([^,]*?)\]", r"Expected \1", text)
+    text = re.sub(r"Expected a typing\.Literal\[(.*?)\]", r"Expected one of \1", text)
     text = text.replace(" or Expected ", " or ")
     text = re.sub(r"Not of type NonNegativeInt: .*", "Expected a whole number, 0 or larger", text)
-    text = re.sub(r"Not of type PositiveInt: .*", "Expected a whole number, 1 or larger", text)
-    return re.sub(r"Expected a typing\.Literal\[(.*?)\]", r"Expected one of \1", text)
+    return re.sub(r"Not of type PositiveInt: .*", "Expected a whole number, 1 or larger", text)
 
 
 def _holder(key: str, kind: Any) -> Callable[..., None]:
