@@ -36,6 +36,7 @@ LAYERS = [
     "runs",
     "device",
     "parsing",
+    "checks",
     "serialization",
     "atomic_io",
     "errors",

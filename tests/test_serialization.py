@@ -103,6 +103,10 @@ def test_readable_keeps_the_key_and_the_error() -> None:
             "- Expected a <class 'int'>\n- Expected a <class 'float'>\n- Expected a <class 'NoneType'>",
             "a whole number or a number",
         ),
+        (
+            "- Expected a <class 'int'>\n- Expected a typing.Literal['input']\nGiven value: foo",
+            "a whole number or 'input'. Got value: foo",
+        ),
         ("Expected a <class 'bool'>. Got value: x", "true or false. Got value: x"),
         ("Not of type PositiveInt: 0 does not conform to restriction v>0", "a whole number, 1 or larger"),
         ("Not of type NonNegativeInt: invalid literal for int() with base 10: 'x'", "a whole number, 0 or larger"),

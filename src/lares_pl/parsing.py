@@ -11,6 +11,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, _typehints, set_parsing_settings
 
+from lares_pl.checks import instance_of
 from lares_pl.errors import LaresError
 from lares_pl.serialization import import_class, to_plain
 
@@ -89,7 +90,7 @@ _NOISE = (
     "a class path (str)",
     "a dict with",
 )
-_ALTERNATIVE = re.compile(r"Expected a <class '[\w.]+'>")  # without the value that was given
+_ALTERNATIVE = re.compile(r"Expected a (<class '[\w.]+'>|typing\.Literal\[.*\])")  # without the value that was given
 _WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 _KEY = re.compile(r'Parser key "([^"]+)":')
 
@@ -111,17 +112,22 @@ def readable(message: str) -> str:
             kept.append(text)
     kept = [line for line in kept if not _ALTERNATIVE.fullmatch(line)] or kept
     place = ".".join(keys)
-    said = _in_words(" or ".join(kept) if all(map(_ALTERNATIVE.fullmatch, kept)) else " ".join(kept))
+    said = " ".join(kept)
+    if kept and all(map(_ALTERNATIVE.fullmatch, kept)):
+        given = re.search(r"Given value: (.*)", message)
+        said = " or ".join(kept) + (f". Got value: {given[1]}" if given else "")
+    said = _in_words(said)
     return f"{place}: {said}" if keys and kept else said or message
 
 
 def _in_words(text: str) -> str:
     """Types of Python and of jsonargparse as a reader of a config calls them."""
     text = re.sub(r"[Ee]xpected a <class '(\w+)'>", lambda found: f"Expected {_WORDS.get(found[1], found[1])}", text)
+    text = re.sub(r"Expected a typing\.Literal\[([^,]*?)\]", r"Expected \1", text)
+    text = re.sub(r"Expected a typing\.Literal\[(.*?)\]", r"Expected one of \1", text)
     text = text.replace(" or Expected ", " or ")
     text = re.sub(r"Not of type NonNegativeInt: .*", "Expected a whole number, 0 or larger", text)
-    text = re.sub(r"Not of type PositiveInt: .*", "Expected a whole number, 1 or larger", text)
-    return re.sub(r"Expected a typing\.Literal\[(.*?)\]", r"Expected one of \1", text)
+    return re.sub(r"Not of type PositiveInt: .*", "Expected a whole number, 1 or larger", text)
 
 
 def _holder(key: str, kind: Any) -> Callable[..., None]:
@@ -136,7 +142,7 @@ def _holder(key: str, kind: Any) -> Callable[..., None]:
 
 
 def from_plain(kind: Any, plain: Any, key: str) -> Any:
-    """Build typed configuration from its plain form; a value that is not a dict is returned as it is.
+    """Build typed configuration from its plain form; a value that has the type already is returned as it is.
 
     Args:
         kind: the type: a configuration dataclass, the base class of a choice, or a type of factories.
@@ -147,6 +153,11 @@ def from_plain(kind: Any, plain: Any, key: str) -> Any:
         LaresError: for an unknown key, a wrong type or a class that cannot be found.
     """
     if not isinstance(plain, Mapping):
+        if isinstance(kind, type):
+            instance_of(key, plain, kind)
+        elif not callable(plain):
+            to_plain(plain)  # raises for an object in place of its class, and says so
+            raise LaresError(f"{key} must be a class or functools.partial(Class, key=value); got {plain!r}")
         return plain
     parser = PlainParser()
     parser.add_function_arguments(_holder(key, kind), fail_untyped=False)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import yaml
 
+from lares_pl.cli.commands import FUNCTIONS, FunctionCommand
+from lares_pl.cli.main import main
 from lares_pl.cli.outcome import metrics_text
-from tests.console import QUICK, SMALL, error, lares
+from tests.console import CONTEXT, QUICK, SMALL, error, lares
 
 FIT = ["fit", "--config", "spt.yaml", *QUICK, *SMALL]
 CALLBACK = """from lightning.pytorch.callbacks import Callback
@@ -50,6 +54,37 @@ def test_an_error_of_a_callback_is_one_paragraph(raised: str, work: Path, monkey
     kind = {"raise R": "RuntimeError: of no use at all", '{}["met': "KeyError: 'metric'", "self.mi": "AttributeError: "}
     assert kind.get(raised[:7], "AssertionError: no message") in line
     assert f"{name}.py, line 6, in on_train_start). LARES_TRACEBACK=1" in line
+
+
+def _command_interrupted_while_imported(folder: Path) -> None:
+    os.dup2(os.open(folder / "stderr", os.O_WRONLY | os.O_CREAT), 2)
+    sys.path.insert(0, str(folder))
+    FUNCTIONS["half"] = FunctionCommand("half_imported:command", "")
+    sys.argv = ["lares", "half"]
+    main()
+
+
+def test_ctrl_c_while_modules_are_imported_is_one_line(tmp_path: Path) -> None:
+    """Whatever a module makes of an exception in the middle of it."""
+    (tmp_path / "half_imported.py").write_text(
+        "import os, signal\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\n"
+        "except KeyboardInterrupt:\n    raise AttributeError('only half of it was imported')\n"
+    )
+    process = CONTEXT.Process(target=_command_interrupted_while_imported, args=(tmp_path,))
+    process.start()
+    process.join(60)
+    assert (process.exitcode, (tmp_path / "stderr").read_text()) == (130, "lares: interrupted\n")
+
+
+def test_ctrl_c_that_lightning_turns_into_an_exit_is_one_line(work: Path) -> None:
+    (work / "ctrl_c.py").write_text(
+        CALLBACK.replace("on_train_start", "on_fit_start").replace("RAISED", "raise KeyboardInterrupt")
+    )
+    (work / "ctrl_c.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [{"class_path": "ctrl_c.Broken"}]}}))
+    said = lares(work, *FIT, "--run", "ctrl-c", "--config", "ctrl_c.yaml", status=130).stderr
+    assert said.splitlines().count("lares: interrupted") == 1
+    assert "Traceback" not in said
 
 
 BEST = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"monitor": "val/ndcg@10", "mode": "max"}}

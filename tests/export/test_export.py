@@ -8,6 +8,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -284,7 +285,7 @@ def test_noise_of_given_histories_equals_that_of_the_model(lists: list[list[int]
 # ---------------------------------------------------------------- refusals
 
 
-def test_programs_that_differ_from_the_model_are_detected(toy_dataset: Path) -> None:
+def test_programs_that_differ_from_the_model_are_detected(toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison with fake programs: correct ones, and ones with one error each."""
     backbone = RecurrentBackbone(40, LENGTH, small()).eval().requires_grad_(False)
     vectors = item_vectors(backbone).numpy()
@@ -305,7 +306,17 @@ def test_programs_that_differ_from_the_model_are_detected(toy_dataset: Path) -> 
         parts = {"rankings": rankings, "states": states, "vectors": vectors, **wrong}
         return compare(backbone, parts["rankings"], parts["states"], parts["vectors"], histories, (2,), K)
 
-    right = found()
+    shown: list[tuple[Any, ...]] = []
+
+    def bar(batches: Iterator[Histories], total: int, desc: str, **_: Any) -> Iterator[Histories]:
+        for number, batch in enumerate(batches):
+            shown.append((desc, number, total, len(batch)))
+            yield batch
+
+    with monkeypatch.context() as patched:
+        patched.setattr("lares_pl.export.parity.tqdm", bar)
+        right = found()
+    assert shown == [("comparing", 0, 2, 1), ("comparing", 1, 2, 8)]
     check_parity(right)
     assert right.equal == 1
     wrong: list[dict[str, Any]] = [
@@ -339,7 +350,8 @@ def test_invalid_requests_are_refused_before_any_work(served: tuple[Path, Path],
         tmp_path, "export", "--ckpt_path", path, "--output", "mine", "--overwrite", "true"
     )
     assert "depth must not be negative" in error(tmp_path, "export", "--ckpt_path", path, "--depth", "-1")
-    assert "depth" in error(tmp_path, "export", "--ckpt_path", path, "--depth", "deep")
+    said = error(tmp_path, "export", "--ckpt_path", path, "--depth", "deep")
+    assert "depth: Expected a whole number or 'input'. Got value: deep" in said
     plain = write_stage(small(core_layers=0, depth=ConstantDepth(0)), toy_dataset, tmp_path / "plain.ckpt")
     for depth in ("input", "2"):
         assert "its only depth is 0" in error(tmp_path, "export", "--ckpt_path", str(plain), "--depth", depth)

@@ -113,6 +113,25 @@ def test_a_history_longer_than_max_length_is_refused() -> None:
         made().encode(Histories.from_lists([[1] * 7]))
 
 
+@pytest.mark.parametrize("depths", [[], [1, -1], ["2"], [2.5], 3])
+def test_depths_that_are_no_numbers_of_steps_are_refused(depths: Any) -> None:
+    with pytest.raises(LaresError, match=r"^depths must be a list of the number of steps of each trajectory, .*; got "):
+        made().rollout(HISTORIES, depths)
+
+
+@pytest.mark.parametrize("histories", [[[1, 2]], [], [HISTORIES, HISTORIES]])
+def test_histories_that_are_no_histories_are_refused(histories: Any) -> None:
+    with pytest.raises(LaresError, match=r"histories must be one Histories for all trajectories, or one for each of 1; "):
+        made().rollout(histories, [1])
+
+
+def test_a_history_with_an_item_beyond_the_catalogue_is_named() -> None:
+    given = Histories.from_lists([[1, 2], [3, 12, 4]])
+    for histories, depths in ((given, [1]), ([HISTORIES, given.to("cpu")], [1, 2])):
+        with pytest.raises(LaresError, match=r"item 12 in the history \[3, 12, 4\]; this model knows items 1 to 9"):
+            made().rollout(histories, depths)
+
+
 def test_initial_weights() -> None:
     torch.manual_seed(0)
     backbone = RecurrentBackbone(500, 20, released_backbone())

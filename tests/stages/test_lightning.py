@@ -318,6 +318,12 @@ def test_one_trainer_does_one_thing_after_another(
     assert run.global_step == 2 * calls.split().count("fit")
 
 
+@pytest.mark.parametrize("call", ["fit", "validate", "test", "predict"])
+def test_a_missing_data_module_is_named_with_the_call_that_lacks_it(call: str, tmp_path: Path) -> None:
+    with pytest.raises(LaresError, match=rf"the data module is missing: trainer.{call}\(stage, datamodule=Sequence"):
+        getattr(trainer(tmp_path), call)(released_spt())
+
+
 def test_a_compiled_backbone_is_refused(source: Path, toy_dataset: Path, tmp_path: Path) -> None:
     model = load_stage(source)
     model.backbone = torch.compile(model.backbone)  # type: ignore[assignment]

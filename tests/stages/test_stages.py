@@ -171,6 +171,9 @@ def test_a_foreign_or_damaged_checkpoint_is_refused(tmp_path: Path, spt_checkpoi
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     with pytest.raises(LaresError, match="not a checkpoint of a lares_pl stage"):
         read_checkpoint(tmp_path / "foreign.ckpt")
+    (tmp_path / "log.csv").write_text("user_id,item_id\n1,2\n")
+    with pytest.raises(LaresError, match=r"log.csv: not a checkpoint of a lares_pl stage; expected a file such as runs/RUN/"):
+        read_checkpoint(tmp_path / "log.csv")
     (tmp_path / "half.ckpt").write_bytes(spt_checkpoint.read_bytes()[:5000])
     with pytest.raises(LaresError, match="can't be read as a checkpoint"):
         read_checkpoint(tmp_path / "half.ckpt")

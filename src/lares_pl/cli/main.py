@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import NoReturn
 
 from lares_pl.cli.arguments import normalize, words_as_one_list
@@ -34,7 +38,51 @@ def _help() -> str:
 
 
 def main() -> None:
-    """Run one command; a `LaresError` is printed as one paragraph and exits with status 2."""
+    """Run one command; a `LaresError` is printed as one paragraph and exits with status 2, Ctrl-C as one line with 130."""
+    with _ended_by_ctrl_c():
+        _run_command()
+
+
+@contextmanager
+def _ended_by_ctrl_c() -> Iterator[None]:
+    """Turn KeyboardInterrupt into one line and the status that shells report; Lightning's loops turn it into an exit with 1."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        _say_interrupted()
+        sys.exit(128 + signal.SIGINT)
+
+
+def _say_interrupted() -> None:
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # Ctrl-C reaches all processes of a run
+        os.write(2, b"lares: interrupted\n")
+
+
+@contextmanager
+def _importing() -> Iterator[None]:
+    """End the process at once on Ctrl-C: nothing is to be cleaned up while modules are imported.
+
+    An exception in the middle of an import becomes whatever the imported module makes of it.
+    """
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        _say_interrupted()
+        os._exit(128 + signum)
+
+    former = signal.getsignal(signal.SIGINT)
+    if former is not signal.default_int_handler:  # ignored, as in the background, or of a program that runs the command
+        yield
+        return
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+def _run_command() -> None:
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     sys.argv[2:] = normalize(sys.argv[2:])
     if os.getcwd() not in sys.path:
@@ -51,8 +99,9 @@ def main() -> None:
         if command in FUNCTIONS:
             _run_function(command)
         elif command in STAGES:
-            from lares_pl.cli.lightning import run
-            from lares_pl.cli.one_paragraph import one_paragraph
+            with _importing():
+                from lares_pl.cli.lightning import run
+                from lares_pl.cli.one_paragraph import one_paragraph
 
             with one_paragraph():
                 run()
@@ -63,8 +112,6 @@ def main() -> None:
             raise LaresError(f"unknown command {command!r}{near or '; there are ' + ', '.join(TEXTS)}")
     except LaresError as error:
         _fail(error)
-    except KeyboardInterrupt:
-        sys.exit(130)  # as shells report it
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
@@ -75,13 +122,14 @@ def main() -> None:
 
 def _run_function(name: str) -> None:
     """A plain function as a command, its parameters as options."""
-    from jsonargparse import auto_cli
-
-    from lares_pl.cli.help import examples_of
-    from lares_pl.cli.parser import Parser
-
     command = FUNCTIONS[name]
-    function = command.load()
+    with _importing():
+        from jsonargparse import auto_cli
+
+        from lares_pl.cli.help import examples_of
+        from lares_pl.cli.parser import Parser
+
+        function = command.load()
     auto_cli(
         function,
         args=words_as_one_list(sys.argv[2:]) if command.one_list else sys.argv[2:],

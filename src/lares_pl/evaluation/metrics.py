@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lares_pl.checks import whole
 from lares_pl.errors import LaresError
 from lares_pl.losses.rewards import ndcg, recall, reciprocal_rank
 
@@ -115,8 +116,12 @@ class RankMetric(RankingMetric):
 
 def check_cutoffs(metric: RankingMetric, cutoffs: Sequence[int]) -> None:
     """Check that lists are not empty and no cut-off occurs twice."""
-    if not cutoffs or min(cutoffs) < 1 or len(set(cutoffs)) < len(cutoffs):
-        raise LaresError(f"{type(metric).__name__}: cutoffs must be different numbers from 1 on, got {list(cutoffs)}")
+    wanted = "different numbers from 1 on"
+    name = f"{type(metric).__name__}: cutoffs"
+    if not isinstance(cutoffs, Sequence) or not cutoffs:
+        raise LaresError(f"{name} must be a list of {wanted}, got {cutoffs!r}")
+    if min(whole(name, k, wanted) for k in cutoffs) < 1 or len(set(cutoffs)) < len(cutoffs):
+        raise LaresError(f"{name} must be {wanted}, got {list(cutoffs)}")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lares_pl.checks import check_fields
 from lares_pl.errors import LaresError
 from lares_pl.evaluation.metrics import Catalogue, Ranking, RankingMetric
 from lares_pl.losses.rewards import recall
@@ -28,6 +29,7 @@ class HitRateByPopularity(RankingMetric):
     head: float = 0.2
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.k < 1 or not 0 < self.head < 1:
             raise LaresError(f"HitRateByPopularity: k must be at least 1 and head within (0, 1), got {self.k} and {self.head}")
 

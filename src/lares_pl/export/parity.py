@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from lares_pl.data.dataset.prepared import SequenceDataset
 from lares_pl.data.loading.batches import cut_histories
@@ -73,7 +76,7 @@ def compare(
 ) -> Parity:
     """Run programs and model on the same histories.
 
-    Every second history has its own items excluded. User states are compared by their scores with `vectors`.
+    Every second history has its own items excluded. User states are compared by their scores with `vectors`. Shows progress.
 
     Args:
         backbone: the model, in evaluation mode.
@@ -85,7 +88,9 @@ def compare(
         average_steps: whether the model is to average the scores of all steps.
     """
     largest, difference, equal = 0.0, 0.0, 0
-    for batch in _batches(histories):
+    every = 0.1 if sys.stderr.isatty() else 30.0  # seconds between what is shown
+    count = 1 + math.ceil((len(histories) - 1) / BATCH_SIZE)
+    for batch in tqdm(_batches(histories), total=count, desc="comparing", leave=False, delay=every, mininterval=every):
         padded, excluded, pairs = _padded(batch, backbone.max_length)
         inputs = {"items": padded, "lengths": batch.lengths.numpy()}
         for depth in depths:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lares_pl.checks import check_fields
 from lares_pl.errors import LaresError
 from lares_pl.model.catalogue_head import CatalogueHead
 
@@ -48,6 +49,7 @@ class TargetAmongBest(Actions):
     k: int = 50
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.k < 1:
             raise LaresError(f"TargetAmongBest: k must be at least 1, got {self.k}")
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lares_pl.checks import check_fields
 from lares_pl.errors import LaresError
 
 
@@ -62,6 +63,7 @@ class Alignment:
     mask_same_target: bool = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.tau > 0:
             raise LaresError(f"Alignment: tau must be above 0, got {self.tau}")
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lares_pl.checks import check_fields
 from lares_pl.errors import LaresError
 from lares_pl.model.catalogue_head import CatalogueHead
 
@@ -130,6 +131,7 @@ class SampledSoftmax(NextItemLoss):
     draws_negatives = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.negatives < 1 or not 0 <= self.power <= 1:
             raise LaresError(
                 "SampledSoftmax: negatives must be at least 1 and power within [0, 1], "

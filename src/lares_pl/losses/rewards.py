@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lares_pl.checks import check_fields
 from lares_pl.errors import LaresError
 
 
@@ -53,7 +54,7 @@ class RecallReward(Reward):
     k: int = 10
 
     def __post_init__(self) -> None:
-        _check_k(type(self).__name__, self.k)
+        _check_k(self)
 
     def __call__(self, ranks: Tensor, log_probs: Tensor | None = None) -> Tensor:
         return recall(ranks, self.k)
@@ -70,7 +71,7 @@ class NDCGReward(Reward):
     k: int = 10
 
     def __post_init__(self) -> None:
-        _check_k(type(self).__name__, self.k)
+        _check_k(self)
 
     def __call__(self, ranks: Tensor, log_probs: Tensor | None = None) -> Tensor:
         return ndcg(ranks, self.k)
@@ -88,6 +89,7 @@ class LogProbReward(Reward):
         return log_probs.float()
 
 
-def _check_k(reward: str, k: int) -> None:
-    if k < 1:
-        raise LaresError(f"{reward}: k must be at least 1, got {k}")
+def _check_k(reward: RecallReward | NDCGReward) -> None:
+    check_fields(reward)
+    if reward.k < 1:
+        raise LaresError(f"{type(reward).__name__}: k must be at least 1, got {reward.k}")

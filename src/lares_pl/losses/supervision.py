@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lares_pl.checks import check_fields
 from lares_pl.errors import LaresError
 
 
@@ -56,6 +57,7 @@ class EveryStep(Supervision):
     decay: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 < self.decay <= 1:
             raise LaresError(f"EveryStep: decay must be within (0, 1], got {self.decay}")
 
@@ -76,6 +78,7 @@ class LastAndRandomStep(Supervision):
     last_weight: float = 0.5
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 < self.last_weight < 1:
             raise LaresError(f"LastAndRandomStep: last_weight must be within (0, 1), got {self.last_weight}")
 

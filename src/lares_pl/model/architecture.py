@@ -6,6 +6,7 @@ import inspect
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from lares_pl.checks import check_fields, instance_of
 from lares_pl.errors import LaresError
 from lares_pl.model.blocks import BlockFactory
 from lares_pl.model.blocks.conv_transformer import ConvTransformerBlock
@@ -60,11 +61,19 @@ class BackboneConfig:
     layer_norm_eps: float = 1e-12
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, (kind, example) in _CHOICES.items():
-            if not isinstance(value := getattr(self, name), kind):
-                raise LaresError(f"{name} must be a {kind.__name__} of lares_pl, such as {example}, got {value!r}")
+            instance_of(name, getattr(self, name), kind, example)
+        if self.policy_similarity is not None:
+            instance_of("policy_similarity", self.policy_similarity, Similarity)
+        for name in ("pre_block", "core_block"):
+            if not callable(block := getattr(self, name)):
+                raise LaresError(f"{name} must be a class of blocks or functools.partial(Class, key=value); got {block!r}")
         if self.hidden_size < 1 or self.pre_layers < 0 or self.core_layers < 0:
-            raise LaresError("hidden_size must be at least 1, pre_layers and core_layers at least 0")
+            raise LaresError(
+                "hidden_size must be at least 1, pre_layers and core_layers at least 0; "
+                f"got {self.hidden_size}, {self.pre_layers} and {self.core_layers}"
+            )
         if not 0 <= self.dropout < 1:
             raise LaresError(f"dropout must be within [0, 1), got {self.dropout}")
         if self.depth.evaluation_depth == 0 and self.core_layers > 0:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from lares_pl.checks import at_least_one, instance_of
 from lares_pl.data.loading.histories import Histories
 from lares_pl.data.loading.item_pairs import ItemPairs, items_read
 from lares_pl.errors import LaresError
@@ -43,14 +44,16 @@ class RecurrentBackbone(nn.Module):
         text: text vectors of the items, for an embedder that reads them; several backbones may share them.
 
     Raises:
-        LaresError: if a block does not keep the contract (`lares_pl.model.blocks`); says what was expected.
+        LaresError: if an argument has the wrong type or is below 1; if a block does not keep the contract
+            (`lares_pl.model.blocks`); says what was expected.
     """
 
     def __init__(self, items: int, max_length: int, config: BackboneConfig | None = None, text: ItemText | None = None) -> None:
         super().__init__()
         config = BackboneConfig() if config is None else config
-        self.items = items
-        self.max_length = max_length
+        instance_of("config", config, BackboneConfig)
+        self.items = at_least_one("items", items)
+        self.max_length = at_least_one("max_length", max_length)
         self.config = config
         size = config.hidden_size
         self.embedding = config.embedder.build(items, max_length, size, config.dropout, config.layer_norm_eps, text)
@@ -112,9 +115,16 @@ class RecurrentBackbone(nn.Module):
         return padded(histories, self.max_length) if self.padded else packed(histories)
 
     def encode(self, histories: Histories) -> tuple[Tensor, Layout]:
-        """Pre-block output h of every token, `[*layout.shape, d]`, and its layout."""
+        """Pre-block output h of every token, `[*layout.shape, d]`, and its layout.
+
+        Raises:
+            LaresError: if a history is longer than `max_length`, or holds an item beyond the catalogue.
+        """
         if histories.longest > self.max_length:
             raise LaresError(f"a history of {histories.longest} items; this model reads at most {self.max_length}")
+        if histories.largest > self.items:
+            found = histories.with_largest()
+            raise LaresError(f"item {histories.largest} in the history {found}; this model knows items 1 to {self.items}")
         layout = self._layout(histories)
         return self.read(layout.arrange(histories.items), layout), layout
 
@@ -166,7 +176,8 @@ class RecurrentBackbone(nn.Module):
             the pre-block.
 
         Raises:
-            LaresError: if a depth is negative, or above 0 in a model without core-block; if inner tokens are read of a model
+            LaresError: if there are no depths, or one is no whole number, negative, or above 0 in a model without core-block;
+                as `encode`; if `histories` is neither one `Histories` nor one a trajectory; if inner tokens are read of a model
                 that is not causal, so that their states would know later items.
         """
         return rollout(self, histories, depths, noise, initial_states, read)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lares_pl.checks import check_fields
 from lares_pl.errors import LaresError
 
 
@@ -47,6 +48,7 @@ class _MeanDepth(DepthSchedule):
     least = 1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.mean < 1:
             raise LaresError(f"mean depth must be at least 1, got {self.mean}")
 
@@ -120,6 +122,7 @@ class ConstantDepth(DepthSchedule):
     depth: int = 4
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.depth < 0:
             raise LaresError(f"depth must not be negative, got {self.depth}")
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lares_pl.checks import check_fields
 from lares_pl.errors import LaresError
 from lares_pl.model.dropout import Dropout
 from lares_pl.model.layout import Layout
@@ -250,6 +251,7 @@ class TedRecEmbedder(Embedder):
     reads_text = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.experts < 1 or not 0 <= self.expert_dropout < 1:
             raise LaresError(
                 "TedRecEmbedder: experts must be at least 1 and expert_dropout within [0, 1), "

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lares_pl.checks import check_fields
 from lares_pl.data.loading.histories import Histories
 from lares_pl.errors import LaresError
 from lares_pl.model.architecture import BackboneConfig
@@ -43,6 +44,7 @@ class StopRule(ABC):
     least: int = 2
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.threshold >= 0 or self.least < 2:
             name = type(self).__name__
             raise LaresError(
@@ -124,6 +126,7 @@ class Reasoning:
     average_steps: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.depth < 0 or self.trajectories < 1:
             raise LaresError(
                 f"depth must not be negative and trajectories at least 1, got {self.depth} and {self.trajectories}"

@@ -8,10 +8,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lares_pl import checks
 from lares_pl.data.loading.histories import Histories
 from lares_pl.errors import LaresError
 from lares_pl.model.layout import Layout
 from lares_pl.model.recurrence import Noise, RandomNoise
+
+_DEPTHS = "a list of the number of steps of each trajectory, at least one of them and none negative"
 
 
 class Recurrent(Protocol):
@@ -41,12 +44,16 @@ def rollout(
     read: Tensor | Sequence[Tensor | None] | None = None,
 ) -> list[Tensor]:
     """User states of every step of several trajectories; arguments, result and errors as of `RecurrentBackbone.rollout`."""
-    if min(depths) < 0:
-        raise LaresError(f"depth must not be negative, got {min(depths)}")
+    if not isinstance(depths, Sequence) or not depths or min(checks.whole("depths", depth, _DEPTHS) for depth in depths) < 0:
+        raise LaresError(f"depths must be {_DEPTHS}; got {depths!r}")
     backbone.check_depth(max(depths))
     count = len(depths)
     shared = isinstance(histories, Histories)
     each = [histories] * count if isinstance(histories, Histories) else list(histories)
+    if len(each) != count or not all(isinstance(part, Histories) for part in each):
+        raise LaresError(
+            f"histories must be one Histories for all trajectories, or one for each of {count}; Histories.from_lists makes them"
+        )
     sources = list(noise) if isinstance(noise, Sequence) else [noise or RandomNoise()] * count
     reads = [read] * count if read is None or isinstance(read, Tensor) else list(read)
     if any(tokens is not None for tokens in reads):

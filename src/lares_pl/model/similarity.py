@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from lares_pl.checks import check_fields
 from lares_pl.errors import LaresError
 
 
@@ -45,6 +46,7 @@ class CosineSimilarity(Similarity):
     tau: float = 0.07
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.tau <= 0:
             raise LaresError(f"tau must be above 0, got {self.tau}")
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from lares_pl.checks import at_least_one, switch, whole
 from lares_pl.data.dataset.ids import ItemIndex, plain_ids
 from lares_pl.data.dataset.prepared import SequenceDataset
 from lares_pl.data.loading.external_histories import GivenHistories, Id, UnseenHistories
@@ -29,7 +30,6 @@ from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.recommender.candidates import Candidates, PerUserCandidates, SharedCandidates
 from lares_pl.recommender.given_candidates import GivenCandidates, split_candidates
 from lares_pl.recommender.new_items import unknown_items
-from lares_pl.recommender.numbers import at_least_one, switch, whole
 from lares_pl.recommender.recommendations import Recommendations
 from lares_pl.stages.checkpoint import read_checkpoint
 from lares_pl.stages.growth import with_new_items

@@ -20,8 +20,10 @@ from torch import Tensor
 
 from lares_pl.data.dataset.ids import unpacked_ids
 from lares_pl.errors import LaresError
+from lares_pl.runs import BEST
 
 KEY = "lares"  # our entry in a Lightning checkpoint
+_ARCHIVE = b"PK\x03\x04"  # what a file of torch begins with
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,9 @@ def read_checkpoint(path: str | Path) -> StageCheckpoint:
         raise LaresError(f"{path} is a folder; name a checkpoint in it, such as {inside[0]}")
     if not path.is_file():
         raise LaresError(f"no checkpoint at {path.absolute()}: train one first, or give another")
+    with path.open("rb") as file:
+        if file.read(len(_ARCHIVE)) != _ARCHIVE:  # also the first bytes of one that was cut
+            raise LaresError(f"{path}: not a checkpoint of a lares_pl stage; expected a file such as runs/RUN/STAGE/{BEST}")
     try:
         damaged = _damaged(path, path.stat().st_size, path.stat().st_mtime_ns)
         content = None if damaged else torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -85,11 +85,11 @@ class NetworkModule(L.LightningModule):
         """Build the network before the `setup` of callbacks, which may copy or freeze parts of it.
 
         Raises:
-            LaresError: if the model was made for another catalogue or history length.
+            LaresError: if there is no data module; if the model was made for another catalogue or history length.
         """
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if data is None:
-            raise LaresError("this stage takes the catalogue from a data module: trainer.fit(stage, SequenceDataModule(…))")
+        if (data := self.trainer.datamodule) is None:  # type: ignore[attr-defined]
+            called = self.trainer.state.fn.value  # type: ignore[union-attr]
+            raise LaresError(f"the data module is missing: trainer.{called}(stage, datamodule=SequenceDataModule(DATASET))")
         self.take_catalogue(data, self.trainer.ckpt_path)
         self.configure_model()
         return []

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lares_pl.checks import check_fields
 from lares_pl.data.loading.batches import Batch
 from lares_pl.errors import LaresError
 from lares_pl.model.backbone import RecurrentBackbone
@@ -31,8 +32,9 @@ class Pruning:
     top: int = 100
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.passes < 1 or self.top < 1:
-            raise LaresError("passes and top must be at least 1")
+            raise LaresError(f"Pruning: passes and top must be at least 1, got {self.passes} and {self.top}")
 
     def passes_of(self, backbone: RecurrentBackbone) -> int:
         """How many passes of a model differ and are made."""

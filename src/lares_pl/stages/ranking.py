@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lares_pl.checks import whole
 from lares_pl.data.dataset.prepared import SequenceDataset
 from lares_pl.data.loading.batches import Batch
 from lares_pl.data.loading.item_pairs import ItemPairs
@@ -50,6 +51,8 @@ class RankingModule(NetworkModule):
         metrics: Sequence[RankingMetric] | None,
     ) -> None:
         super().__init__(backbone, init_from, ema)
+        if not isinstance(metrics, Sequence | None):
+            raise LaresError(f"metrics must be a list of metrics, such as [Recall(), NDCG()]; got {metrics!r}")
         self.exclude_seen = exclude_seen
         #: what validation and test report
         self.metrics: list[RankingMetric] = [
@@ -81,8 +84,12 @@ class RankingModule(NetworkModule):
 
     @property
     def reasoning(self) -> Reasoning:
-        """What evaluation spends on a history."""
-        return Reasoning(self.evaluation_depth, self.stop, self.trajectories, self.average_steps)
+        """What evaluation spends on a history.
+
+        Raises:
+            LaresError: if its depth is no whole number or negative.
+        """
+        return Reasoning(whole("evaluation_depth", self.evaluation_depth), self.stop, self.trajectories, self.average_steps)
 
     def excluded(self, batch: Batch) -> ItemPairs | None:
         """Items that are not ranked: those seen before, where they are to be left out."""

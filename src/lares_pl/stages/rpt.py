@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Adam
 
+from lares_pl.checks import check_arguments
 from lares_pl.data.loading.batches import Batch
 from lares_pl.data.module import SequenceDataModule
 from lares_pl.errors import LaresError
@@ -87,6 +88,7 @@ class RPT(BaseStage):
         cuda_graphs: bool = True,
         on_nonfinite: Literal["stop", "skip"] = "stop",
     ) -> None:
+        check_arguments(RPT, RPT.__init__.__annotations__, locals())
         if group_size < 2:
             raise LaresError(f"RPT: group_size must be at least 2 to have a spread of rewards, got {group_size}")
         if backbone is None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
+from lares_pl.checks import check_arguments
 from lares_pl.data.loading.batches import Batch
 from lares_pl.errors import LaresError
 from lares_pl.evaluation.metrics import RankingMetric
@@ -81,6 +82,7 @@ class SPT(BaseStage):
         cuda_graphs: bool = True,
         on_nonfinite: Literal["stop", "skip"] = "stop",
     ) -> None:
+        check_arguments(SPT, SPT.__init__.__annotations__, locals())
         if alpha < 0 or gamma < 0:
             raise LaresError(f"SPT: alpha and gamma must not be negative, got {alpha} and {gamma}")
         backbone = from_plain(BackboneConfig, backbone, "backbone")

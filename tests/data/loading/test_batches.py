@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lares_pl import SPT, Histories, SequenceDataModule, SequenceDataset
+from lares_pl import SPT, Histories, LaresError, SequenceDataModule, SequenceDataset
 from lares_pl.data.loading.batches import cut_histories
 from lares_pl.data.loading.instance_rng import InstanceDraws
 from lares_pl.data.loading.loaders import InstanceLoader
@@ -46,6 +46,19 @@ def test_packed_and_padded_forms_agree() -> None:
         Histories.from_padded(torch.tensor([[0, 3]]))
     with pytest.raises(ValueError, match="at least one item"):
         Histories.from_lists([[1], []])
+
+
+@pytest.mark.parametrize("item", [0, -1, 1.5, "1", None, 2**63, 2**70])
+def test_a_history_with_what_is_no_item_is_named(item: Any) -> None:
+    with pytest.raises(LaresError, match=rf"an item of histories\[1\] must be a whole number from 1 on; got {item!r}"):
+        Histories.from_lists([[2, 3], [item]])
+
+
+def test_histories_may_be_lists_arrays_and_tensors() -> None:
+    histories: list[Any] = [[3, 4], np.array([5], dtype=np.int32), torch.tensor([1, 2, 6])]
+    assert unpacked(Histories.from_lists(histories)) == [[3, 4], [5], [1, 2, 6]]
+    small: Any = np.array([7], dtype=np.uint8)
+    assert unpacked(Histories.from_lists([small])) == [[7]]
 
 
 def test_partners_are_other_instances_of_the_same_target_drawn_uniformly() -> None:

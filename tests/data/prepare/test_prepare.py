@@ -53,6 +53,58 @@ def test_csv_with_other_column_names_and_gzip(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "dataset.json").read_text())["removed"] == {"min_rating": 2}
 
 
+def test_density_counts_a_pair_of_user_and_item_once(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("u a b a a b c d\nv a c a c c\n")
+    prepare(str(tmp_path / "x.txt"), str(tmp_path / "out"))
+    assert json.loads((tmp_path / "out" / "dataset.json").read_text())["density"] == 6 / 8
+
+
+@pytest.mark.parametrize(
+    ("lines", "warnings"),
+    [
+        ("u a b c d\nv a b c\n", []),
+        ("u a b c\nv c a b\n", ["nothing to train on: no user has two training items (with leave-one-out users of four"]),
+        ("u a b\nv c a\n", ["nothing to evaluate on: no user has three items; `lares fit` will refuse this data"]),
+        ("u a\nv c\n", ["nothing to train on", "nothing to evaluate on"]),
+    ],
+)
+def test_data_without_instances_is_reported(
+    lines: str, warnings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.txt").write_text(lines)
+    prepare(str(tmp_path / "x.txt"), str(tmp_path / "out"))
+    said = [line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines() if line.startswith("  warning ")]
+    assert len(said) == len(warnings)
+    assert all(map(str.startswith, said, warnings))
+
+
+@pytest.mark.parametrize(
+    ("moments", "shown"),
+    [
+        ([1_600_000_000, 1_600_000_010_000], "1600000000 (seconds) and 1600000010000 (milliseconds)"),
+        ([1.6e9, 1.6e15], "1600000000 (seconds) and 1600000000000000 (microseconds)"),
+        ([0, 7, 1_600_000_000_000], None),
+        ([1, 2, 3], None),
+        (["2020-01-01", "9999-12-31"], None),
+    ],
+)
+def test_times_of_several_units_are_reported(
+    moments: list[Any], shown: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"u,{place},{moment}" for place, moment in enumerate([*moments, *moments])]
+    (tmp_path / "x.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]))
+    prepare(str(tmp_path / "x.csv"), str(tmp_path / "out"))
+    said = capsys.readouterr().out
+    assert (f"times of several units, such as {shown}: their order is wrong; write all in one unit" in said) == bool(shown)
+    assert ("warning" in said) == bool(shown)
+
+
+def test_nul_bytes_in_ids_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("user_id,item_id\n" + "".join(f"u\0,{item}\n" for item in ("a", "a\0", "\0a", "b")))
+    prepare(str(tmp_path / "x.csv"), str(tmp_path / "out"))
+    assert sequences(tmp_path / "out") == {"u\0": ["a", "a\0", "\0a", "b"]}
+
+
 def test_tsv_without_times_keeps_the_files_order(tmp_path: Path) -> None:
     (tmp_path / "x.tsv").write_text(table("\t", "user_id\titem_id\trating\tclock"))
     prepare(str(tmp_path / "x.tsv"), str(tmp_path / "out"))

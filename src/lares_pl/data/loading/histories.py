@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from lares_pl.checks import whole
+from lares_pl.errors import LaresError
 
 
 @dataclass  # not frozen: Lightning's true-precision plugins rebuild a batch field by field
@@ -17,11 +21,13 @@ class Histories:
         items: item indices of all histories, `[M]` (M = sum of lengths); 0 is padding and never occurs.
         lengths: number of items of each history, `[B]`, each at least 1.
         longest: the largest length, as a Python number, so that reading it needs no device synchronisation.
+        largest: the largest item, for the same reason; 0 where it is not known.
     """
 
     items: Tensor
     lengths: Tensor
     longest: int
+    largest: int = 0
 
     def __len__(self) -> int:
         return int(self.lengths.shape[0])
@@ -37,7 +43,13 @@ class Histories:
             self.items.to(device, non_blocking=non_blocking),
             self.lengths.to(device, non_blocking=non_blocking),
             self.longest,
+            self.largest,
         )
+
+    def with_largest(self) -> list[int]:
+        """The first history that holds the largest item, for messages; waits for the device."""
+        histories = self.items.split(self.lengths.tolist())
+        return next(history.tolist() for history in histories if self.largest in history)
 
     def filled(self, rows: int, tokens: int, longest: int) -> Histories | None:
         """The same histories, with others of item 1 after them, so that numbers of histories and tokens are these.
@@ -54,24 +66,27 @@ class Histories:
         if more < 0 or not more <= missing <= more * longest:
             return None
         if more == 0:
-            return Histories(self.items, self.lengths, longest)
+            return Histories(self.items, self.lengths, longest, self.largest)
         lengths = torch.full((more,), missing // more)
         lengths[: missing % more] += 1
         items = torch.cat([self.items, self.items.new_ones(missing)])
-        return Histories(items, torch.cat([self.lengths, lengths]), longest)
+        return Histories(items, torch.cat([self.lengths, lengths]), longest, self.largest)
 
     @staticmethod
     def from_lists(histories: Sequence[Sequence[int]]) -> Histories:
         """Pack plain lists of item indices.
 
         Raises:
+            LaresError: if an item is no whole number from 1 on; names the history and the item.
             ValueError: if a history is empty.
         """
         lengths = [len(history) for history in histories]
         if not lengths or min(lengths) == 0:
             raise ValueError("each history needs at least one item")
-        items = [item for history in histories for item in history]
-        return Histories(torch.tensor(items), torch.tensor(lengths), max(lengths))
+        items = np.array([item for history in histories for item in history])
+        if items.dtype.kind != "i" or items.min() < 1:  # otherwise nothing is looked at one by one
+            _check_items(histories)
+        return Histories(torch.from_numpy(items.astype(np.int64)), torch.tensor(lengths), max(lengths), int(items.max()))
 
     @staticmethod
     def from_padded(padded: Tensor) -> Histories:
@@ -96,4 +111,15 @@ class Histories:
             torch.cat([part.items for part in parts]),
             torch.cat([part.lengths for part in parts]),
             max(part.longest for part in parts),
+            max(part.largest for part in parts),
         )
+
+
+def _check_items(histories: Sequence[Sequence[int]]) -> None:
+    """Raise for the first item that is no index of an item."""
+    wanted = "a whole number from 1 on"
+    for place, history in enumerate(histories):
+        for item in history:
+            name = f"an item of histories[{place}]"
+            if not 1 <= whole(name, item, wanted) < 2**63:
+                raise LaresError(f"{name} must be {wanted}; got {item!r}")

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
+from lares_pl.checks import check_fields
 from lares_pl.data.prepare.engines import Session
 from lares_pl.errors import LaresError
 
@@ -71,6 +72,7 @@ class LastK(DataSplit):
     k: int = 5
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.k < 1:
             raise LaresError(f"--split.k must be at least 1, got {self.k}")
 
@@ -105,6 +107,7 @@ class TemporalSplit(DataSplit):
     targets: Literal["first", "all"] = "first"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         given = {
             name
             for name in ("validation_time", "test_time", "validation_share", "test_share")

@@ -34,7 +34,10 @@ class Filters:
 
 @dataclass
 class Summary:
-    """The numbers of a prepared dataset, and how much the filters removed."""
+    """The numbers of a prepared dataset, how much the filters removed, and what is probably wrong.
+
+    `density` is the share of all pairs of a user and an item that occur, however often.
+    """
 
     users: int = 0
     items: int = 0
@@ -48,10 +51,13 @@ class Summary:
     order: str = ""
     text: dict[str, Any] = field(default_factory=dict)
     split: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     def plain(self) -> dict[str, Any]:
         """Return the summary as written to `dataset.json`; without a split it is leave-one-out."""
-        return {key: value for key, value in asdict(self).items() if key != "split" or value}
+        shown = {key: value for key, value in asdict(self).items() if key != "split" or value}
+        del shown["warnings"]
+        return shown
 
     def __str__(self) -> str:
         rows = [
@@ -70,6 +76,7 @@ class Summary:
             kind = f"{self.text['size']} values each, {self.text['precision']}"
             without = f"{self.text['items_without']:,} without (zero vectors)"
             rows.append(("item text", f"{self.text['items']:,} items, {without}; {kind}"))
+        rows += [("warning", text) for text in self.warnings]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
 
@@ -125,6 +132,8 @@ def index_log(
         rows = left
 
     rated = "" if filters.min_rating is None else f"WHERE rating >= {filters.min_rating!r}"
+    if "time" in known:
+        summary.warnings += _mixed_units(session, rated)
     times = split.times(session, known, rated)
     # users with training interactions first, in an order in which later rows don't count
     first = (
@@ -166,7 +175,24 @@ def index_log(
     if parts is not None:
         summary.split = {**split.plain(times), **summary.split}
         _count_parts(session, summary, parts)
+    if summary.training_instances == 0:
+        rule = "" if summary.split else " (with leave-one-out users of four items or more have them, and of exactly two)"
+        summary.warnings.append(f"nothing to train on: no user has two training items{rule}; `lares fit` will refuse this data")
+    if not summary.split and summary.short_users == summary.users:
+        summary.warnings.append("nothing to evaluate on: no user has three items; `lares fit` will refuse this data")
     return summary, parts
+
+
+# times since 1970 from 1973 on (from 1979 on but in seconds, among which dates of the year 9999 are larger)
+_UNITS = {"seconds": (10**8, 10**11), "milliseconds": (3 * 10**11, 10**14), "microseconds": (3 * 10**14, 10**17)}
+
+
+def _mixed_units(session: Session, rated: str) -> list[str]:
+    """A warning if times of the log can only be of several units."""
+    of_units = (f"max(CASE WHEN moment >= {a} AND moment < {b} THEN moment END) AS {unit}" for unit, (a, b) in _UNITS.items())
+    (found,) = session.fetch(f"SELECT {', '.join(of_units)} FROM log {rated}").to_pylist()
+    shown = " and ".join(f"{moment:.0f} ({unit})" for unit, moment in found.items() if moment is not None)
+    return [f"times of several units, such as {shown}: their order is wrong; write all in one unit"] if " and " in shown else []
 
 
 def _spell(session: Session, table: str, of: str, number: str) -> None:
@@ -201,7 +227,8 @@ def _count(session: Session, summary: Summary, rows: int) -> None:
     summary.users, summary.interactions = int(counted["users"]), rows
     summary.items = session.number("SELECT count(*) FROM items")
     summary.mean_length = rows / summary.users
-    summary.density = rows / (summary.users * summary.items)
+    pairs = session.number("SELECT count(*) FROM (SELECT DISTINCT u, i FROM coded) AS pairs")
+    summary.density = pairs / (summary.users * summary.items)
     summary.short_users = int(counted["short_users"])
     summary.short_user_instances = int(counted["short_user_instances"])
     summary.training_instances = int(counted["others"]) + summary.short_user_instances
