@@ -32,6 +32,7 @@ SMALL = [
     *("--model.backbone.hidden_size", "16", "--model.backbone.pre_layers", "1", "--model.backbone.core_layers", "1"),
     *("--data.batch_size", "64", "--model.optimizer.lr", "0.005"),
 ]
+OFFLINE = {"WANDB_MODE": "offline"}
 
 # processes are forked from one that has imported everything: importing takes longer than all else that a test does
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -89,7 +90,7 @@ class Running:
         arguments: what is typed behind `lares`. Where `--trainer.devices` asks for several processes they are started as a
             cluster does, each by itself.
         most_bytes: the largest file it may write.
-        environment: variables beside those of `clean_environment`.
+        environment: variables beside those of `clean_environment`; W&B writes nothing unless told to (`OFFLINE`).
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class Running:
         place = Path(self._said.name)
         counts = [count for option, count in pairwise(arguments) if option == "--trainer.devices"]
         count = int(counts[-1]) if counts else 1
-        shared = {**clean_environment(), "HOME": self._said.name, "WANDB_MODE": "offline", **(environment or {})}
+        shared = {**clean_environment(), "HOME": self._said.name, "WANDB_MODE": "disabled", **(environment or {})}
         if count > 1:
             shared |= cluster_of(count)
         self.processes = []

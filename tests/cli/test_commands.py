@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from lares_pl import SequenceDataset, load_stage, prepare
-from tests.console import QUICK, SMALL, error, lares
+from tests.console import OFFLINE, QUICK, SMALL, error, lares
 
 pytestmark = pytest.mark.slow
 
@@ -23,10 +23,9 @@ def work(interactions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder after prepare, SPT and RPT with short budgets."""
     folder = tmp_path_factory.mktemp("work")
     lares(folder, "prepare", str(interactions), "--k_core", "5")
-    lares(folder, "fit", "--config", "spt.yaml", "--run", "ml", *QUICK, *SMALL)
-    done = lares(
-        folder, "fit", "--config", "rpt.yaml", "--run", "ml", *QUICK, "--model.pruning.passes", "1", "--data.batch_size", "32"
-    )
+    lares(folder, "fit", "--config", "spt.yaml", "--run", "ml", *QUICK, *SMALL, environment=OFFLINE)
+    short = [*QUICK, "--model.pruning.passes", "1", "--data.batch_size", "32"]
+    done = lares(folder, "fit", "--config", "rpt.yaml", "--run", "ml", *short, environment=OFFLINE)
     (folder / "rpt.out").write_text(done.said)
     return folder
 
@@ -125,8 +124,8 @@ def test_training_that_ends_before_its_first_validation_is_saved_and_tested(work
 def test_an_offline_run_of_wandb_is_announced_where_one_is_made(work: Path, tmp_path: Path) -> None:
     start = ["fit", "--config", "spt.yaml", *QUICK, *SMALL, "--data.dataset", str(work / "prepared")]
     assert "W&B" not in error(tmp_path, *start, "--data.batch_size", "0")
-    assert "W&B" not in lares(tmp_path, *start, "--trainer.fast_dev_run", "true").said
-    done = lares(tmp_path, *start, "--test_after_fit", "false")
+    assert "W&B" not in lares(tmp_path, *start, "--trainer.fast_dev_run", "true", environment=OFFLINE).said
+    done = lares(tmp_path, *start, "--test_after_fit", "false", environment=OFFLINE)
     assert done.said.count("W&B: WANDB_MODE is offline, keeping an offline run in runs/default/spt/wandb") == 1
 
 

@@ -14,7 +14,7 @@ import yaml
 from lares_pl.cli.commands import FUNCTIONS, FunctionCommand
 from lares_pl.cli.main import main
 from lares_pl.cli.outcome import metrics_text
-from tests.console import CONTEXT, QUICK, SMALL, error, lares
+from tests.console import CONTEXT, OFFLINE, QUICK, SMALL, error, lares
 
 FIT = ["fit", "--config", "spt.yaml", *QUICK, *SMALL]
 CALLBACK = """from lightning.pytorch.callbacks import Callback
@@ -34,10 +34,10 @@ def work(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_prints_nothing_that_nobody_can_act_on(work: Path) -> None:
-    said = lares(work, *FIT).said
+    said = lares(work, *FIT, environment=OFFLINE).said
     noise = r"GPU available|TPU available|Seed set|💡|lit(logger|models)|Deprecat|FutureWarning|^wandb:|weights_only|Restor"
     assert not [line for line in said.splitlines() if re.search(noise, line)]
-    again = lares(work, *FIT, "--ckpt_path", "last", "--trainer.max_epochs", "2").said
+    again = lares(work, *FIT, "--ckpt_path", "last", "--trainer.max_epochs", "2", environment=OFFLINE).said
     assert not [line for line in again.splitlines() if re.search(noise, line)]
     assert "resuming runs/default/spt/checkpoints/last.ckpt" in again
 

@@ -12,7 +12,7 @@ import torch
 
 from lares_pl import SequenceDataset, prepare
 from lares_pl.stages.checkpoint import read_checkpoint
-from tests.console import SMALL, lares
+from tests.console import OFFLINE, SMALL, lares
 
 pytestmark = pytest.mark.slow
 
@@ -26,9 +26,9 @@ def work(interactions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     prepare(str(interactions), str(folder / "prepared"))
     assert SequenceDataset.load(folder / "prepared").users % 2 == 1
-    lares(folder, "fit", "--config", "spt.yaml", *TWO, *BUDGET, *SMALL)
+    lares(folder, "fit", "--config", "spt.yaml", *TWO, *BUDGET, *SMALL, environment=OFFLINE)
     pruning = ["--model.pruning.passes", "2", "--model.pruning.top", "200", "--data.batch_size", "16"]
-    done = lares(folder, "fit", "--config", "rpt.yaml", *TWO, *BUDGET, *pruning)
+    done = lares(folder, "fit", "--config", "rpt.yaml", *TWO, *BUDGET, *pruning, environment=OFFLINE)
     (folder / "rpt.out").write_text(done.said)
     return folder
 
