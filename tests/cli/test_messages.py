@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,6 +59,7 @@ def test_an_error_of_a_callback_is_one_paragraph(raised: str, work: Path, monkey
 
 def _command_interrupted_while_imported(folder: Path) -> None:
     os.dup2(os.open(folder / "stderr", os.O_WRONLY | os.O_CREAT), 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background are started with it ignored
     sys.path.insert(0, str(folder))
     FUNCTIONS["half"] = FunctionCommand("half_imported:command", "")
     sys.argv = ["lares", "half"]
