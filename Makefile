@@ -36,7 +36,7 @@ lint: $(VENV)/.installed
 	$(RUN)/mypy
 
 unit: $(VENV)/.spark
-	$(RUN)/python -m pytest -n 3
+	$(RUN)/python -m pytest -n 2
 
 # without TESTS all quick tests: make test-clone TESTS=
 TESTS ?= tests/test_golden.py tests/test_architecture.py tests/docs
