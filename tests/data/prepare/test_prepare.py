@@ -53,10 +53,14 @@ def test_csv_with_other_column_names_and_gzip(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "dataset.json").read_text())["removed"] == {"min_rating": 2}
 
 
-def test_density_counts_a_pair_of_user_and_item_once(tmp_path: Path) -> None:
-    (tmp_path / "x.txt").write_text("u a b a a b c d\nv a c a c c\n")
-    prepare(str(tmp_path / "x.txt"), str(tmp_path / "out"))
-    assert json.loads((tmp_path / "out" / "dataset.json").read_text())["density"] == 6 / 8
+def test_a_density_above_one_hundred_percent_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text, shown in (
+        ("u a b a a b c d\nv a c a c c\n", "150.0000% (items are repeated)\n"),
+        ("u a b c d\nv a c\n", "75.0000%\n"),
+    ):
+        (tmp_path / "x.txt").write_text(text)
+        prepare(str(tmp_path / "x.txt"), str(tmp_path / "out"), overwrite=True)
+        assert shown in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ class Filters:
 class Summary:
     """The numbers of a prepared dataset, how much the filters removed, and what is probably wrong.
 
-    `density` is the share of all pairs of a user and an item that occur, however often.
+    `density` is the number of interactions divided by that of all pairs of a user and an item; with repeats it can exceed 1.
     """
 
     users: int = 0
@@ -65,7 +65,7 @@ class Summary:
             ("items", f"{self.items:,}"),
             ("interactions", f"{self.interactions:,}"),
             ("mean length", f"{self.mean_length:.2f}"),
-            ("density", f"{self.density:.4%}"),
+            ("density", f"{self.density:.4%}{' (items are repeated)' if self.density > 1 else ''}"),
             ("training instances", f"{self.training_instances:,}"),
             self._short(),
             *self._of_split(),
@@ -227,8 +227,7 @@ def _count(session: Session, summary: Summary, rows: int) -> None:
     summary.users, summary.interactions = int(counted["users"]), rows
     summary.items = session.number("SELECT count(*) FROM items")
     summary.mean_length = rows / summary.users
-    pairs = session.number("SELECT count(*) FROM (SELECT DISTINCT u, i FROM coded) AS pairs")
-    summary.density = pairs / (summary.users * summary.items)
+    summary.density = rows / (summary.users * summary.items)
     summary.short_users = int(counted["short_users"])
     summary.short_user_instances = int(counted["short_user_instances"])
     summary.training_instances = int(counted["others"]) + summary.short_user_instances
