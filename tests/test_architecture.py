@@ -34,7 +34,6 @@ LAYERS = [
     "data.prepare",
     "data.dataset",
     "runs",
-    "device",
     "parsing",
     "checks",
     "serialization",

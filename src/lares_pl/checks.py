@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import numbers
 import operator
@@ -88,18 +87,17 @@ def instance_of(name: str, value: Any, kind: type, example: str | None = None) -
 _CHECKS = {"int": whole, "float": real, "bool": switch}
 
 
-def check_arguments(owner: type, types: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Check the arguments that are annotated as numbers or switches, or as these or None.
+def check_arguments(owner: type, given: Mapping[str, Any]) -> None:
+    """Check the arguments of a constructor that are annotated as numbers or switches, or as these or None.
 
     Args:
-        owner: the class that takes them, for the error.
-        types: annotation of each argument.
-        given: values of the arguments.
+        owner: the class whose constructor it is.
+        given: values of its arguments; others are not looked at.
 
     Raises:
         LaresError: for the first one of another type.
     """
-    for name, kind in types.items():
+    for name, kind in owner.__init__.__annotations__.items():  # type: ignore[misc]
         written = kind.__name__ if isinstance(kind, type) else str(kind)
         check = _CHECKS.get(written.removesuffix(" | None"))
         if check is not None and name in given and (given[name] is not None or not written.endswith(" | None")):
@@ -107,5 +105,5 @@ def check_arguments(owner: type, types: Mapping[str, Any], given: Mapping[str, A
 
 
 def check_fields(value: Any) -> None:
-    """As `check_arguments`, of the fields of a dataclass."""
-    check_arguments(type(value), {field.name: field.type for field in dataclasses.fields(value)}, vars(value))
+    """As `check_arguments`, of a dataclass that was made."""
+    check_arguments(type(value), vars(value))

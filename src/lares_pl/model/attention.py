@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lares_pl.device import without_autocast
+from lares_pl.model.device import without_autocast
 from lares_pl.model.dropout import dropout_and_repeat
 
 FEW = 32  # up to so many tokens a row, weights of attention are written down in a CUDA graph, where launches cost nothing

@@ -44,8 +44,7 @@ class RecurrentBackbone(nn.Module):
         text: text vectors of the items, for an embedder that reads them; several backbones may share them.
 
     Raises:
-        LaresError: if an argument has the wrong type or is below 1; if a block does not keep the contract
-            (`lares_pl.model.blocks`); says what was expected.
+        LaresError: if an argument has the wrong type or is below 1; if a block breaks the contract of `lares_pl.model.blocks`.
     """
 
     def __init__(self, items: int, max_length: int, config: BackboneConfig | None = None, text: ItemText | None = None) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lares_pl.data.loading.item_pairs import ItemPairs
-from lares_pl.device import without_autocast
+from lares_pl.model.device import without_autocast
 from lares_pl.model.sharding import Rows
 
 CHUNK = 1 << 22  # scores held at a time (float32: 16 MiB); on a CPU at least those of 64 rows

@@ -22,9 +22,9 @@ from lares_pl.data.dataset.ids import ItemIndex, plain_ids
 from lares_pl.data.dataset.prepared import SequenceDataset
 from lares_pl.data.loading.external_histories import GivenHistories, Id, UnseenHistories
 from lares_pl.data.loading.histories import Histories
-from lares_pl.device import resolve_device
 from lares_pl.errors import LaresError
 from lares_pl.model.backbone import RecurrentBackbone
+from lares_pl.model.device import resolve_device
 from lares_pl.model.reasoning import Reasoning, StopRule, mean_up_to_each
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.recommender.candidates import Candidates, PerUserCandidates, SharedCandidates

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from lares_pl.atomic_io import atomic_folder, check_folder
 from lares_pl.data.dataset.prepared import check_dataset
-from lares_pl.device import resolve_device
 from lares_pl.errors import LaresError
+from lares_pl.model.device import resolve_device
 from lares_pl.report.charts import check_matplotlib
 from lares_pl.report.comparison import comparison
 from lares_pl.report.html import render

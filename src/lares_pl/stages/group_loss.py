@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lares_pl.data.loading.histories import Histories
 from lares_pl.data.loading.item_pairs import ItemPairs, items_read
-from lares_pl.device import on_device
 from lares_pl.errors import LaresError
 from lares_pl.losses.actions import Actions, WholeCatalogue
 from lares_pl.losses.advantages import Advantage, GroupAdvantage
@@ -19,6 +18,7 @@ from lares_pl.losses.grpo import grpo, step_weights
 from lares_pl.losses.rewards import RecallReward, Reward
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.catalogue_head import CatalogueHead
+from lares_pl.model.device import on_device
 from lares_pl.model.recurrence import Noise
 from lares_pl.model.rollout import step_residual
 

@@ -25,8 +25,8 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lares_pl.data.loading.batches import Batch
-from lares_pl.device import on_device, without_autocast
 from lares_pl.errors import LaresError
+from lares_pl.model.device import on_device, without_autocast
 from lares_pl.stages.cuda_graphs import no_waiting
 from lares_pl.stages.stand_ins import stand_ins
 from lares_pl.stages.validation import has_scaler

@@ -88,7 +88,7 @@ class RPT(BaseStage):
         cuda_graphs: bool = True,
         on_nonfinite: Literal["stop", "skip"] = "stop",
     ) -> None:
-        check_arguments(RPT, RPT.__init__.__annotations__, locals())
+        check_arguments(RPT, locals())
         if group_size < 2:
             raise LaresError(f"RPT: group_size must be at least 2 to have a spread of rewards, got {group_size}")
         if backbone is None:

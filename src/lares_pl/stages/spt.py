@@ -82,7 +82,7 @@ class SPT(BaseStage):
         cuda_graphs: bool = True,
         on_nonfinite: Literal["stop", "skip"] = "stop",
     ) -> None:
-        check_arguments(SPT, SPT.__init__.__annotations__, locals())
+        check_arguments(SPT, locals())
         if alpha < 0 or gamma < 0:
             raise LaresError(f"SPT: alpha and gamma must not be negative, got {alpha} and {gamma}")
         backbone = from_plain(BackboneConfig, backbone, "backbone")

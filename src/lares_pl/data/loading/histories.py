@@ -86,7 +86,9 @@ class Histories:
         items = np.array([item for history in histories for item in history])
         if items.dtype.kind != "i" or items.min() < 1:  # otherwise nothing is looked at one by one
             _check_items(histories)
-        return Histories(torch.from_numpy(items.astype(np.int64)), torch.tensor(lengths), max(lengths), int(items.max()))
+        return Histories(
+            torch.from_numpy(items.astype(np.int64, copy=False)), torch.tensor(lengths), max(lengths), int(items.max())
+        )
 
     @staticmethod
     def from_padded(padded: Tensor) -> Histories:
@@ -118,8 +120,8 @@ class Histories:
 def _check_items(histories: Sequence[Sequence[int]]) -> None:
     """Raise for the first item that is no index of an item."""
     wanted = "a whole number from 1 on"
-    for place, history in enumerate(histories):
+    for index, history in enumerate(histories):
         for item in history:
-            name = f"an item of histories[{place}]"
+            name = f"an item of histories[{index}]"
             if not 1 <= whole(name, item, wanted) < 2**63:
                 raise LaresError(f"{name} must be {wanted}; got {item!r}")

@@ -55,9 +55,7 @@ class Summary:
 
     def plain(self) -> dict[str, Any]:
         """Return the summary as written to `dataset.json`; without a split it is leave-one-out."""
-        shown = {key: value for key, value in asdict(self).items() if key != "split" or value}
-        del shown["warnings"]
-        return shown
+        return {key: value for key, value in asdict(self).items() if key != "warnings" and (key != "split" or value)}
 
     def __str__(self) -> str:
         rows = [
@@ -191,8 +189,10 @@ def _mixed_units(session: Session, rated: str) -> list[str]:
     """A warning if times of the log can only be of several units."""
     of_units = (f"max(CASE WHEN moment >= {a} AND moment < {b} THEN moment END) AS {unit}" for unit, (a, b) in _UNITS.items())
     (found,) = session.fetch(f"SELECT {', '.join(of_units)} FROM log {rated}").to_pylist()
-    shown = " and ".join(f"{moment:.0f} ({unit})" for unit, moment in found.items() if moment is not None)
-    return [f"times of several units, such as {shown}: their order is wrong; write all in one unit"] if " and " in shown else []
+    shown = [f"{moment:.0f} ({unit})" for unit, moment in found.items() if moment is not None]
+    if len(shown) < 2:
+        return []
+    return [f"times of several units, such as {' and '.join(shown)}: their order is wrong; write all in one unit"]
 
 
 def _spell(session: Session, table: str, of: str, number: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lares_pl import LaresError
-from lares_pl.device import resolve_device
+from lares_pl.model.device import resolve_device
 
 
 @pytest.mark.parametrize("gpu", [False, True])
