@@ -13,6 +13,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install -q --no-compile -c constraints.txt --upgrade pip  # that of Python 3.11 takes twice as long
 	$(RUN)/python -m pip install -q --no-compile -c constraints.txt -e '.[dev]'
 	touch $@
 

@@ -49,11 +49,14 @@ def test_both_stages_run_from_a_wheel(interactions: Path, tmp_path: Path) -> Non
 
     folder = tmp_path / "elsewhere"
     folder.mkdir()
-    lares_of(str(python), folder, "prepare", str(interactions))
-    lares_of(str(python), folder, "fit", "--config", "spt.yaml", *QUICK, *SMALL)
     quick = ["--model.pruning.passes", "1", "--data.batch_size", "16"]
-    done = lares_of(str(python), folder, "fit", "--config", "rpt.yaml", *QUICK, *quick)
+    run(python.with_name("lares"), "prepare", interactions, "--output", folder / "prepared")
+    done = lares_of(
+        python,
+        folder,
+        ["fit", "--config", "spt.yaml", *QUICK, *SMALL],
+        ["fit", "--config", "rpt.yaml", *QUICK, *quick],
+        ["predict", "--ckpt_path", "runs/default/rpt/checkpoints/best.ckpt"],
+    )
     assert "before and after RPT" in done.stdout
-    best = "runs/default/rpt/checkpoints/best.ckpt"
-    lares_of(str(python), folder, "predict", "--ckpt_path", best)
     assert (folder / "predictions.parquet").is_file()

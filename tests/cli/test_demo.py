@@ -14,7 +14,7 @@ from lares_pl.data.trips import Trips
 from tests.console import lares
 
 TRIPS = Trips(users=120, stations=20, kinds=4, groups=2, most_hops=6)
-SHORT = ["--run", "demo", "--trainer.max_steps", "20", "--trainer.val_check_interval", "20", "--trainer.logger", "false"]
+SHORT = ["--run", "demo", "--trainer.max_steps", "10", "--trainer.val_check_interval", "10", "--trainer.logger", "false"]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lares(place, *flat, "--stage", "flat-2")
     lares(place, *flat, "--stage", "flat-4", "--model.backbone.pre_layers", "4")
     lares(place, "fit", "--config", "spt.yaml", "--config", "demo.yaml", *SHORT, *data)
-    lares(place, "fit", "--config", "rpt.yaml", "--config", "demo-rpt.yaml", *SHORT)
+    lares(place, "fit", "--config", "rpt.yaml", "--config", "demo-rpt.yaml", *SHORT, "--model.pruning.passes", "1")
     return place
 
 

@@ -148,7 +148,7 @@ def test_a_sample_trains_nearly_as_well_as_the_catalogue_and_better_than_popular
     for name, loss in (("full", FullSoftmax()), ("sampled", SampledSoftmax(8, 0.75))):
         L.seed_everything(0)
         model = released_spt(loss=loss)
-        fit = trainer(tmp_path, max_epochs=30)
+        fit = trainer(tmp_path, max_epochs=15, check_val_every_n_epoch=15)
         fit.fit(model, data(toy_dataset))
         reached[name] = fit.callback_metrics["val/ndcg@10"].item()
     module = data(toy_dataset)
