@@ -83,6 +83,25 @@ def test_an_exception_anywhere_leaves_no_batch_out(
             assert name.startswith("metrics.") or torch.equal(value, again.state_dict()[name]), (hook, batch, name)
 
 
+@pytest.mark.parametrize(("accumulate", "every", "ended"), [(2, 3, 2), (3, 2, 3), (4, 1, 6)])
+def test_a_validation_between_the_batches_of_an_update_leaves_none_out(
+    accumulate: int, every: int, ended: int, toy_dataset: Path, tmp_path: Path
+) -> None:
+    """Five batches an epoch; resumed from what was saved at each validation, and after an exception in one."""
+    options: dict[str, Any] = {"accumulate_grad_batches": accumulate, "val_check_interval": every}
+    each = ModelCheckpoint(tmp_path, "{step}", monitor="val/ndcg@10", save_top_k=-1, save_on_train_epoch_end=False)
+    model, whole = run(toy_dataset, tmp_path / "whole", each, **options)
+    with pytest.raises(RuntimeError, match="another person"):
+        run(toy_dataset, tmp_path / "ended", Ended("on_validation_batch_end", ended), **options)
+    saved = [*tmp_path.glob("*.ckpt"), tmp_path / "ended" / "last.ckpt"]
+    assert len(saved) >= 3
+    for number, path in enumerate(saved):
+        again, second = run(toy_dataset, tmp_path / str(number), resumed=path, **options)
+        assert second.global_step == whole.global_step, path
+        for name, value in model.state_dict().items():
+            assert name.startswith("metrics.") or torch.equal(value, again.state_dict()[name]), (path, name)
+
+
 @pytest.mark.parametrize("where", ["a callback", "the optimiser"])
 def test_an_exception_before_a_resumed_run_trains_overwrites_nothing(
     where: str, toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -2,7 +2,8 @@
 
 `ModelCheckpoint(save_on_exception=True)` saves in the middle of a batch: the loader has served it, but its update was not
 made. A run resumed from such a state would leave the batch out. After a training that `max_steps` ended, Lightning has counted
-its epoch: a run resumed from a checkpoint of that moment would leave out the rest of it.
+its epoch: a run resumed from a checkpoint of that moment would leave out the rest of it. A validation can come between the
+batches of one update (`accumulate_grad_batches`): a checkpoint of that moment does not hold the gradients of the first ones.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ def correct_progress(checkpoint: dict[str, Any], trainer: Trainer) -> None:
         if not whole or trainer.max_steps != -1:  # with max_steps Lightning would make an empty epoch after a whole one
             reopen_epoch(loop)
             checkpoint["epoch"] = epoch["processed"]
+    drop_open_update(loop, trainer.accumulate_grad_batches)
 
 
 def rewind(loop: dict[str, Any], accumulate: int) -> None:
@@ -57,6 +59,26 @@ def rewind(loop: dict[str, Any], accumulate: int) -> None:
     progress["is_last_batch"] = ends_epoch
     for loader in loop["state_dict"].get("combined_loader", ()):
         loader["served"] = whole
+
+
+def drop_open_update(loop: dict[str, Any], accumulate: int) -> None:
+    """Set the progress of a training loop back by the batches behind its last complete update, if a validation follows them.
+
+    A resumed run makes that validation again.
+
+    Args:
+        loop: state of Lightning's fit loop, as in a checkpoint.
+        accumulate: batches of an update.
+    """
+    progress = loop["epoch_loop.batch_progress"]
+    current, total = progress["current"], progress["total"]
+    behind = current["ready"] % accumulate
+    if behind == 0 or progress["is_last_batch"] or current["completed"] < current["ready"]:
+        return
+    for counts in (current, total):
+        counts.update({name: count - behind for name, count in counts.items()})
+    for loader in loop["state_dict"].get("combined_loader", ()):
+        loader["served"] -= behind
 
 
 def reopen_epoch(loop: dict[str, Any]) -> None:
