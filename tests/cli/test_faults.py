@@ -41,6 +41,8 @@ def test_non_finite_updates_can_be_skipped_and_are_counted(toy_dataset: Path, tm
     assert model.skipped_updates == 1
     assert fit.callback_metrics["train/skipped_updates"] == 1
     assert all(bool(value.isfinite().all()) for value in model.backbone.state_dict().values())
+    trainer(tmp_path, max_steps=1).fit(model, data(toy_dataset, batch_size=32))
+    assert model.skipped_updates == 0
     with pytest.raises(LaresError, match="stop or skip"):
         released_spt(on_nonfinite="go on")
 

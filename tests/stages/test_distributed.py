@@ -49,12 +49,14 @@ def test_metrics_of_two_processes_equal_those_of_one(work: Path, tmp_path: Path)
         assert one[name] * 189 == pytest.approx(round(one[name] * 189), abs=1e-2)
 
 
-def test_metrics_of_lists_on_two_processes_equal_those_of_one(work: Path, tmp_path: Path) -> None:
+def test_metrics_of_lists_and_steps_on_two_processes_equal_those_of_one(work: Path, tmp_path: Path) -> None:
     best = work / "runs" / "default" / "spt" / "checkpoints" / "best.ckpt"
     chosen = ["--model.metrics", '[{"class_path": "lares_pl.Coverage"}, {"class_path": "lares_pl.Novelty"}]']
+    chosen += ["--depth", "6", "--stop", "lares_pl.ResidualStop", "--stop.threshold", "0.03", "--data.eval_batch_size", "50"]
     one = metrics(tmp_path, best, *chosen, "--trainer.accelerator", "cpu", "--trainer.devices", "1")
-    assert set(one) == {"test/coverage@10", "test/novelty@10"}
-    assert metrics(tmp_path, best, *chosen, *TWO) == one
+    assert set(one) == {"test/coverage@10", "test/novelty@10", "test/steps"}
+    assert one["test/steps"] % 1  # not the same for all
+    assert metrics(tmp_path, best, *chosen, *TWO) == pytest.approx(one, rel=1e-6)
 
 
 def test_one_process_logs_to_wandb_and_all_take_part_in_the_depth_sweep(work: Path) -> None:

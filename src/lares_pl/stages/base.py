@@ -145,6 +145,7 @@ class BaseStage(RankingModule, ABC):
     def on_fit_start(self) -> None:
         """Begin to measure speed and to check gradients, without what a fit that failed has left."""
         self._recorded = self._average = None
+        self.skipped_updates = 0
         self._log.restart()
         self._gradients = GradientCheck(waits=self.device.type == "cpu")
 
@@ -290,7 +291,7 @@ class BaseStage(RankingModule, ABC):
         """As of the network; a trainer that is told to stop logs this update as its last."""
         super().on_train_batch_end(outputs, batch, batch_idx)
         if self.trainer.should_stop:
-            self._log(self, self._latest[0], 0, always=True)
+            self._log.last(self, self._latest[0])
 
     def on_validation_end(self) -> None:
         """Speed of training leaves validation out."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from lares_pl.checks import whole
 from lares_pl.data.dataset.prepared import SequenceDataset
@@ -68,7 +69,9 @@ class RankingModule(NetworkModule):
         self.average_steps = False
         #: length of the lists that `predict` gives
         self.predict_k = 10
-        self._sums: MetricSums  # of the validation or test that is running
+        # of the validation or test that is running
+        self._sums: MetricSums
+        self._steps: MeanMetric
 
     @property
     def validated_metrics(self) -> tuple[str, ...]:
@@ -118,21 +121,21 @@ class RankingModule(NetworkModule):
     def on_validation_epoch_start(self) -> None:
         """Begin the sums."""
         self._sums = self.make_sums(self.trainer.datamodule.sequences).to(self.device)  # type: ignore[attr-defined]
+        self._steps = MeanMetric().to(self.device)
 
-    def on_test_epoch_start(self) -> None:
-        """Begin the sums."""
-        self.on_validation_epoch_start()
+    on_test_epoch_start = on_validation_epoch_start
 
-    def _evaluate(self, batch: Batch, split: str) -> None:
+    def _evaluate(self, batch: Batch) -> None:
         states, steps = self.reasoning(self.backbone, batch.histories)
         self._sums.rank(self.backbone.head(batch.histories, read=batch.read), states, batch)
         if self.stop is not None:
-            counted = int(batch.valid.sum())
-            mean = steps[batch.valid].sum() / max(counted, 1)
-            self.log(f"{split}/steps", mean, on_step=False, on_epoch=True, sync_dist=True, batch_size=counted)
+            self._steps.update(steps[batch.valid])
 
     def _log_metrics(self, split: str) -> None:
         values = {f"{split}/{name}": value for name, value in self._sums.compute().items()}
+        if self.stop is not None:
+            values[f"{split}/steps"] = self._steps.compute()
+        del self._sums, self._steps  # counters of each item, which training has no use for
         # they are of all processes already; the greatest of equal values is the value itself
         self.log_dict(values, sync_dist=True, reduce_fx="max")
 
@@ -146,11 +149,11 @@ class RankingModule(NetworkModule):
 
     def validation_step(self, batch: Batch) -> None:
         """Rank validation targets."""
-        self._evaluate(batch, "val")
+        self._evaluate(batch)
 
     def test_step(self, batch: Batch) -> None:
         """Rank test targets."""
-        self._evaluate(batch, "test")
+        self._evaluate(batch)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Keep memory from growing."""
@@ -160,13 +163,7 @@ class RankingModule(NetworkModule):
         """As in training."""
         trim(batch_idx)
 
-    def on_test_batch_end(self, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """As in training."""
-        trim(batch_idx)
-
-    def on_predict_batch_end(self, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """As in training."""
-        trim(batch_idx)
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
     def on_predict_start(self) -> None:
         """Say that lists are shorter than asked for, where the catalogue is."""

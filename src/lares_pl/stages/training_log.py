@@ -19,40 +19,51 @@ class TrainingLog:
 
     def __init__(self) -> None:
         self._since = (time.perf_counter(), 0)  # when speed was last reported, and the instances since then
+        self._reported = False  # whether loggers read the last update
 
     def restart(self) -> None:
         """Speed is measured from now on."""
         self._since = (time.perf_counter(), 0)
 
-    def __call__(
-        self, stage: LightningModule, values: Mapping[str, Tensor | float | int], instances: int, always: bool = False
-    ) -> None:
+    def __call__(self, stage: LightningModule, values: Mapping[str, Tensor | float | int], instances: int) -> None:
         """Log an update, if it is one of those.
 
         Args:
             stage: that is trained.
             values: tensors stay on their device until somebody reads them.
             instances: of this process's batch.
-            always: whether it is logged in any case.
         """
         trainer: Any = stage.trainer
         readers = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
-        since, counted = self._since[0], self._since[1] + instances * readers
-        self._since = (since, counted)
-        if not (always or is_read(trainer)):
-            return
-        now = time.perf_counter()
+        self._since = (self._since[0], self._since[1] + instances * readers)
+        self._reported = _is_reported(trainer)
+        if is_read(trainer):
+            self._log(stage, values, instances)
+        if self._reported:
+            self.restart()
+
+    def last(self, stage: LightningModule, values: Mapping[str, Tensor | float | int]) -> None:
+        """Log the last update of a training that is stopped, unless loggers have read it.
+
+        Args:
+            stage: that is trained.
+            values: of that update.
+        """
+        if not self._reported:
+            self._log(stage, values, 1)
+
+    def _log(self, stage: LightningModule, values: Mapping[str, Tensor | float | int], instances: int) -> None:
+        trainer: Any = stage.trainer
+        since, counted = self._since
         speed = {
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
-            "instances_per_second": counted / max(now - since, 1e-9),
+            "instances_per_second": counted / max(time.perf_counter() - since, 1e-9),
         }
         # as tensors of the host: Lightning would copy numbers to the device, and wait
         tensors = {
             f"train/{name}": torch.as_tensor(value, dtype=torch.float32) for name, value in ({**values, **speed}).items()
         }
         stage.log_dict(tensors, batch_size=max(1, instances))
-        if _is_reported(trainer):
-            self._since = (now, 0)
 
 
 def is_read(trainer: Any) -> bool:
@@ -73,6 +84,6 @@ def is_read(trainer: Any) -> bool:
 
 
 def _is_reported(trainer: Any) -> bool:
-    """Whether loggers read this update."""
+    """Whether loggers read this update, of which the batch is the last one."""
     every = max(1, int(getattr(trainer, "log_every_n_steps", 1)))
-    return bool((trainer.global_step + 1) % every == 0)
+    return bool((trainer.global_step + 1) % every == 0) and not trainer.fit_loop._should_accumulate()
