@@ -22,6 +22,13 @@ def test_drop_rate_and_scale(p: float, shape: tuple[int, int]) -> None:
     assert (by_column - p).abs().max() < 6 * (p * (1 - p) / shape[0]) ** 0.5
 
 
+def test_nearly_all_can_be_dropped() -> None:
+    torch.manual_seed(0)
+    y = dropout(torch.ones(1_000_000), 1 - 1e-7)
+    assert 0 < int((y != 0).sum()) < 60  # a 65,536th, the least share that the bits can give
+    assert float(y.mean()) == pytest.approx(1, abs=1.5)
+
+
 def test_neighbours_are_independent() -> None:
     torch.manual_seed(0)
     zero = (dropout(torch.ones(200_000), 0.5) == 0).float() - 0.5

@@ -149,6 +149,7 @@ def test_what_is_logged_stays_on_the_device(toy_dataset: Path) -> None:
     class Trainer:
         global_step, log_every_n_steps, distributed_sampler_kwargs = 0, 1, None
         optimizers = (torch.optim.SGD([torch.zeros(1)], lr=0.1),)
+        fit_loop = SimpleNamespace(_should_accumulate=lambda: False)
 
     stage._trainer = Trainer()  # type: ignore[assignment]
     batch = batch_for(on_meta(stage, 10, stage.backbone_config), toy_dataset, "prefix")

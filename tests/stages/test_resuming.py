@@ -12,9 +12,9 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lares_pl import LaresError, WarmupCosine
+from lares_pl import LaresError, Pruning, WarmupCosine
 from lares_pl.serialization import changed_settings
-from tests.training import data, released_spt, trainer
+from tests.training import data, released_rpt, released_spt, trainer
 
 ADAM, SGD = partial(torch.optim.Adam, lr=0.01), partial(torch.optim.SGD, lr=0.01)
 STEP = partial(torch.optim.lr_scheduler.StepLR, step_size=2, gamma=0.5)
@@ -60,6 +60,16 @@ def test_new_options_of_the_shipped_schedule_apply(toy_dataset: Path, tmp_path: 
     assert resumed.optimizers[0].param_groups[0]["lr"] == whole.optimizers[0].param_groups[0]["lr"]
 
 
+@pytest.mark.parametrize(("before", "now", "rate"), [({}, {"gamma": 0.9}, 0.9), ({"gamma": 0.9}, {}, 0.1)])
+def test_options_of_a_schedule_that_one_run_leaves_out_have_their_defaults(
+    before: dict[str, float], now: dict[str, float], rate: float, toy_dataset: Path, tmp_path: Path
+) -> None:
+    step = partial(torch.optim.lr_scheduler.StepLR, step_size=4)
+    path = stopped(toy_dataset, tmp_path, optimizer=ADAM, scheduler=partial(step, **before))
+    resumed = run(toy_dataset, 5, path, optimizer=ADAM, scheduler=partial(step, **now))
+    assert resumed.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01 * rate)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -85,6 +95,28 @@ def test_what_a_resumed_run_can_not_apply_is_refused_before_anything_is_saved(
     with pytest.raises(LaresError, match=said):
         fit.fit(released_spt(**chosen), module, ckpt_path=path, weights_only=True)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("top", [4, 1])
+def test_within_an_epoch_the_pruned_instances_stay(top: int, toy_dataset: Path, tmp_path: Path) -> None:
+    spt = stopped(toy_dataset, tmp_path, steps=10)
+
+    def fit(top: int, steps: int, resumed: Path | None = None) -> L.Trainer:
+        rpt = released_rpt(spt, pruning=Pruning(1, top))
+        run = trainer(tmp_path, max_steps=steps, max_epochs=-1)
+        run.fit(rpt, data(toy_dataset, batch_size=8), ckpt_path=resumed, weights_only=True)
+        return run
+
+    first = fit(4, 2)
+    assert first.num_training_batches > 3
+    first.save_checkpoint(tmp_path / "rpt.ckpt")
+    if top == 4:
+        assert fit(top, 3, tmp_path / "rpt.ckpt").global_step == 3
+    else:
+        with pytest.raises(
+            LaresError, match=r"within an epoch of \d+ batches, and it has \d+ now: other instances are trained"
+        ):
+            fit(top, 3, tmp_path / "rpt.ckpt")
 
 
 def test_within_an_epoch_the_number_of_processes_stays(toy_dataset: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -19,8 +20,10 @@ from lares_pl import (
     SPT,
     BackboneConfig,
     ConstantDepth,
+    CosineSimilarity,
     LaresError,
     NDCGReward,
+    NormalState,
     Pruning,
     RecurrentBackbone,
     SequenceDataset,
@@ -30,7 +33,7 @@ from lares_pl import (
     prepare,
 )
 from lares_pl.stages.checkpoint import _found_again, read_checkpoint
-from lares_pl.stages.pruning import kept_instances
+from lares_pl.stages.pruning import kept_instances, pruning_fingerprint
 from tests.released import released_backbone
 from tests.training import FAST, SMALL, data, released_rpt, released_spt, trainer
 
@@ -264,6 +267,16 @@ def test_pruning_keeps_instances_that_rank_within_top_in_any_pass(spt_checkpoint
     assert (three | ~single).all()  # the first pass is one of the three
     assert torch.equal(three, kept(3, 5, size=7))
     assert kept(1, 40).all()
+
+
+def test_the_fingerprint_of_pruning_tells_architectures_of_equal_weights_apart() -> None:
+    found = set()
+    for options in ({}, {"similarity": CosineSimilarity()}, {"initial_state": NormalState(scale=0.5)}):
+        torch.manual_seed(0)
+        found.add(pruning_fingerprint(RecurrentBackbone(9, 5, replace(SMALL, **options)), [np.arange(3)], 4))
+    assert len(found) == 3
+    torch.manual_seed(0)
+    assert pruning_fingerprint(RecurrentBackbone(9, 5, SMALL), [np.arange(3)], 4) in found
 
 
 def test_pruning_makes_one_pass_where_passes_would_be_equal(toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:

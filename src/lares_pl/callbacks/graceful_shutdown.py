@@ -17,6 +17,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lares_pl.callbacks.agreement import AnyProcess
 from lares_pl.errors import LaresError
 
 
@@ -52,14 +53,16 @@ class GracefulShutdown(Callback):
     Lightning's own handler communicates with the other processes inside the signal handler, in the middle of another
     collective, and can wait forever; it also stops between the batches of one update (`accumulate_grad_batches`), and inside a
     validation, which a resumed run does not repeat. Here the handler only sets a flag; after each update and each validation
-    the processes agree whether any flag is set. Then Lightning's own flag is set, which ends the run with `SIGTERMException`,
-    for which `ModelCheckpoint(save_on_exception=True)` saves. A second Ctrl-C ends training at once.
+    the processes ask each other whether any flag is set. Several read the answer after the next update, so that none waits for
+    another one or for its device. Then Lightning's own flag is set, which ends the run with `SIGTERMException`, for which
+    `ModelCheckpoint(save_on_exception=True)` saves. A second Ctrl-C ends training at once.
 
     In `validate`, `test` and `predict` there is nothing to save: the signals end the process at once.
     """
 
     def __init__(self) -> None:
         self._asked: int | None = None  # the signal that this process received
+        self._all: AnyProcess | None = None  # during training
         self._interrupt: Any = signal.SIG_DFL  # the handler of SIGINT before training
         self._trainer: Trainer | None = None
 
@@ -84,7 +87,7 @@ class GracefulShutdown(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace the handler of SIGTERM, which Lightning restores when the run ends, and that of SIGINT."""
-        self._asked = None
+        self._asked, self._all = None, AnyProcess(trainer.strategy.root_device)
         signal.signal(signal.SIGTERM, self._remember)
         self._interrupt = signal.signal(signal.SIGINT, self._remember)
 
@@ -106,20 +109,16 @@ class GracefulShutdown(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After a complete update: agree on stopping."""
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            self._agree(trainer)
+        """After a complete update: agree on stopping, but not between two epochs.
 
-    def _agree(self, trainer: Trainer) -> None:
-        """Agree, but not between two epochs: with `max_steps` Lightning does not resume exactly there."""
-        if not trainer.is_last_batch:
-            self._decide(trainer)
+        With `max_steps` Lightning does not resume exactly there.
+        """
+        if self._all and (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch:
+            self._tell(trainer, self._all.exchange(self._asked is not None))
 
     def _decide(self, trainer: Trainer) -> None:
-        stop = trainer.strategy.reduce_boolean_decision(self._asked is not None, all=False)
-        self._tell(trainer, stop)
-        if stop and (started := getattr(trainer.strategy.launcher, "procs", None)):
-            started.clear()  # otherwise Lightning kills this process when those it started exit with 143
+        if self._all:
+            self._tell(trainer, self._all.decide(self._asked is not None))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After the last update: agree, for code that reads `trainer.received_sigterm`."""
@@ -129,6 +128,8 @@ class GracefulShutdown(Callback):
     @staticmethod
     def _tell(trainer: Trainer, stop: bool) -> None:
         trainer._signal_connector.received_sigterm = stop
+        if stop and (started := getattr(trainer.strategy.launcher, "procs", None)):
+            started.clear()  # otherwise Lightning kills this process when those it started exit with 143
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let a validation during training finish first."""
@@ -139,8 +140,8 @@ class GracefulShutdown(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a validation: agree on stopping."""
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._agree(trainer)
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not trainer.is_last_batch:
+            self._decide(trainer)
 
     # ------------------------------------------------------------ everything else
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -35,3 +36,18 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
 def on_device(values: Tensor, device: torch.device) -> Tensor:
     """The same values on a device, without waiting for it; for values that are made on the host in each update."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
+def on_its_way(value: Tensor) -> Callable[[], float]:
+    """What gives a scalar's value, whose copy to the host begins now; asked for later, it has long been there."""
+    if value.device.type != "cuda":
+        return lambda: float(value)
+    copy = torch.empty((), dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+
+    def arrived() -> float:
+        event.synchronize()
+        return float(copy)
+
+    return arrived

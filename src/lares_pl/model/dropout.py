@@ -41,7 +41,7 @@ def _factors(x: Tensor, p: float) -> Tensor:
     """0 or `1 / (1 - p)` for each value."""
     numbers = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     bits = numbers.view(torch.int16)[: x.numel()].view(x.shape)
-    dropped = round(p * _STEPS)
+    dropped = min(round(p * _STEPS), _STEPS - 1)  # some are kept
     kept = (bits >= dropped - _STEPS // 2).to(x.dtype)
     return kept.mul_(_STEPS / (_STEPS - dropped))
 

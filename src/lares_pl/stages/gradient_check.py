@@ -7,13 +7,13 @@ an update later, when it has long been there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lares_pl.model.device import on_its_way
 from lares_pl.stages.distributed import total_norm
 
 
@@ -35,7 +35,7 @@ class GradientCheck:
 
     def __init__(self, waits: bool) -> None:
         self.waits = waits
-        self._open: tuple[Tensor, torch.cuda.Event | None, Update] | None = None
+        self._open: tuple[Callable[[], float], Update] | None = None
 
     def check(self, parameters: Sequence[Tensor], optimizer: Optimizer, update: Update) -> Update | None:
         """Keep the gradient of an update from the weights if it is not finite.
@@ -53,7 +53,7 @@ class GradientCheck:
         if not self.waits and getattr(optimizer, "_step_supports_amp_scaling", False):
             before = self.last()
             optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
-            self._open = (*_on_its_way(optimizer.found_inf), update)  # type: ignore[attr-defined]
+            self._open = on_its_way(optimizer.found_inf), update  # type: ignore[attr-defined]
             return before
         if bool(norm.isfinite()):
             return None
@@ -66,17 +66,5 @@ class GradientCheck:
         answer, self._open = self._open, None
         if answer is None:
             return None
-        skipped, event, update = answer
-        if event is not None:
-            event.synchronize()
-        return update if bool(skipped) else None
-
-
-def _on_its_way(value: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """A scalar's copy on the host, and when it will be there."""
-    if value.device.type != "cuda":
-        return value, None
-    event = torch.cuda.Event()
-    copy = torch.empty((), pin_memory=True).copy_(value, non_blocking=True)
-    event.record()
-    return copy, event
+        skipped, update = answer
+        return update if skipped() else None

@@ -17,6 +17,7 @@ from lares_pl.errors import LaresError
 from lares_pl.model.backbone import RecurrentBackbone
 from lares_pl.model.recurrence import KeyedNoise
 from lares_pl.model.sharding import local
+from lares_pl.serialization import to_plain
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def pruning_fingerprint(backbone: RecurrentBackbone, arrays: Iterable[np.ndarray
         arrays: the data.
         settings: depth, rule, how histories are read.
     """
-    digest = hashlib.blake2b(repr((*settings, str(backbone))).encode(), digest_size=16)
+    digest = hashlib.blake2b(repr((*settings, to_plain(backbone.config))).encode(), digest_size=16)
     for name, value in sorted(backbone.state_dict().items()):
         digest.update(name.encode())
         digest.update(local(value).detach().cpu().reshape(-1).view(torch.uint8).numpy().data)

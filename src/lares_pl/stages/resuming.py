@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lares_pl.errors import LaresError
 from lares_pl.parsing import from_plain
-from lares_pl.serialization import changed_settings
+from lares_pl.serialization import changed_settings, import_class
 from lares_pl.stages.optimizers import OptimizerFactory, options_of
 
 _ANEW = "start a new run from its weights (--model.init_from)"
@@ -38,13 +39,24 @@ def apply_settings(
     """
     before = checkpoint["hyper_parameters"]
     check_resumed(before, now)
+    before, now = (with_defaults(settings) for settings in (before, now))
     changed = changed_settings(before, dict(now)) + check_position(checkpoint["loops"]["fit_loop"], data)
     if changed:
         rank_zero_info(f"resuming with changed settings: {', '.join(changed)}")
     former = from_plain(OptimizerFactory, before["optimizer"], "optimizer")
     apply_options(checkpoint, options_of(former), options_of(optimizer))
     if now.get("scheduler") is not None:
-        apply_schedule(checkpoint, *(settings["scheduler"].get("init_args", {}) for settings in (before, now)))
+        apply_schedule(checkpoint, before["scheduler"]["init_args"], now["scheduler"]["init_args"])
+
+
+def with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain settings of a stage with all options of its schedule: those that nobody named have their defaults."""
+    chosen = settings.get("scheduler")
+    if chosen is None:
+        return dict(settings)
+    options = signature(import_class(chosen["class_path"])).parameters.values()
+    defaults = {option.name: option.default for option in options if option.default is not Parameter.empty}
+    return {**settings, "scheduler": {**chosen, "init_args": {**defaults, **chosen.get("init_args", {})}}}
 
 
 def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ from lares_pl.data.loading.instance_rng import InstanceDraws
 from lares_pl.data.loading.partners import SameTargetPartners
 from lares_pl.data.loading.sampler import EpochOrder, Shard
 from lares_pl.data.loading.windows import Windows
+from lares_pl.errors import LaresError
 
 AHEAD = 64  # batches whose instances are drawn at once
 
@@ -82,15 +83,14 @@ class BatchLoader(ABC):
         self.fitted = fitted
         self.sampler = EpochOrder(count, shuffle, seed, shard)  # Lightning calls `sampler.set_epoch`
         self._served = 0  # batches of this epoch
-        self._resumed = (-1, 0)  # epoch in which a run is resumed, and the batches already served in it
+        self._resumed = (-1, 0, 0)  # epoch in which a run is resumed, the batches already served in it, and all of it
 
     def __len__(self) -> int:
         return -(-len(self.sampler) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        epoch, size = self.sampler.epoch, self.batch_size
-        draws = InstanceDraws(self.sampler.seed, epoch)
-        served = self._resumed[1] if epoch == self._resumed[0] else 0
+        size, served = self.batch_size, self._served_before()
+        draws = InstanceDraws(self.sampler.seed, self.sampler.epoch)
         while served < len(self):
             indices = self.sampler.indices(served * size, (served + AHEAD) * size)
             for start in range(0, len(indices), size):
@@ -126,7 +126,25 @@ class BatchLoader(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue in that epoch after the batches already served."""
-        self.sampler.epoch, self._served = self._resumed = state["epoch"], state["served"]
+        self.sampler.epoch, self._served = state["epoch"], state["served"]
+        self._resumed = state["epoch"], state["served"], state["batches"]
+
+    def _served_before(self) -> int:
+        """Batches of this epoch that a run served before it was resumed.
+
+        Raises:
+            LaresError: if the rest of the epoch would be others, since it has another number of batches now.
+        """
+        epoch, served, batches = self._resumed
+        if epoch != self.sampler.epoch:
+            return 0
+        if 0 < served < batches != len(self):
+            raise LaresError(
+                f"the run stopped within an epoch of {batches} batches, and it has {len(self)} now: its instances are others "
+                "(another dataset, or another model.pruning). Resume it as before, or start a new run from its weights "
+                "(--model.init_from)"
+            )
+        return served
 
     @abstractmethod
     def cut(self, indices: np.ndarray, draws: InstanceDraws) -> Batch:
