@@ -10,7 +10,7 @@ from urllib.parse import urlparse
 import pytest
 import wandb
 
-from lares_pl.callbacks.progress import Progress, clock, total_updates
+from lares_pl.callbacks.progress import Progress, clock, total_batches
 from lares_pl.callbacks.tracking import Wandb, has_account
 from tests.training import data, released_spt, trainer
 
@@ -49,7 +49,7 @@ def test_total_updates(epochs: int | None, steps: int, batches: Any, expected: i
     fake: Any = SimpleNamespace(
         max_epochs=epochs, max_steps=steps, num_training_batches=batches, accumulate_grad_batches=2 if steps > 0 else 1
     )
-    assert total_updates(fake) == expected
+    assert total_batches(fake) == expected
 
 
 def test_clock() -> None:

@@ -135,7 +135,7 @@ def content(folder: Path) -> dict[str, bytes]:
 def sequences(folder: Path) -> list[Any]:
     """All contents of a prepared dataset."""
     data = SequenceDataset.load(folder)
-    return [data.items.tolist(), data.offsets.tolist(), data.user_ids.to_pylist(), data.catalogue_fingerprint()]
+    return [data.items.tolist(), data.offsets.tolist(), data.user_ids.to_pylist(), data.catalogue_fingerprint]
 
 
 @pytest.mark.slow

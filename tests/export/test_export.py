@@ -87,7 +87,7 @@ def write_stage(config: BackboneConfig, dataset: Path, path: Path) -> Path:
     catalogue: dict[str, Any] = {
         "items": data.catalogue_size,
         "max_length": LENGTH,
-        "fingerprint": data.catalogue_fingerprint(),
+        "fingerprint": data.catalogue_fingerprint,
     }
     if config.embedder.reads_text:
         catalogue["text"] = {"size": 6, "precision": "float16"}

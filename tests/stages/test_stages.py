@@ -401,7 +401,7 @@ def test_the_pruned_set_is_bound_to_model_rule_and_dataset(rpt_checkpoint: Path,
     prepare(str(tmp_path / "toy.tsv"), str(tmp_path / "other"))
     changed = SequenceDataset.load(tmp_path / "other")
     assert len(changed.training_instances) == len(original.training_instances)
-    assert changed.catalogue_fingerprint() == original.catalogue_fingerprint()
+    assert changed.catalogue_fingerprint == original.catalogue_fingerprint
     assert prunings_when_resumed(rpt_checkpoint, tmp_path / "other")[0] == 1
 
     # another reference

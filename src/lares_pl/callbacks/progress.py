@@ -20,7 +20,7 @@ def shown_metrics(trainer: Trainer) -> dict[str, str]:
     return {label: f"{float(metrics[name]):.4g}" for label, name in _SHOWN.items() if name in metrics}
 
 
-def total_updates(trainer: Trainer) -> int | None:
+def total_batches(trainer: Trainer) -> int | None:
     """Return the number of batches after which training must end; None if it is unbounded."""
     per_epoch = trainer.num_training_batches
     by_epochs = None
@@ -70,7 +70,7 @@ class Progress(ProgressBar):
         self._first = self._done(trainer)
         if self._enabled and sys.stderr.isatty():
             self._bar = tqdm(
-                total=total_updates(trainer), initial=self._first, desc=type(pl_module).__name__, dynamic_ncols=True
+                total=total_batches(trainer), initial=self._first, desc=type(pl_module).__name__, dynamic_ncols=True
             )
 
     def on_train_batch_end(
@@ -111,7 +111,7 @@ class Progress(ProgressBar):
 
     def _print_line(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._printed = time.monotonic()
-        done, total = self._done(trainer), total_updates(trainer)
+        done, total = self._done(trainer), total_batches(trainer)
         elapsed = self._printed - self._started
         parts = [f"{type(pl_module).__name__} epoch {trainer.current_epoch} batch {done}" + (f"/{total}" if total else "")]
         parts += [f"{label} {value}" for label, value in shown_metrics(trainer).items()]

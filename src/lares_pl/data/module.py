@@ -203,7 +203,7 @@ class SequenceDataModule(L.LightningDataModule):
             loader = InstanceLoader(data, instances, self.batch_size, self.max_length, partners, **order)
         if loader.sampler.count < self._shard.world_size:
             raise LaresError(
-                f"{loader.sampler.count} training {'sequences' if self.instances == 'sequence' else 'instances'} for "
+                f"{loader.sampler.count} training {'sequences' if self.reads_sequences else 'instances'} for "
                 f"{self._shard.world_size} processes: use fewer devices"
             )
         return loader

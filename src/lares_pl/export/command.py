@@ -143,7 +143,7 @@ def _dataset(checkpoint: StageCheckpoint, named: str | None) -> SequenceDataset:
     found = {
         "items": sequences.catalogue_size,
         "max_length": checkpoint.catalogue["max_length"],
-        "fingerprint": sequences.catalogue_fingerprint(),
+        "fingerprint": sequences.catalogue_fingerprint,
     }
     compare_catalogues(checkpoint.catalogue, found, str(folder))
     return sequences

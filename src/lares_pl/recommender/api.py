@@ -283,7 +283,7 @@ class Recommender:
 def _ids_of(dataset: SequenceDataset, catalogue: Mapping[str, object], path: str | Path) -> pa.Array:
     """Original ids of a dataset, if its catalogue is the model's."""
     known = catalogue["fingerprint"]
-    if dataset.catalogue_size != catalogue["items"] or known not in (None, dataset.catalogue_fingerprint()):
+    if dataset.catalogue_size != catalogue["items"] or known not in (None, dataset.catalogue_fingerprint):
         raise LaresError(f"{dataset.path}: not the catalogue that {path} was trained on; name its own dataset")
     return dataset.item_ids
 

@@ -124,7 +124,7 @@ def _catalogue(state: dict[str, Tensor], dataset: SequenceDataset | None) -> tup
                 f"{dataset.path} has {dataset.catalogue_size:,} items and the checkpoint {size:,}: prepare the data that it "
                 "was trained on, with the same filters"
             )
-        catalogue |= {"fingerprint": dataset.catalogue_fingerprint(), "item_ids": dataset.packed_item_ids}
+        catalogue |= {"fingerprint": dataset.catalogue_fingerprint, "item_ids": dataset.packed_item_ids}
         data["dataset"] = str(Path(dataset.path).absolute())
     return catalogue, data
 

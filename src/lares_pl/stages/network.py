@@ -112,7 +112,7 @@ class NetworkModule(L.LightningModule):
         found: dict[str, Any] = {
             "items": data.sequences.catalogue_size,
             "max_length": data.max_length,
-            "fingerprint": data.sequences.catalogue_fingerprint(),
+            "fingerprint": data.sequences.catalogue_fingerprint,
             "item_ids": data.sequences.packed_item_ids,
         }
         if self.backbone_config.embedder.reads_text:

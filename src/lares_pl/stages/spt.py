@@ -112,8 +112,6 @@ class SPT(BaseStage):
         """Whether batches of sequences must say which of their instances are aligned."""
         return self.alpha > 0 or self.gamma > 0
 
-    aligns = needs_aligned
-
     @property
     def needs_partners(self) -> bool:  # type: ignore[override]
         """Whether batches must bring histories with the same target."""
@@ -127,7 +125,7 @@ class SPT(BaseStage):
     @property
     def _aligns_all(self) -> bool:
         """Whether alignment contrasts with instances of other processes."""
-        return self.aligns and self.gather_negatives and not alone(self.data_parallel_group)
+        return self.needs_aligned and self.gather_negatives and not alone(self.data_parallel_group)
 
     def setup(self, stage: str) -> None:
         """Count training targets, where negatives are drawn by them."""
@@ -147,15 +145,15 @@ class SPT(BaseStage):
             of_pair = self._aligned_step.put([step], self.device)
             weight = weight if isinstance(weight, float) else self._weight.put(weight, self.device)
         compute = partial(self._loss, depth=depth, pair_depth=pair_depth, step=of_pair, weight=weight)
-        loss = self.recorded(batch, (depth, pair_depth if self.aligns else 0, self.alpha, self.gamma), compute)
-        depths = {"depth": depth} | ({"pair_depth": pair_depth} if self.aligns else {})
+        loss = self.recorded(batch, (depth, pair_depth if self.needs_aligned else 0, self.alpha, self.gamma), compute)
+        depths = {"depth": depth} | ({"pair_depth": pair_depth} if self.needs_aligned else {})
         self.log_training({"loss": loss.total.detach(), **loss.logged, **depths}, batch)
         return loss.total
 
     def _loss(self, batch: Batch, depth: int, pair_depth: int, step: int | Tensor, weight: Tensor | float) -> Loss:
         """The loss of a batch for given draws; `weight` is that of the cross-entropy."""
         histories, depths = [batch.histories], [depth]
-        if self.aligns:
+        if self.needs_aligned:
             histories.append(batch.histories if batch.aligned is None else batch.aligned)
             depths.append(pair_depth)
         if self.alpha:

@@ -134,6 +134,7 @@ class SequenceDataset:
         """Number of users."""
         return len(self.offsets) - 1
 
+    @cached_property
     def catalogue_fingerprint(self) -> str:
         """Checksum of the original item ids in order: two datasets agree on item indices if and only if it is equal."""
         digest = hashlib.sha256()
