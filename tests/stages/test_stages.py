@@ -517,3 +517,43 @@ def test_other_precisions_train(precision: str, toy_dataset: Path, tmp_path: Pat
 def test_depth_zero_with_a_core_block_is_refused() -> None:
     with pytest.raises(LaresError, match="set core_layers to 0"):
         BackboneConfig(depth=ConstantDepth(0))
+
+
+# ---------------------------------------------------------------- subclasses
+
+
+class Forgets(SPT):
+    def __init__(self, *arguments: Any, extra: int = 1, other: str = "", **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.extra = extra
+
+
+class Keeps(Forgets):
+    def __init__(self, *arguments: Any, extra: int = 1, **options: Any) -> None:
+        super().__init__(*arguments, extra=extra, **options)
+        self.save_hyperparameters("extra")
+
+
+class Inherits(Keeps):
+    pass
+
+
+class Passes(Keeps):
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+
+
+def test_a_subclass_that_would_lose_its_arguments_is_refused(toy_dataset: Path, tmp_path: Path) -> None:
+    expected = r'Forgets: .*model\.extra, model\.other.*self\.save_hyperparameters\("extra", "other"\) in Forgets\.__init__'
+    with pytest.raises(LaresError, match=expected):
+        trainer(tmp_path).fit(Forgets(SMALL, extra=5), data(toy_dataset))
+
+
+@pytest.mark.parametrize("kind", [Keeps, Inherits, Passes])
+def test_a_subclass_keeps_its_arguments(kind: type[Keeps], toy_dataset: Path, tmp_path: Path) -> None:
+    fit = trainer(tmp_path, max_steps=1)
+    fit.fit(kind(SMALL, extra=5), data(toy_dataset))
+    fit.save_checkpoint(tmp_path / "own.ckpt")
+    loaded = load_stage(tmp_path / "own.ckpt")
+    assert type(loaded) is kind
+    assert loaded.extra == 5

@@ -53,7 +53,8 @@ class PredictionWriter(Callback):
         check_free(self.path, self.overwrite)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the file under a temporary name."""
+        """Open the file under a temporary name, without what an earlier prediction has left."""
+        self._writer, self._rows = None, 0
         if trainer.is_global_zero:
             self._temporary = self._file.enter_context(atomic_write(self.path))
             self._instances = trainer.datamodule.predict_dataloader().instances  # type: ignore[attr-defined]

@@ -1,7 +1,10 @@
-"""What of Lightning a stage does not support, found before training: flags, callbacks, monitors, compiled backbones."""
+"""What of Lightning a stage does not support, found before training: flags, callbacks, monitors, arguments not saved, compiled
+backbones.
+"""
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -46,8 +49,9 @@ def check_trainer(trainer: Any, stage: Any) -> None:
 
     Raises:
         LaresError: if a callback would save other weights than it tests, train nothing, or watch what is never logged; if a
-            flag can't be followed.
+            flag can't be followed; as `check_saved`.
     """
+    check_saved(stage)
     if trainer.overfit_batches:
         raise LaresError(
             "trainer.overfit_batches: the batches of the data module have an order of their own, new in each epoch. Leave it "
@@ -124,6 +128,24 @@ def check_monitor(who: str, monitor: str, validated: Iterable[str]) -> None:
         return
     near = get_close_matches(monitor, names, 3, 0.4) or names
     raise LaresError(f"{who}: its monitor {monitor!r} is never logged. Validation logs {', '.join(near)}, …")
+
+
+def check_saved(stage: LightningModule) -> None:
+    """Check that checkpoints of a stage hold all its arguments: a subclass may have some that SPT and RPT do not save.
+
+    Raises:
+        LaresError: with those that are missing; a stage loaded from a checkpoint would get their defaults.
+    """
+    kind = type(stage)
+    _, *parameters = inspect.signature(kind.__init__).parameters.values()
+    named = [each.name for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+    if missing := [name for name in named if name != "init_from" and name not in stage.hparams]:
+        quoted = ", ".join(f'"{name}"' for name in missing)
+        raise LaresError(
+            f"{kind.__name__}: checkpoints would not hold its model.{', model.'.join(missing)}, and a stage loaded from one "
+            f"would get the default. Call self.save_hyperparameters({quoted}) in {kind.__name__}.__init__, "
+            "after super().__init__"
+        )
 
 
 def check_not_compiled(backbone: nn.Module) -> None:
