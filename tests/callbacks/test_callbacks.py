@@ -45,7 +45,7 @@ def test_a_bar_on_a_terminal(
     ("epochs", "steps", "batches", "expected"),
     [(3, -1, 5, 15), (-1, 7, 5, 14), (3, 2, 5, 4), (-1, -1, 5, None), (None, 4, float("inf"), 8)],
 )
-def test_total_updates(epochs: int | None, steps: int, batches: Any, expected: int | None) -> None:
+def test_total_batches(epochs: int | None, steps: int, batches: Any, expected: int | None) -> None:
     fake: Any = SimpleNamespace(
         max_epochs=epochs, max_steps=steps, num_training_batches=batches, accumulate_grad_batches=2 if steps > 0 else 1
     )

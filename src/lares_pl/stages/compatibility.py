@@ -124,10 +124,15 @@ def check_monitor(who: str, monitor: str, validated: Iterable[str]) -> None:
         LaresError: with the nearest names, if it is not.
     """
     names = list(validated)
-    if monitor in names or monitor in ("epoch", "step") or monitor.startswith("train/"):
+    if monitor in names or not needs_validation(monitor):
         return
     near = get_close_matches(monitor, names, 3, 0.4) or names
     raise LaresError(f"{who}: its monitor {monitor!r} is never logged. Validation logs {', '.join(near)}, …")
+
+
+def needs_validation(monitor: str) -> bool:
+    """Whether a metric comes from validation, not from training or its progress."""
+    return monitor not in ("epoch", "step") and not monitor.startswith("train/")
 
 
 def check_saved(stage: LightningModule) -> None:

@@ -9,6 +9,8 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
+from lares_pl.stages.compatibility import needs_validation
+
 _USUAL = "val/ndcg@10"
 
 
@@ -98,8 +100,7 @@ def compared(trainer: Trainer, stage: Any) -> tuple[str, str]:
     for callback in trainer.checkpoint_callbacks:
         if not isinstance(callback, ModelCheckpoint) or callback.monitor is None or callback.save_top_k == 0:
             continue
-        # what training logs is not there before the first update
-        if not callback.monitor.startswith("train/") and callback.monitor not in ("epoch", "step"):
+        if needs_validation(callback.monitor):  # what training logs is not there before the first update
             return callback.monitor, callback.mode
     names = stage.validated_metrics
     return (_USUAL if _USUAL in names else next(iter(names), _USUAL)), "max"
